@@ -1,0 +1,430 @@
+/* ramp: the expert block of a Mixture-of-Experts layer, as fast as the hardware allows for this step's
+ * routing.
+ *
+ * This is the whole C ABI of the library. Shapes are written [rows, columns], row-major unless strides say
+ * otherwise. Names: T tokens, E experts, k top-k, H hidden size, I intermediate size (per expert, after
+ * tensor parallelism), c_e tokens routed to expert e (the histogram).
+ *
+ * Conventions that hold for every function here:
+ *  - Returns RAMP_OK or an error status; ramp_last_error() then holds, for the calling thread, one line that
+ * names the argument, what was got, what was expected and how to mend it. Nothing is written to outputs on an
+ * error that is detected on the host.
+ *  - Structs start with `struct_size`; initialise them with the RAMP_*_INIT macro (all other fields zero:
+ * every zero is the documented default). A struct from an older header is accepted (missing fields are zero);
+ * one from a newer header is accepted as long as the fields that this library does not know are zero.
+ *  - The library never prints, never exits, and reads no environment variable but those that
+ * ramp_context_create documents. Log lines go to the sink given to the context, or nowhere.
+ *  - Handles are created and destroyed by the caller. A handle must outlive the calls that use it. NULL is
+ * accepted by every destroy/close function.
+ *  - Concurrency: different contexts are independent. On one context, calls that take a `const` weights
+ * handle may run concurrently if each has its own workspace; with workspace == NULL the context's own
+ * workspace is used and such calls are serialised inside. pack, update and unpack are writers: no other call
+ * may use that weights handle meanwhile.
+ *  - Streams: `stream` is the backend's native stream (a CUstream for CUDA); on the CPU it must be NULL and
+ * calls are complete when they return. Asynchronous device errors surface at the next call on that context or
+ * at the caller's own synchronisation.
+ */
+#ifndef RAMP_RAMP_H_
+#define RAMP_RAMP_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ramp/version.h"
+
+#if defined(_WIN32)
+#define RAMP_API
+#else
+#define RAMP_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------- status */
+
+typedef enum ramp_status {
+  RAMP_OK = 0,
+  RAMP_ERROR_INVALID_ARGUMENT = 1,    /* an argument is wrong: shape, dtype, stride, null pointer, range */
+  RAMP_ERROR_UNSUPPORTED = 2,         /* valid, but this backend or build cannot do it */
+  RAMP_ERROR_OUT_OF_MEMORY = 3,       /* host or device memory */
+  RAMP_ERROR_WORKSPACE_TOO_SMALL = 4, /* call the matching *_workspace function */
+  RAMP_ERROR_IO = 5,                  /* the operating system refused a read or a write */
+  RAMP_ERROR_BAD_FILE = 6,            /* a file was read but its content is malformed or of the wrong kind */
+  RAMP_ERROR_DEVICE = 7,              /* the device or its driver reported an error */
+  RAMP_ERROR_INTERNAL = 8             /* a bug in ramp: please report the message */
+} ramp_status;
+
+/* The calling thread's last error message ("" if none). Valid until the thread's next failing call. */
+RAMP_API const char* ramp_last_error(void);
+/* A short name such as "invalid argument". Never NULL. */
+RAMP_API const char* ramp_status_name(ramp_status status);
+/* The library's version, e.g. "0.1.0" (the header's is RAMP_VERSION_STRING). */
+RAMP_API const char* ramp_version(void);
+
+/* ---------------------------------------------------------------- enumerations (stored as int32_t in
+ * structs) */
+
+typedef enum ramp_dtype {
+  RAMP_DTYPE_NONE = 0,
+  RAMP_F32 = 1,
+  RAMP_F16 = 2,
+  RAMP_BF16 = 3,
+  RAMP_E4M3 = 4, /* float8 e4m3fn: no infinities, NaN = 0x7f/0xff, largest finite 448 */
+  RAMP_I32 = 5,
+  RAMP_I64 = 6,
+  RAMP_U8 = 7,
+  RAMP_F64 = 8
+} ramp_dtype;
+
+typedef enum ramp_device_type { RAMP_DEVICE_CPU = 0, RAMP_DEVICE_CUDA = 1 } ramp_device_type;
+
+typedef enum ramp_backend {
+  RAMP_BACKEND_AUTO = 0,      /* the fastest backend that the device has */
+  RAMP_BACKEND_REFERENCE = 1, /* plain fp64 loops on the host: the yardstick, slow */
+  RAMP_BACKEND_CPU = 2,       /* threaded CPU backend */
+  RAMP_BACKEND_CUDA = 3
+} ramp_backend;
+
+/* How expert weights are stored and what their activations are quantised to. Values from 32 on are reserved
+ * for formats to come (MXFP4, W4A16, INT8, UE8M0 scales). fp8_block    weights e4m3; scales f32 (multiply)
+ * per 128x128 block: w13 [E, G*ceil(I/128), ceil(H/128)] with G = 2 for gated activations (gate and up are
+ * quantised apart), w2 [E, ceil(H/128), ceil(I/128)]; activations e4m3 with one f32 scale per 1x128 group
+ *   bf16/f16/f32 no scales; activations of the same type (f32: CPU only)
+ *   fp8_tensor   weights e4m3; scales f32 [E] (w13 also [E,2]: gate, up); activations e4m3, one static scale
+ * per GEMM fp8_channel  weights e4m3; scales f32 [E, rows]; activations e4m3 with one dynamic scale per token
+ * row */
+typedef enum ramp_format {
+  RAMP_FORMAT_NONE = 0,
+  RAMP_FORMAT_FP8_BLOCK = 1,
+  RAMP_FORMAT_BF16 = 2,
+  RAMP_FORMAT_F16 = 3,
+  RAMP_FORMAT_F32 = 4,
+  RAMP_FORMAT_FP8_TENSOR = 5,
+  RAMP_FORMAT_FP8_CHANNEL = 6
+} ramp_format;
+
+/* act(gate) * up for the gated ones: w13 holds 2*I rows per expert, gate rows first. relu2 is not gated: w13
+ * holds I rows and the intermediate is max(v,0)^2. Computed in fp32. */
+typedef enum ramp_activation {
+  RAMP_ACTIVATION_SILU_AND_MUL = 0,
+  RAMP_ACTIVATION_GELU_AND_MUL = 1,      /* exact: 0.5*g*(1+erf(g/sqrt(2))) */
+  RAMP_ACTIVATION_GELU_TANH_AND_MUL = 2, /* tanh approximation */
+  RAMP_ACTIVATION_RELU2 = 3
+} ramp_activation;
+
+typedef enum ramp_determinism {
+  RAMP_REPEATABLE = 0,      /* same inputs, same bits, whatever the schedule */
+  RAMP_BATCH_INVARIANT = 1, /* also: a token's bits do not depend on its neighbours in the batch */
+  RAMP_FAST = 2             /* fp32 reductions in any order */
+} ramp_determinism;
+
+typedef enum ramp_output {
+  RAMP_OUTPUT_COMBINED = 0, /* y [T,H]: the weighted sum over a token's experts (+ shared addend) */
+  RAMP_OUTPUT_PER_SLOT = 1  /* y [T,k,H]: one row per (token, slot), times its weight unless that was applied
+                               on input;  rows of masked slots are zero */
+} ramp_output;
+
+typedef enum ramp_scoring {
+  RAMP_SCORING_SOFTMAX = 0, /* softmax over all experts, then top-k (Mixtral with renormalize, OLMoE, Qwen) */
+  RAMP_SCORING_TOPK_SOFTMAX = 1, /* top-k of the logits, softmax over those k (gpt-oss) */
+  RAMP_SCORING_SIGMOID = 2 /* independent sigmoids (DeepSeek-V3), usually with selection_bias and groups */
+} ramp_scoring;
+
+typedef enum ramp_group_score {
+  RAMP_GROUP_SCORE_MAX = 0,     /* best expert of the group (DeepSeek-V2) */
+  RAMP_GROUP_SCORE_TOP2_SUM = 1 /* sum of the group's two best (DeepSeek-V3) */
+} ramp_group_score;
+
+typedef enum ramp_ownership {
+  RAMP_COPY = 0,   /* the library copies; the caller may free its buffers when create returns */
+  RAMP_BORROW = 1, /* read in place, never written; buffers must outlive the handle; pack makes a copy */
+  RAMP_IN_PLACE =
+      2 /* buffers must be contiguous, writable and outlive the handle; pack rewrites them, no second copy */
+} ramp_ownership;
+
+/* ---------------------------------------------------------------- tensors */
+
+#define RAMP_MAX_DIMS 4
+
+typedef struct ramp_device {
+  int32_t type;  /* ramp_device_type */
+  int32_t index; /* ordinal; 0 on the CPU */
+} ramp_device;
+
+/* A view; never owns. data == NULL means "absent". Strides count elements; all-zero strides mean contiguous
+ * row-major. The last dimension must have stride 1 unless the call says otherwise. */
+typedef struct ramp_tensor {
+  void* data;
+  int32_t dtype; /* ramp_dtype */
+  int32_t ndim;  /* 0..RAMP_MAX_DIMS */
+  int64_t shape[RAMP_MAX_DIMS];
+  int64_t stride[RAMP_MAX_DIMS];
+  ramp_device device;
+} ramp_tensor;
+
+/* ---------------------------------------------------------------- context */
+
+typedef struct ramp_context ramp_context;
+
+/* One unit of work: task in [0, num_tasks), worker in [0, num_workers). Never throws. */
+typedef void (*ramp_task_fn)(void* arg, int64_t task, int32_t worker);
+
+/* The caller's own executor. parallel_for runs every task exactly once, at most one task at a time per worker
+ * index, and returns when all are done. Tasks never block on one another. */
+typedef struct ramp_executor {
+  int32_t num_workers; /* >= 1 */
+  void (*parallel_for)(void* user, int64_t num_tasks, ramp_task_fn fn, void* arg);
+  void* user;
+} ramp_executor;
+
+typedef enum ramp_log_level {
+  RAMP_LOG_ERROR = 0,
+  RAMP_LOG_WARNING = 1,
+  RAMP_LOG_INFO = 2,
+  RAMP_LOG_DEBUG = 3
+} ramp_log_level;
+/* Called from any thread that is inside a ramp call; must not call back into ramp. */
+typedef void (*ramp_log_fn)(void* user, ramp_log_level level, const char* message);
+
+typedef struct ramp_context_options {
+  uint64_t struct_size;
+  ramp_device device;
+  int32_t backend;     /* ramp_backend; AUTO picks the device's fastest */
+  int32_t num_threads; /* CPU backend without executor: worker threads, 0 = one per core available to the
+                          process */
+  const ramp_executor* executor; /* NULL = own thread pool; copied */
+  ramp_log_fn log;               /* NULL = no log */
+  void* log_user;
+  const char* cache_dir; /* compiled kernels; NULL = $RAMP_CACHE_DIR, $XDG_CACHE_HOME/ramp, ~/.cache/ramp */
+  const char*
+      isa; /* CPU backend: force an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best */
+} ramp_context_options;
+#define RAMP_CONTEXT_OPTIONS_INIT \
+  { sizeof(ramp_context_options) }
+
+/* options may be NULL (CPU, defaults). Environment read here, once: RAMP_CACHE_DIR, XDG_CACHE_HOME, HOME,
+ * RAMP_NUM_THREADS (when num_threads == 0), RAMP_CPU_ISA (when isa == NULL). */
+RAMP_API ramp_status ramp_context_create(const ramp_context_options* options, ramp_context** out);
+RAMP_API void ramp_context_destroy(ramp_context* context);
+
+typedef struct ramp_context_info {
+  uint64_t struct_size;
+  int32_t backend; /* the backend in use, never AUTO */
+  int32_t num_workers;
+  ramp_device device;
+  const char* backend_name; /* "cpu"; lives as long as the context */
+  const char* isa;          /* "avx512_bf16"; "" where it does not apply */
+  const char* device_name;  /* CPU or GPU model name */
+} ramp_context_info;
+#define RAMP_CONTEXT_INFO_INIT \
+  { sizeof(ramp_context_info) }
+RAMP_API ramp_status ramp_context_get_info(const ramp_context* context, ramp_context_info* out);
+
+/* ---------------------------------------------------------------- expert weights */
+
+typedef struct ramp_weights ramp_weights;
+
+typedef struct ramp_weights_desc {
+  uint64_t struct_size;
+  int32_t format;       /* ramp_format */
+  int32_t activation;   /* ramp_activation */
+  int32_t ownership;    /* ramp_ownership */
+  int32_t reserved;     /* 0 */
+  int64_t num_experts;  /* E: experts held here (local experts under expert parallelism) */
+  int64_t hidden;       /* H: multiple of 32 */
+  int64_t intermediate; /* I: multiple of 32 */
+  ramp_tensor
+      w13; /* [E, G*I, H], rows gate then up; G = 2, or 1 for relu2; any strides with unit last stride */
+  ramp_tensor w2;        /* [E, H, I] */
+  ramp_tensor w13_scale; /* see ramp_format; absent for bf16/f16/f32 */
+  ramp_tensor w2_scale;
+  ramp_tensor
+      w13_input_scale;        /* fp8_tensor only: f32 [1], static activation scale of GEMM1 (x = q * scale) */
+  ramp_tensor w2_input_scale; /* fp8_tensor only: f32 [1], of GEMM2 */
+} ramp_weights_desc;
+#define RAMP_WEIGHTS_DESC_INIT \
+  { sizeof(ramp_weights_desc) }
+
+/* Validates every shape, dtype, stride and pointer of the descriptor. Errors: INVALID_ARGUMENT, UNSUPPORTED,
+ * OUT_OF_MEMORY. Blocking. */
+RAMP_API ramp_status ramp_weights_create(ramp_context* context, const ramp_weights_desc* desc, void* stream,
+                                         ramp_weights** out);
+RAMP_API void ramp_weights_destroy(ramp_weights* weights);
+
+/* Brings the weights into the backend's own layout. Idempotent; optional (an unpacked handle runs, slower).
+ */
+RAMP_API ramp_status ramp_weights_pack(ramp_context* context, ramp_weights* weights, void* stream);
+/* Overwrites experts [first_expert, first_expert + desc->num_experts) with new values of the same format, H,
+ * I and activation, keeping the packing. desc->ownership is ignored: values are copied in. Static input
+ * scales, when present, replace the old ones. Not allowed on BORROW handles that were not packed
+ * (UNSUPPORTED). */
+RAMP_API ramp_status ramp_weights_update(ramp_context* context, ramp_weights* weights, int64_t first_expert,
+                                         const ramp_weights_desc* desc, void* stream);
+/* Writes the checkpoint layout of w13 and w2 (values exactly as given) into caller tensors of the shapes of
+ * ramp_weights_desc. Either may be absent. The handle itself stays as it is. */
+RAMP_API ramp_status ramp_weights_unpack(ramp_context* context, const ramp_weights* weights,
+                                         const ramp_tensor* w13, const ramp_tensor* w2, void* stream);
+
+typedef struct ramp_weights_info {
+  uint64_t struct_size;
+  int32_t format, activation, packed, ownership;
+  int64_t num_experts, hidden, intermediate;
+  int64_t bytes; /* weights and scales as the kernels read them */
+} ramp_weights_info;
+#define RAMP_WEIGHTS_INFO_INIT \
+  { sizeof(ramp_weights_info) }
+RAMP_API ramp_status ramp_weights_get_info(const ramp_weights* weights, ramp_weights_info* out);
+
+/* ---------------------------------------------------------------- the expert block */
+
+typedef struct ramp_expert_block_args {
+  uint64_t struct_size;
+  const ramp_weights* weights;
+  int32_t determinism;            /* ramp_determinism */
+  int32_t output;                 /* ramp_output */
+  int32_t router_weight_on_input; /* 1: x is multiplied by the router weight before GEMM1 (Llama-4); then not
+                                     after */
+  int32_t config;       /* 0 = the dispatcher chooses; n > 0 = force config number n-1 of ramp_config_name */
+  ramp_tensor x;        /* [T,H] bf16, f16 or f32; or e4m3 with x_scale, already quantised */
+  ramp_tensor x_scale;  /* only with e4m3 x: f32 [T,ceil(H/128)] (fp8_block) or [T,1] (fp8_channel);
+                           fp8_tensor: absent,  the static input scale applies */
+  ramp_tensor topk_ids; /* [T,k] i32 or i64: global expert ids; -1 or out of range contributes nothing */
+  ramp_tensor topk_weights;  /* [T,k] f32 */
+  ramp_tensor expert_map;    /* optional i32 [E_global]: global id -> local expert or -1 */
+  ramp_tensor shared_addend; /* optional [T,H] bf16/f16/f32, added to the combined output in fp32 */
+  ramp_tensor y;             /* [T,H] or [T,k,H]; bf16, f16 or f32; must not overlap an input */
+  ramp_tensor counters; /* optional i64 [2] on the device: += slots masked (-1, or mapped to -1), += ids out
+                           of range */
+} ramp_expert_block_args;
+#define RAMP_EXPERT_BLOCK_ARGS_INIT \
+  { sizeof(ramp_expert_block_args) }
+
+/* Bytes that ramp_expert_block needs for this weights handle and any T <= max_tokens with this top_k. */
+RAMP_API ramp_status ramp_expert_block_workspace(const ramp_context* context, const ramp_weights* weights,
+                                                 int64_t max_tokens, int64_t top_k, uint64_t* bytes);
+
+/* y = sum over slots j of weight[t,j] * expert(ids[t,j])(x[t]) (+ shared_addend[t]), where
+ * expert(x) = w2 * act(w13 * x). T = 0 is valid and does nothing.
+ * workspace: 256-byte aligned device memory of at least ramp_expert_block_workspace bytes, or NULL with
+ * workspace_bytes 0 to use (and grow, once) the context's own. No allocation happens otherwise. */
+RAMP_API ramp_status ramp_expert_block(ramp_context* context, const ramp_expert_block_args* args,
+                                       void* workspace, uint64_t workspace_bytes, void* stream);
+
+/* Name of the context's config number `index` (from 0) for these weights, as `ramp configs` prints it; NULL
+ * past the last one. Lives as long as the context. */
+RAMP_API const char* ramp_config_name(ramp_context* context, const ramp_weights* weights, int32_t index);
+
+/* The batched entry, as expert-parallel transports deliver tokens: rows [0, counts[e]) of slab e belong to
+ * local expert e; rows beyond are neither read nor written. No combine. */
+typedef struct ramp_batched_args {
+  uint64_t struct_size;
+  const ramp_weights* weights;
+  int32_t determinism;
+  int32_t config;
+  int32_t router_weight_on_input; /* 1: row_weights multiply x instead of the output */
+  int32_t reserved;
+  ramp_tensor x;           /* [E, max_tokens, H] as in ramp_expert_block_args */
+  ramp_tensor x_scale;     /* f32 [E, max_tokens, ceil(H/128)] or [E, max_tokens, 1] */
+  ramp_tensor counts;      /* i32 or i64 [E]; values are clamped to [0, max_tokens] */
+  ramp_tensor row_weights; /* optional f32 [E, max_tokens] */
+  ramp_tensor y;           /* [E, max_tokens, H] bf16, f16 or f32 */
+} ramp_batched_args;
+#define RAMP_BATCHED_ARGS_INIT \
+  { sizeof(ramp_batched_args) }
+
+RAMP_API ramp_status ramp_expert_block_batched_workspace(const ramp_context* context,
+                                                         const ramp_weights* weights, int64_t max_tokens,
+                                                         uint64_t* bytes);
+RAMP_API ramp_status ramp_expert_block_batched(ramp_context* context, const ramp_batched_args* args,
+                                               void* workspace, uint64_t workspace_bytes, void* stream);
+
+/* ---------------------------------------------------------------- routing */
+
+/* From logits to (ids, weights). Ties go to the lower id. A NaN logit scores 0 and sorts after every other
+ * logit; +inf logits share the weight of a softmax equally. */
+typedef struct ramp_router_config {
+  uint64_t struct_size;
+  int32_t scoring;             /* ramp_scoring */
+  int32_t top_k;               /* k routed experts per token, <= number of logits */
+  int32_t renormalize;         /* 1: divide the k weights by their sum */
+  int32_t num_groups;          /* 0 or 1: no groups; else divides the number of logits */
+  int32_t topk_groups;         /* groups kept */
+  int32_t group_score;         /* ramp_group_score */
+  float routed_scaling_factor; /* multiplies the weights at the end; 0 means 1 */
+  int32_t num_shared_experts;  /* n: slots k..k+n-1 get ids E..E+n-1 with weight 1 (not scaled); ids are then
+                                  [T,k+n] */
+  int64_t capacity; /* 0 = none; else an expert keeps its first `capacity` slots in (token, slot) order, later
+                       ones get id -1 and weight 0 */
+  ramp_tensor
+      selection_bias; /* optional f32 [E]: added to the scores for selection only, not to the weights */
+} ramp_router_config;
+#define RAMP_ROUTER_CONFIG_INIT \
+  { sizeof(ramp_router_config) }
+
+/* logits [T,E] f32, bf16 or f16 -> ids [T,k(+shared)] i32 or i64, weights [T,k(+shared)] f32. */
+RAMP_API ramp_status ramp_route(ramp_context* context, const ramp_router_config* router,
+                                const ramp_tensor* logits, const ramp_tensor* topk_ids,
+                                const ramp_tensor* topk_weights, void* stream);
+
+typedef struct ramp_moe_forward_args {
+  uint64_t struct_size;
+  const ramp_weights* weights;
+  int32_t determinism;
+  int32_t router_weight_on_input;
+  int32_t config;
+  int32_t reserved;
+  ramp_router_config router;
+  ramp_tensor x;             /* [T,H] bf16, f16 or f32 */
+  ramp_tensor router_logits; /* [T,E]; or absent with router_weight given */
+  ramp_tensor router_weight; /* [E,H] bf16, f16 or f32: logits = x * router_weight^T, accumulated in fp32 */
+  ramp_tensor expert_map;
+  ramp_tensor shared_addend;
+  ramp_tensor y; /* [T,H] */
+  ramp_tensor counters;
+  ramp_tensor topk_ids_out;     /* optional: receives the routing, i32 or i64 [T,k(+shared)] */
+  ramp_tensor topk_weights_out; /* optional: f32 [T,k(+shared)] */
+} ramp_moe_forward_args;
+#define RAMP_MOE_FORWARD_ARGS_INIT \
+  { .struct_size = sizeof(ramp_moe_forward_args), .router = RAMP_ROUTER_CONFIG_INIT }
+
+/* num_logits: E_global, the number of columns of the logits; slots: k + num_shared_experts. */
+RAMP_API ramp_status ramp_moe_forward_workspace(const ramp_context* context, const ramp_weights* weights,
+                                                int64_t max_tokens, int64_t slots, int64_t num_logits,
+                                                uint64_t* bytes);
+RAMP_API ramp_status ramp_moe_forward(ramp_context* context, const ramp_moe_forward_args* args,
+                                      void* workspace, uint64_t workspace_bytes, void* stream);
+
+/* ---------------------------------------------------------------- checkpoints (host) */
+
+/* A Hugging Face checkpoint directory (config.json + one or several safetensors files) or a single
+ * .safetensors file, memory-mapped. Tensor names of Mixtral, OLMoE, Qwen2/3-MoE and DeepSeek-V2/V3. */
+typedef struct ramp_checkpoint ramp_checkpoint;
+
+RAMP_API ramp_status ramp_checkpoint_open(const char* path, ramp_checkpoint** out);
+RAMP_API void ramp_checkpoint_close(ramp_checkpoint* checkpoint);
+
+typedef struct ramp_layer_info {
+  uint64_t struct_size;
+  int32_t format, activation;
+  int64_t num_experts, top_k, hidden, intermediate, num_layers;
+  ramp_router_config router; /* from config.json; selection_bias is a view into the mapped file */
+  ramp_tensor
+      router_weight; /* [E,H] view into the mapped file, valid until close; absent if the file has none */
+  const char* architecture; /* "olmoe", "mixtral", "qwen3_moe", "deepseek_v3", ... */
+} ramp_layer_info;
+#define RAMP_LAYER_INFO_INIT \
+  { sizeof(ramp_layer_info) }
+RAMP_API ramp_status ramp_checkpoint_layer_info(const ramp_checkpoint* checkpoint, int64_t layer,
+                                                ramp_layer_info* out);
+/* Loads experts [first_expert, first_expert + num_experts) of one layer (num_experts 0 = all) as their own
+ * format. */
+RAMP_API ramp_status ramp_checkpoint_load_weights(ramp_context* context, const ramp_checkpoint* checkpoint,
+                                                  int64_t layer, int64_t first_expert, int64_t num_experts,
+                                                  void* stream, ramp_weights** out);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+#endif /* RAMP_RAMP_H_ */

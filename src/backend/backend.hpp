@@ -1,0 +1,115 @@
+// The one virtual seam of the library. The C ABI validates and normalises arguments into the plain structs
+// below; a backend only computes. All tensors here have explicit strides and have passed check_tensor.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/log.hpp"
+#include "geometry/config.hpp"
+#include "geometry/model.hpp"
+#include "weights/expert_weights.hpp"
+
+namespace ramp::core {
+
+struct BackendInfo {
+  ramp_backend kind = RAMP_BACKEND_AUTO;
+  std::string name;         // "reference", "cpu", "cuda"
+  std::string isa;          // CPU: ISA level in use
+  std::string device_name;  // CPU or GPU model
+  int32_t workers = 1;      // CPU workers or SMs
+};
+
+// A config that a backend does not offer for a shape, and why.
+struct RejectedConfig {
+  KernelConfig config;
+  std::string reason;
+};
+struct ConfigList {
+  std::vector<KernelConfig> legal;
+  std::vector<RejectedConfig> rejected;
+};
+
+struct BlockCall {
+  const ExpertWeights* weights = nullptr;
+  ramp_determinism determinism = RAMP_REPEATABLE;
+  ramp_output output = RAMP_OUTPUT_COMBINED;
+  bool router_weight_on_input = false;
+  const KernelConfig* config = nullptr;  // nullptr: the backend chooses from the histogram
+  int64_t tokens = 0, top_k = 0;
+  ramp_tensor x{}, x_scale{}, ids{}, topk_weights{}, shared_addend{}, y{};
+  std::span<const int32_t> expert_map;
+  int64_t* counters = nullptr;  // [2] or nullptr
+  void* workspace = nullptr;    // at least block_workspace() bytes, 256-byte aligned
+  uint64_t workspace_bytes = 0;
+  void* stream = nullptr;
+};
+
+struct BatchedCall {
+  const ExpertWeights* weights = nullptr;
+  ramp_determinism determinism = RAMP_REPEATABLE;
+  bool router_weight_on_input = false;
+  const KernelConfig* config = nullptr;
+  int64_t max_tokens = 0;
+  ramp_tensor x{}, x_scale{}, counts{}, row_weights{}, y{};
+  void* workspace = nullptr;
+  uint64_t workspace_bytes = 0;
+  void* stream = nullptr;
+};
+
+struct RouteCall {
+  ramp_router_config router{};
+  ramp_tensor x{}, router_weight{};  // logits are computed from these when `logits` is absent
+  ramp_tensor logits{};              // [T,E]
+  ramp_tensor ids{}, weights{};
+  void* workspace = nullptr;
+  uint64_t workspace_bytes = 0;
+  void* stream = nullptr;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  [[nodiscard]] virtual const BackendInfo& info() const noexcept = 0;
+  // Configs for a shape. `rejected` is filled only when asked for.
+  [[nodiscard]] virtual ConfigList configs(const ModelShape& model, ramp_format format,
+                                           ramp_activation activation, bool with_rejected) const = 0;
+  // The config that the backend would use for this histogram (what `config == nullptr` means).
+  [[nodiscard]] virtual KernelConfig choose(const ExpertWeights& weights, std::span<const int32_t> histogram,
+                                            ramp_determinism determinism) const = 0;
+
+  // Packing. pack() fills weights.packed and (COPY, IN_PLACE) gives up the checkpoint-layout views.
+  virtual void pack(ExpertWeights& weights, void* stream) = 0;
+  // `update` has passed check_update. Writes into whatever layout the handle has.
+  virtual void update(ExpertWeights& weights, int64_t first_expert, const ramp_weights_desc& update,
+                      void* stream) = 0;
+  virtual void unpack(const ExpertWeights& weights, const ramp_tensor& w13, const ramp_tensor& w2,
+                      void* stream) = 0;
+
+  [[nodiscard]] virtual uint64_t block_workspace(const ExpertWeights& weights, int64_t max_tokens,
+                                                 int64_t top_k) const = 0;
+  virtual void expert_block(const BlockCall& call) = 0;
+  [[nodiscard]] virtual uint64_t batched_workspace(const ExpertWeights& weights,
+                                                   int64_t max_tokens) const = 0;
+  virtual void expert_block_batched(const BatchedCall& call) = 0;
+  [[nodiscard]] virtual uint64_t route_workspace(const ramp_router_config& router, int64_t num_logits,
+                                                 int64_t max_tokens) const = 0;
+  virtual void route(const RouteCall& call) = 0;
+};
+
+struct BackendOptions {
+  ramp_device device{};
+  int32_t num_threads = 0;  // 0: one per available core
+  const ramp_executor* executor = nullptr;
+  std::string isa;  // "" = best
+  std::string cache_dir;
+  LogSink log;
+};
+// AUTO -> the device's fastest. Throws UNSUPPORTED with one clear line when the build or machine lacks it.
+std::unique_ptr<Backend> make_backend(ramp_backend kind, const BackendOptions& options);
+
+}  // namespace ramp::core
