@@ -29,6 +29,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "ramp/version.h"
 
@@ -41,6 +42,15 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Every sized struct ramp_NAME has an initialiser ramp_NAME_init(): all zero, struct_size set. */
+#define RAMP_DEFINE_INIT(type)           \
+  static inline type type##_init(void) { \
+    type value;                          \
+    memset(&value, 0, sizeof value);     \
+    value.struct_size = sizeof value;    \
+    return value;                        \
+  }
 
 /* ---------------------------------------------------------------- status */
 
@@ -201,8 +211,7 @@ typedef struct ramp_context_options {
   const char*
       isa; /* CPU backend: force an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best */
 } ramp_context_options;
-#define RAMP_CONTEXT_OPTIONS_INIT \
-  { sizeof(ramp_context_options) }
+RAMP_DEFINE_INIT(ramp_context_options)
 
 /* options may be NULL (CPU, defaults). Environment read here, once: RAMP_CACHE_DIR, XDG_CACHE_HOME, HOME,
  * RAMP_NUM_THREADS (when num_threads == 0), RAMP_CPU_ISA (when isa == NULL). */
@@ -218,8 +227,7 @@ typedef struct ramp_context_info {
   const char* isa;          /* "avx512_bf16"; "" where it does not apply */
   const char* device_name;  /* CPU or GPU model name */
 } ramp_context_info;
-#define RAMP_CONTEXT_INFO_INIT \
-  { sizeof(ramp_context_info) }
+RAMP_DEFINE_INIT(ramp_context_info)
 RAMP_API ramp_status ramp_context_get_info(const ramp_context* context, ramp_context_info* out);
 
 /* ---------------------------------------------------------------- expert weights */
@@ -244,8 +252,7 @@ typedef struct ramp_weights_desc {
       w13_input_scale;        /* fp8_tensor only: f32 [1], static activation scale of GEMM1 (x = q * scale) */
   ramp_tensor w2_input_scale; /* fp8_tensor only: f32 [1], of GEMM2 */
 } ramp_weights_desc;
-#define RAMP_WEIGHTS_DESC_INIT \
-  { sizeof(ramp_weights_desc) }
+RAMP_DEFINE_INIT(ramp_weights_desc)
 
 /* Validates every shape, dtype, stride and pointer of the descriptor. Errors: INVALID_ARGUMENT, UNSUPPORTED,
  * OUT_OF_MEMORY. Blocking. */
@@ -273,8 +280,7 @@ typedef struct ramp_weights_info {
   int64_t num_experts, hidden, intermediate;
   int64_t bytes; /* weights and scales as the kernels read them */
 } ramp_weights_info;
-#define RAMP_WEIGHTS_INFO_INIT \
-  { sizeof(ramp_weights_info) }
+RAMP_DEFINE_INIT(ramp_weights_info)
 RAMP_API ramp_status ramp_weights_get_info(const ramp_weights* weights, ramp_weights_info* out);
 
 /* ---------------------------------------------------------------- the expert block */
@@ -298,8 +304,7 @@ typedef struct ramp_expert_block_args {
   ramp_tensor counters; /* optional i64 [2] on the device: += slots masked (-1, or mapped to -1), += ids out
                            of range */
 } ramp_expert_block_args;
-#define RAMP_EXPERT_BLOCK_ARGS_INIT \
-  { sizeof(ramp_expert_block_args) }
+RAMP_DEFINE_INIT(ramp_expert_block_args)
 
 /* Bytes that ramp_expert_block needs for this weights handle and any T <= max_tokens with this top_k. */
 RAMP_API ramp_status ramp_expert_block_workspace(const ramp_context* context, const ramp_weights* weights,
@@ -331,8 +336,7 @@ typedef struct ramp_batched_args {
   ramp_tensor row_weights; /* optional f32 [E, max_tokens] */
   ramp_tensor y;           /* [E, max_tokens, H] bf16, f16 or f32 */
 } ramp_batched_args;
-#define RAMP_BATCHED_ARGS_INIT \
-  { sizeof(ramp_batched_args) }
+RAMP_DEFINE_INIT(ramp_batched_args)
 
 RAMP_API ramp_status ramp_expert_block_batched_workspace(const ramp_context* context,
                                                          const ramp_weights* weights, int64_t max_tokens,
@@ -360,8 +364,7 @@ typedef struct ramp_router_config {
   ramp_tensor
       selection_bias; /* optional f32 [E]: added to the scores for selection only, not to the weights */
 } ramp_router_config;
-#define RAMP_ROUTER_CONFIG_INIT \
-  { sizeof(ramp_router_config) }
+RAMP_DEFINE_INIT(ramp_router_config)
 
 /* logits [T,E] f32, bf16 or f16 -> ids [T,k(+shared)] i32 or i64, weights [T,k(+shared)] f32. */
 RAMP_API ramp_status ramp_route(ramp_context* context, const ramp_router_config* router,
@@ -375,7 +378,7 @@ typedef struct ramp_moe_forward_args {
   int32_t router_weight_on_input;
   int32_t config;
   int32_t reserved;
-  ramp_router_config router;
+  ramp_router_config router; /* router.struct_size 0 is read as the size that this header knows */
   ramp_tensor x;             /* [T,H] bf16, f16 or f32 */
   ramp_tensor router_logits; /* [T,E]; or absent with router_weight given */
   ramp_tensor router_weight; /* [E,H] bf16, f16 or f32: logits = x * router_weight^T, accumulated in fp32 */
@@ -386,8 +389,7 @@ typedef struct ramp_moe_forward_args {
   ramp_tensor topk_ids_out;     /* optional: receives the routing, i32 or i64 [T,k(+shared)] */
   ramp_tensor topk_weights_out; /* optional: f32 [T,k(+shared)] */
 } ramp_moe_forward_args;
-#define RAMP_MOE_FORWARD_ARGS_INIT \
-  { .struct_size = sizeof(ramp_moe_forward_args), .router = RAMP_ROUTER_CONFIG_INIT }
+RAMP_DEFINE_INIT(ramp_moe_forward_args)
 
 /* num_logits: E_global, the number of columns of the logits; slots: k + num_shared_experts. */
 RAMP_API ramp_status ramp_moe_forward_workspace(const ramp_context* context, const ramp_weights* weights,
@@ -414,8 +416,7 @@ typedef struct ramp_layer_info {
       router_weight; /* [E,H] view into the mapped file, valid until close; absent if the file has none */
   const char* architecture; /* "olmoe", "mixtral", "qwen3_moe", "deepseek_v3", ... */
 } ramp_layer_info;
-#define RAMP_LAYER_INFO_INIT \
-  { sizeof(ramp_layer_info) }
+RAMP_DEFINE_INIT(ramp_layer_info)
 RAMP_API ramp_status ramp_checkpoint_layer_info(const ramp_checkpoint* checkpoint, int64_t layer,
                                                 ramp_layer_info* out);
 /* Loads experts [first_expert, first_expert + num_experts) of one layer (num_experts 0 = all) as their own
