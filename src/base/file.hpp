@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace ramp::core {
 
@@ -27,6 +27,28 @@ class MappedFile {
 };
 
 std::string read_text(const std::string& path);
+
+// A file that appears whole or not at all: bytes go to a temporary file beside `path`, commit() syncs it and
+// renames it over `path`. Destroyed without commit(), it leaves nothing behind. Each call throws Error(IO)
+// naming the path, the system's reason and what to do. A path that is a symbolic link is written through; one
+// that is a device or a pipe (/dev/stdout) is written directly, since there is nothing to replace.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::string& path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+  void commit();
+
+ private:
+  [[noreturn]] void fail_errno(int error, const char* what);
+  void discard() noexcept;
+  std::string path_, target_, temporary_;  // as given, links resolved, "" when written directly
+  int fd_ = -1;
+};
+
 // Writes path atomically: on any failure (full disk included) Error(IO) is thrown, path keeps its old content
 // or absence, and no temporary file stays behind.
 void write_file(const std::string& path, std::span<const std::byte> content);
