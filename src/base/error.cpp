@@ -16,6 +16,12 @@ void fail_argument(std::string_view argument, std::string_view got, std::string_
   throw Error(status, std::move(text));
 }
 
+std::string printable(std::string_view text, size_t limit) {
+  std::string out;
+  for (const char c : text.substr(0, limit)) out += (c >= 0x20 && c < 0x7f) ? c : '?';
+  return text.size() > limit ? out + "..." : out;
+}
+
 const char* status_name(ramp_status status) noexcept {
   switch (status) {
     case RAMP_OK:

@@ -30,4 +30,8 @@ class Error : public std::exception {
 
 const char* status_name(ramp_status status) noexcept;
 
+// Text from outside (a file, a user) as it may appear in a message: printable ASCII, the rest as '?',
+// shortened to `limit` characters.
+std::string printable(std::string_view text, size_t limit = 60);
+
 }  // namespace ramp::core

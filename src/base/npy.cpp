@@ -25,13 +25,6 @@ constexpr const char* kAccepted = "<f4, <f8, <f2, <u2 or |V2 (bf16), |u1, |V1 (e
   fail_argument(name, got, expected, fix, RAMP_ERROR_BAD_FILE);
 }
 
-// What a file printed into an error message may contain: printable ASCII, shortened.
-std::string printable(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 60)) out += (c >= 0x20 && c < 0x7f) ? c : '?';
-  return text.size() > 60 ? out + "..." : out;
-}
-
 struct Header {
   std::string descr;
   bool fortran = false;
