@@ -6,23 +6,43 @@
  * tensor parallelism), c_e tokens routed to expert e (the histogram).
  *
  * Conventions that hold for every function here:
- *  - Returns RAMP_OK or an error status; ramp_last_error() then holds, for the calling thread, one line that
- * names the argument, what was got, what was expected and how to mend it. Nothing is written to outputs on an
- * error that is detected on the host.
- *  - Structs start with `struct_size`; initialise them with the RAMP_*_INIT macro (all other fields zero:
- * every zero is the documented default). A struct from an older header is accepted (missing fields are zero);
- * one from a newer header is accepted as long as the fields that this library does not know are zero.
- *  - The library never prints, never exits, and reads no environment variable but those that
- * ramp_context_create documents. Log lines go to the sink given to the context, or nowhere.
+ *
+ *  - Errors. A function returns RAMP_OK or an error status; ramp_last_error() then holds, for the calling
+ *    thread, one line that names the argument, what was got, what was expected and how to mend it. Nothing is
+ *    written to outputs on an error that is detected on the host. No exception crosses this border.
+ *
+ *  - Sized structs. A struct that begins with `struct_size` is initialised with its ramp_NAME_init(): all
+ *    fields zero (every zero is the documented default) and struct_size set. A struct from an older header is
+ *    accepted (the fields that it lacks are zero); one from a newer header is accepted as long as the fields
+ *    that this library does not know are zero, else RAMP_ERROR_UNSUPPORTED. Of a struct that a function fills
+ *    in, only the first struct_size bytes are written; fields that this library does not know become zero.
+ *    Structs without struct_size (ramp_device, ramp_tensor, ramp_executor) never change their layout. Fields
+ *    named `reserved` must be zero.
+ *
+ *  - Silence. The library never prints, never exits, and reads no environment variable but those that
+ *    ramp_context_create documents. Log lines go to the sink given to the context, or nowhere.
+ *
  *  - Handles are created and destroyed by the caller. A handle must outlive the calls that use it. NULL is
- * accepted by every destroy/close function.
- *  - Concurrency: different contexts are independent. On one context, calls that take a `const` weights
- * handle may run concurrently if each has its own workspace; with workspace == NULL the context's own
- * workspace is used and such calls are serialised inside. pack, update and unpack are writers: no other call
- * may use that weights handle meanwhile.
- *  - Streams: `stream` is the backend's native stream (a CUstream for CUDA); on the CPU it must be NULL and
- * calls are complete when they return. Asynchronous device errors surface at the next call on that context or
- * at the caller's own synchronisation.
+ *    accepted by every destroy/close function; elsewhere a NULL or foreign handle is INVALID_ARGUMENT.
+ *    Weights and checkpoints do not depend on the context that they were made with: it may go first.
+ *
+ *  - Tensors. An output must not overlap an input, another output, the workspace, the weights or itself
+ *    (interleaved views, such as two column ranges of one matrix, do not overlap). Every tensor lies on the
+ *    context's device.
+ *
+ *  - Concurrency. Different contexts are independent. On one context, calls that take a `const` weights
+ *    handle may run concurrently if each has its own workspace; with workspace == NULL the context's own
+ *    workspace is used and such calls are serialised inside (ramp_route always uses it). pack and update are
+ *    writers: no other call may use that weights handle meanwhile. Creating, querying and destroying other
+ *    handles is always possible.
+ *
+ *  - Streams. `stream` is the backend's native stream (a CUstream for CUDA); on the CPU it must be NULL and
+ *    calls are complete when they return. Asynchronous device errors surface at the next call on that context
+ *    or at the caller's own synchronisation.
+ *
+ *  - Memory. After a first call with the same or larger shapes, ramp_expert_block, ramp_moe_forward,
+ *    ramp_route and ramp_expert_block_batched allocate nothing; with a workspace of the caller's not even the
+ *    first call grows one.
  */
 #ifndef RAMP_RAMP_H_
 #define RAMP_RAMP_H_
@@ -43,7 +63,7 @@
 extern "C" {
 #endif
 
-/* Every sized struct ramp_NAME has an initialiser ramp_NAME_init(): all zero, struct_size set. */
+/* Defines the initialiser of a sized struct: all zero, struct_size set. */
 #define RAMP_DEFINE_INIT(type)           \
   static inline type type##_init(void) { \
     type value;                          \
@@ -73,8 +93,9 @@ RAMP_API const char* ramp_status_name(ramp_status status);
 /* The library's version, e.g. "0.1.0" (the header's is RAMP_VERSION_STRING). */
 RAMP_API const char* ramp_version(void);
 
-/* ---------------------------------------------------------------- enumerations (stored as int32_t in
- * structs) */
+/* ---------------------------------------------------------------- enumerations */
+
+/* Structs store these as int32_t, so that their size does not depend on the compiler. */
 
 typedef enum ramp_dtype {
   RAMP_DTYPE_NONE = 0,
@@ -97,14 +118,15 @@ typedef enum ramp_backend {
   RAMP_BACKEND_CUDA = 3
 } ramp_backend;
 
-/* How expert weights are stored and what their activations are quantised to. Values from 32 on are reserved
- * for formats to come (MXFP4, W4A16, INT8, UE8M0 scales). fp8_block    weights e4m3; scales f32 (multiply)
- * per 128x128 block: w13 [E, G*ceil(I/128), ceil(H/128)] with G = 2 for gated activations (gate and up are
- * quantised apart), w2 [E, ceil(H/128), ceil(I/128)]; activations e4m3 with one f32 scale per 1x128 group
- *   bf16/f16/f32 no scales; activations of the same type (f32: CPU only)
- *   fp8_tensor   weights e4m3; scales f32 [E] (w13 also [E,2]: gate, up); activations e4m3, one static scale
- * per GEMM fp8_channel  weights e4m3; scales f32 [E, rows]; activations e4m3 with one dynamic scale per token
- * row */
+/* How expert weights are stored, and what their activations are quantised to.
+ *   fp8_block      weights e4m3; scales f32 (they multiply) per 128x128 block: w13 [E, G*ceil(I/128),
+ *                  ceil(H/128)] with G = 2 for gated activations (gate and up are quantised apart), w2
+ *                  [E, ceil(H/128), ceil(I/128)]; activations e4m3 with one f32 scale per 1x128 group
+ *   bf16/f16/f32   no scales; activations of the same type (f32: CPU only)
+ *   fp8_tensor     weights e4m3; scales f32 [E] (w13 also [E,2]: gate, up); activations e4m3, one static
+ *                  scale per GEMM
+ *   fp8_channel    weights e4m3; scales f32 [E, rows]; activations e4m3 with one dynamic scale per token row
+ * Values from 32 on are reserved for formats to come (MXFP4, W4A16, INT8, UE8M0 scales). */
 typedef enum ramp_format {
   RAMP_FORMAT_NONE = 0,
   RAMP_FORMAT_FP8_BLOCK = 1,
@@ -132,8 +154,9 @@ typedef enum ramp_determinism {
 
 typedef enum ramp_output {
   RAMP_OUTPUT_COMBINED = 0, /* y [T,H]: the weighted sum over a token's experts (+ shared addend) */
-  RAMP_OUTPUT_PER_SLOT = 1  /* y [T,k,H]: one row per (token, slot), times its weight unless that was applied
-                               on input;  rows of masked slots are zero */
+  /* y [T,k,H]: one row per (token, slot), times its weight unless that was applied on input; rows of masked
+   * slots are zero */
+  RAMP_OUTPUT_PER_SLOT = 1
 } ramp_output;
 
 typedef enum ramp_scoring {
@@ -150,8 +173,8 @@ typedef enum ramp_group_score {
 typedef enum ramp_ownership {
   RAMP_COPY = 0,   /* the library copies; the caller may free its buffers when create returns */
   RAMP_BORROW = 1, /* read in place, never written; buffers must outlive the handle; pack makes a copy */
-  RAMP_IN_PLACE =
-      2 /* buffers must be contiguous, writable and outlive the handle; pack rewrites them, no second copy */
+  /* buffers must be contiguous, writable and outlive the handle; pack rewrites them, no second copy */
+  RAMP_IN_PLACE = 2
 } ramp_ownership;
 
 /* ---------------------------------------------------------------- tensors */
@@ -163,8 +186,9 @@ typedef struct ramp_device {
   int32_t index; /* ordinal; 0 on the CPU */
 } ramp_device;
 
-/* A view; never owns. data == NULL means "absent". Strides count elements; all-zero strides mean contiguous
- * row-major. The last dimension must have stride 1 unless the call says otherwise. */
+/* A view; never owns. data == NULL means "absent" (or empty, where the shape has a zero). Strides count
+ * elements and are >= 0; all-zero strides mean contiguous row-major. The last dimension must have stride 1.
+ * data is aligned to the element. */
 typedef struct ramp_tensor {
   void* data;
   int32_t dtype; /* ramp_dtype */
@@ -182,7 +206,8 @@ typedef struct ramp_context ramp_context;
 typedef void (*ramp_task_fn)(void* arg, int64_t task, int32_t worker);
 
 /* The caller's own executor. parallel_for runs every task exactly once, at most one task at a time per worker
- * index, and returns when all are done. Tasks never block on one another. */
+ * index, and returns when all are done. Tasks never block on one another and never call back into ramp.
+ * parallel_for must not throw; it is called from every thread that calls ramp on that context. */
 typedef struct ramp_executor {
   int32_t num_workers; /* >= 1 */
   void (*parallel_for)(void* user, int64_t num_tasks, ramp_task_fn fn, void* arg);
@@ -202,19 +227,19 @@ typedef struct ramp_context_options {
   uint64_t struct_size;
   ramp_device device;
   int32_t backend;     /* ramp_backend; AUTO picks the device's fastest */
-  int32_t num_threads; /* CPU backend without executor: worker threads, 0 = one per core available to the
-                          process */
+  int32_t num_threads; /* CPU backend without executor: 0 = one worker per core available to the process */
   const ramp_executor* executor; /* NULL = own thread pool; copied */
   ramp_log_fn log;               /* NULL = no log */
   void* log_user;
   const char* cache_dir; /* compiled kernels; NULL = $RAMP_CACHE_DIR, $XDG_CACHE_HOME/ramp, ~/.cache/ramp */
-  const char*
-      isa; /* CPU backend: force an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best */
+  const char* isa; /* CPU backend: an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best */
 } ramp_context_options;
 RAMP_DEFINE_INIT(ramp_context_options)
 
-/* options may be NULL (CPU, defaults). Environment read here, once: RAMP_CACHE_DIR, XDG_CACHE_HOME, HOME,
- * RAMP_NUM_THREADS (when num_threads == 0), RAMP_CPU_ISA (when isa == NULL). */
+/* options may be NULL (CPU, defaults); strings are copied. Environment read here, once: RAMP_CACHE_DIR,
+ * XDG_CACHE_HOME and HOME (when cache_dir is NULL), RAMP_NUM_THREADS (when num_threads is 0 and there is no
+ * executor), RAMP_CPU_ISA (when isa is NULL). Errors: INVALID_ARGUMENT, UNSUPPORTED (this build or machine
+ * lacks the backend or ISA), OUT_OF_MEMORY, DEVICE. */
 RAMP_API ramp_status ramp_context_create(const ramp_context_options* options, ramp_context** out);
 RAMP_API void ramp_context_destroy(ramp_context* context);
 
@@ -224,14 +249,16 @@ typedef struct ramp_context_info {
   int32_t num_workers;
   ramp_device device;
   const char* backend_name; /* "cpu"; lives as long as the context */
-  const char* isa;          /* "avx512_bf16"; "" where it does not apply */
-  const char* device_name;  /* CPU or GPU model name */
+  const char* isa;          /* "avx512_bf16"; "" where it does not apply; lives as long as the context */
+  const char* device_name;  /* CPU or GPU model name; lives as long as the context */
 } ramp_context_info;
 RAMP_DEFINE_INIT(ramp_context_info)
 RAMP_API ramp_status ramp_context_get_info(const ramp_context* context, ramp_context_info* out);
 
 /* ---------------------------------------------------------------- expert weights */
 
+/* The experts of one layer. A handle runs on every context of its device; once packed, on every context of
+ * its device with the same backend and ISA level. */
 typedef struct ramp_weights ramp_weights;
 
 typedef struct ramp_weights_desc {
@@ -243,14 +270,14 @@ typedef struct ramp_weights_desc {
   int64_t num_experts;  /* E: experts held here (local experts under expert parallelism) */
   int64_t hidden;       /* H: multiple of 32 */
   int64_t intermediate; /* I: multiple of 32 */
-  ramp_tensor
-      w13; /* [E, G*I, H], rows gate then up; G = 2, or 1 for relu2; any strides with unit last stride */
+  /* [E, G*I, H], rows gate then up; G = 2, or 1 for relu2; any strides with unit last stride */
+  ramp_tensor w13;
   ramp_tensor w2;        /* [E, H, I] */
   ramp_tensor w13_scale; /* see ramp_format; absent for bf16/f16/f32 */
-  ramp_tensor w2_scale;
-  ramp_tensor
-      w13_input_scale;        /* fp8_tensor only: f32 [1], static activation scale of GEMM1 (x = q * scale) */
-  ramp_tensor w2_input_scale; /* fp8_tensor only: f32 [1], of GEMM2 */
+  ramp_tensor w2_scale;  /* likewise */
+  /* fp8_tensor only: f32 [1], the static activation scales of GEMM1 (x = q * scale) and GEMM2 */
+  ramp_tensor w13_input_scale;
+  ramp_tensor w2_input_scale;
 } ramp_weights_desc;
 RAMP_DEFINE_INIT(ramp_weights_desc)
 
@@ -260,13 +287,12 @@ RAMP_API ramp_status ramp_weights_create(ramp_context* context, const ramp_weigh
                                          ramp_weights** out);
 RAMP_API void ramp_weights_destroy(ramp_weights* weights);
 
-/* Brings the weights into the backend's own layout. Idempotent; optional (an unpacked handle runs, slower).
- */
+/* Brings the weights into the backend's own layout. Idempotent; optional (unpacked weights run, slower). */
 RAMP_API ramp_status ramp_weights_pack(ramp_context* context, ramp_weights* weights, void* stream);
 /* Overwrites experts [first_expert, first_expert + desc->num_experts) with new values of the same format, H,
  * I and activation, keeping the packing. desc->ownership is ignored: values are copied in. Static input
  * scales, when present, replace the old ones. Not allowed on BORROW handles that were not packed
- * (UNSUPPORTED). */
+ * (UNSUPPORTED). The source must not overlap the handle's own buffers. */
 RAMP_API ramp_status ramp_weights_update(ramp_context* context, ramp_weights* weights, int64_t first_expert,
                                          const ramp_weights_desc* desc, void* stream);
 /* Writes the checkpoint layout of w13 and w2 (values exactly as given) into caller tensors of the shapes of
@@ -288,41 +314,46 @@ RAMP_API ramp_status ramp_weights_get_info(const ramp_weights* weights, ramp_wei
 typedef struct ramp_expert_block_args {
   uint64_t struct_size;
   const ramp_weights* weights;
-  int32_t determinism;            /* ramp_determinism */
-  int32_t output;                 /* ramp_output */
-  int32_t router_weight_on_input; /* 1: x is multiplied by the router weight before GEMM1 (Llama-4); then not
-                                     after */
-  int32_t config;       /* 0 = the dispatcher chooses; n > 0 = force config number n-1 of ramp_config_name */
-  ramp_tensor x;        /* [T,H] bf16, f16 or f32; or e4m3 with x_scale, already quantised */
-  ramp_tensor x_scale;  /* only with e4m3 x: f32 [T,ceil(H/128)] (fp8_block) or [T,1] (fp8_channel);
-                           fp8_tensor: absent,  the static input scale applies */
-  ramp_tensor topk_ids; /* [T,k] i32 or i64: global expert ids; -1 or out of range contributes nothing */
+  int32_t determinism; /* ramp_determinism */
+  int32_t output;      /* ramp_output */
+  /* 1: x is multiplied by the router weight before GEMM1 (Llama-4), and the output then is not */
+  int32_t router_weight_on_input;
+  int32_t config; /* 0 = the dispatcher chooses; n > 0 = force config number n-1 of ramp_config_name */
+  ramp_tensor x;  /* [T,H] bf16, f16 or f32; or e4m3, already quantised, for the fp8 formats */
+  /* Only with e4m3 x: f32 [T,ceil(H/128)] (fp8_block) or [T,1] (fp8_channel); fp8_tensor: absent, the static
+   * input scale applies. */
+  ramp_tensor x_scale;
+  ramp_tensor topk_ids;      /* [T,k] i32 or i64: global expert ids; -1 or out of range contributes nothing */
   ramp_tensor topk_weights;  /* [T,k] f32 */
   ramp_tensor expert_map;    /* optional i32 [E_global]: global id -> local expert or -1 */
-  ramp_tensor shared_addend; /* optional [T,H] bf16/f16/f32, added to the combined output in fp32 */
-  ramp_tensor y;             /* [T,H] or [T,k,H]; bf16, f16 or f32; must not overlap an input */
-  ramp_tensor counters; /* optional i64 [2] on the device: += slots masked (-1, or mapped to -1), += ids out
-                           of range */
+  ramp_tensor shared_addend; /* optional [T,H] bf16/f16/f32, added in fp32; only with RAMP_OUTPUT_COMBINED */
+  ramp_tensor y;             /* [T,H] or [T,k,H]; bf16, f16 or f32 */
+  /* optional i64 [2] on the device: += slots masked (-1, or mapped to -1), += ids out of range */
+  ramp_tensor counters;
 } ramp_expert_block_args;
 RAMP_DEFINE_INIT(ramp_expert_block_args)
 
-/* Bytes that ramp_expert_block needs for this weights handle and any T <= max_tokens with this top_k. */
+/* Bytes that ramp_expert_block needs for this weights handle and any T <= max_tokens with this top_k (k of
+ * the ids). Depends on shapes, format, packing and context alone. */
 RAMP_API ramp_status ramp_expert_block_workspace(const ramp_context* context, const ramp_weights* weights,
                                                  int64_t max_tokens, int64_t top_k, uint64_t* bytes);
 
 /* y = sum over slots j of weight[t,j] * expert(ids[t,j])(x[t]) (+ shared_addend[t]), where
- * expert(x) = w2 * act(w13 * x). T = 0 is valid and does nothing.
+ * expert(x) = w2 * act(w13 * x). T = 0 is valid and does nothing; T * k must be below 2^31.
  * workspace: 256-byte aligned device memory of at least ramp_expert_block_workspace bytes, or NULL with
- * workspace_bytes 0 to use (and grow, once) the context's own. No allocation happens otherwise. */
+ * workspace_bytes 0 to use (and grow, once) the context's own. Its content is scratch: it need not be
+ * initialised and holds nothing between calls.
+ * Errors: INVALID_ARGUMENT, UNSUPPORTED, WORKSPACE_TOO_SMALL (the message has the bytes needed),
+ * OUT_OF_MEMORY (only with workspace NULL), DEVICE. */
 RAMP_API ramp_status ramp_expert_block(ramp_context* context, const ramp_expert_block_args* args,
                                        void* workspace, uint64_t workspace_bytes, void* stream);
 
 /* Name of the context's config number `index` (from 0) for these weights, as `ramp configs` prints it; NULL
- * past the last one. Lives as long as the context. */
+ * past the last one (and, with ramp_last_error set, on an error). Lives as long as the context. */
 RAMP_API const char* ramp_config_name(ramp_context* context, const ramp_weights* weights, int32_t index);
 
 /* The batched entry, as expert-parallel transports deliver tokens: rows [0, counts[e]) of slab e belong to
- * local expert e; rows beyond are neither read nor written. No combine. */
+ * local expert e; rows beyond are neither read nor written. No combine. E * max_tokens must be below 2^31. */
 typedef struct ramp_batched_args {
   uint64_t struct_size;
   const ramp_weights* weights;
@@ -361,16 +392,20 @@ typedef struct ramp_router_config {
                                   [T,k+n] */
   int64_t capacity; /* 0 = none; else an expert keeps its first `capacity` slots in (token, slot) order, later
                        ones get id -1 and weight 0 */
-  ramp_tensor
-      selection_bias; /* optional f32 [E]: added to the scores for selection only, not to the weights */
+  /* optional f32 [E]: added to the scores for selection only, not to the weights */
+  ramp_tensor selection_bias;
+  int64_t reserved[8]; /* 0; other structs embed this one, so later fields take this room */
 } ramp_router_config;
 RAMP_DEFINE_INIT(ramp_router_config)
 
-/* logits [T,E] f32, bf16 or f16 -> ids [T,k(+shared)] i32 or i64, weights [T,k(+shared)] f32. */
+/* logits [T,E] f32, bf16 or f16 -> ids [T,k(+shared)] i32 or i64, weights [T,k(+shared)] f32. T = 0 is valid
+ * and does nothing. */
 RAMP_API ramp_status ramp_route(ramp_context* context, const ramp_router_config* router,
                                 const ramp_tensor* logits, const ramp_tensor* topk_ids,
                                 const ramp_tensor* topk_weights, void* stream);
 
+/* Router and expert block in one call. E_global is the number of logits; without expert_map the weights hold
+ * exactly E_global + num_shared_experts experts, with one the map has that many entries. */
 typedef struct ramp_moe_forward_args {
   uint64_t struct_size;
   const ramp_weights* weights;
@@ -380,8 +415,10 @@ typedef struct ramp_moe_forward_args {
   int32_t reserved;
   ramp_router_config router; /* router.struct_size 0 is read as the size that this header knows */
   ramp_tensor x;             /* [T,H] bf16, f16 or f32 */
-  ramp_tensor router_logits; /* [T,E]; or absent with router_weight given */
-  ramp_tensor router_weight; /* [E,H] bf16, f16 or f32: logits = x * router_weight^T, accumulated in fp32 */
+  ramp_tensor router_logits; /* [T,E_global] f32, bf16 or f16; or absent, with router_weight given */
+  /* [E_global,H] bf16, f16 or f32: logits = x * router_weight^T, accumulated in fp32; or absent, with
+   * router_logits given */
+  ramp_tensor router_weight;
   ramp_tensor expert_map;
   ramp_tensor shared_addend;
   ramp_tensor y; /* [T,H] */
@@ -391,7 +428,7 @@ typedef struct ramp_moe_forward_args {
 } ramp_moe_forward_args;
 RAMP_DEFINE_INIT(ramp_moe_forward_args)
 
-/* num_logits: E_global, the number of columns of the logits; slots: k + num_shared_experts. */
+/* Bytes for any router and any T <= max_tokens. num_logits: E_global; slots: k + num_shared_experts. */
 RAMP_API ramp_status ramp_moe_forward_workspace(const ramp_context* context, const ramp_weights* weights,
                                                 int64_t max_tokens, int64_t slots, int64_t num_logits,
                                                 uint64_t* bytes);
@@ -404,23 +441,25 @@ RAMP_API ramp_status ramp_moe_forward(ramp_context* context, const ramp_moe_forw
  * .safetensors file, memory-mapped. Tensor names of Mixtral, OLMoE, Qwen2/3-MoE and DeepSeek-V2/V3. */
 typedef struct ramp_checkpoint ramp_checkpoint;
 
+/* Errors: IO, BAD_FILE, UNSUPPORTED, INVALID_ARGUMENT. Calls on one checkpoint may run concurrently. */
 RAMP_API ramp_status ramp_checkpoint_open(const char* path, ramp_checkpoint** out);
 RAMP_API void ramp_checkpoint_close(ramp_checkpoint* checkpoint);
 
+/* Errors: INVALID_ARGUMENT (no such layer, or a dense one), BAD_FILE, UNSUPPORTED. */
 typedef struct ramp_layer_info {
   uint64_t struct_size;
   int32_t format, activation;
   int64_t num_experts, top_k, hidden, intermediate, num_layers;
-  ramp_router_config router; /* from config.json; selection_bias is a view into the mapped file */
-  ramp_tensor
-      router_weight; /* [E,H] view into the mapped file, valid until close; absent if the file has none */
-  const char* architecture; /* "olmoe", "mixtral", "qwen3_moe", "deepseek_v3", ... */
+  ramp_router_config router; /* from config.json; selection_bias is a view that is valid until close */
+  ramp_tensor router_weight; /* [E,H] view, valid until close; absent if the file has none */
+  const char* architecture;  /* "olmoe", "mixtral", "qwen3_moe", "deepseek_v3", ...; valid until close */
 } ramp_layer_info;
 RAMP_DEFINE_INIT(ramp_layer_info)
 RAMP_API ramp_status ramp_checkpoint_layer_info(const ramp_checkpoint* checkpoint, int64_t layer,
                                                 ramp_layer_info* out);
-/* Loads experts [first_expert, first_expert + num_experts) of one layer (num_experts 0 = all) as their own
- * format. */
+/* Loads experts [first_expert, first_expert + num_experts) of one layer (num_experts 0 = all from
+ * first_expert on) in the format of the file. The handle owns its memory; the checkpoint may be closed before
+ * it. */
 RAMP_API ramp_status ramp_checkpoint_load_weights(ramp_context* context, const ramp_checkpoint* checkpoint,
                                                   int64_t layer, int64_t first_expert, int64_t num_experts,
                                                   void* stream, ramp_weights** out);
