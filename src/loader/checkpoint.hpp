@@ -66,7 +66,8 @@ class Checkpoint {
   // tensors, UNSUPPORTED for formats that ramp cannot run. Thread-safe.
   [[nodiscard]] LayerInfo layer_info(int64_t layer) const;
 
-  // Lookup by full tensor name. find: nullopt if the checkpoint has no such tensor; get: Error(BAD_FILE).
+  // Lookup by full tensor name. get throws Error(BAD_FILE) if the checkpoint has no such tensor, Error(IO) if
+  // its shard is missing. Thread-safe.
   [[nodiscard]] bool has(const std::string& name) const { return where_.contains(name); }
   [[nodiscard]] CheckpointTensor get(const std::string& name) const;
   // "model.layers.3." for layer 3.
@@ -74,14 +75,15 @@ class Checkpoint {
 
  private:
   void open_directory();
+  void open_single(const std::string& file);
   void open_index(const std::string& index_path);
   void scan_names();
-  [[nodiscard]] const SafetensorsFile& shard(size_t index) const;
+  [[nodiscard]] const SafetensorsFile& shard(size_t index, const std::string& tensor) const;
   // The tensor as an aligned view of `dtype` (NONE: its own): into the map where possible, else a copy kept
   // here.
   [[nodiscard]] ramp_tensor view(const CheckpointTensor& tensor, ramp_dtype dtype) const;
 
-  std::string path_, directory_;
+  std::string path_, directory_, index_;
   ModelConfig config_;
   std::string prefix_;  // before "layers."
   int64_t num_layers_ = 0;

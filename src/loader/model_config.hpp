@@ -13,11 +13,11 @@ namespace ramp::core {
 
 struct ModelConfig {
   bool present = false;  // false: there was no config.json; everything below is unknown (zero)
-  const char* architecture = "unknown";  // model_type; static storage
+  std::string architecture = "unknown";  // model_type
   int64_t num_experts = 0, top_k = 0, hidden = 0, intermediate = 0, num_layers = 0;
   int64_t num_shared_experts = 0;
   ramp_activation activation = RAMP_ACTIVATION_SILU_AND_MUL;
-  // Without top_k's counterpart selection_bias, which is a tensor.
+  // All but selection_bias, which is a tensor of the layer.
   ramp_router_config router{};
   bool wants_selection_bias = false;  // DeepSeek-V3's topk_method "noaux_tc"
   // Dense layers.
