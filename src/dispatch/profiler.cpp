@@ -1,0 +1,244 @@
+// The profiling state machine.
+#include "dispatch/profiler.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <numeric>
+#include <unordered_set>
+
+#include "base/error.hpp"
+#include "cost/evaluate.hpp"
+
+namespace ramp::core {
+namespace {
+
+constexpr double kUnmeasured = std::numeric_limits<double>::quiet_NaN();
+
+int64_t rows_of(const WorkPoint& p) {
+  return std::accumulate(p.histogram.begin(), p.histogram.end(), int64_t{0});
+}
+
+void check_point(const WorkPoint& p, const ModelShape& m) {
+  if (static_cast<int64_t>(p.histogram.size()) != m.experts) {
+    fail_argument(fmt::format("workload '{}': histogram", printable(p.name)),
+                  fmt::format("{} counts", p.histogram.size()),
+                  fmt::format("one per expert ({})", m.experts));
+  }
+  if (std::any_of(p.histogram.begin(), p.histogram.end(), [](int32_t c) { return c < 0; }))
+    fail_argument(fmt::format("workload '{}': histogram", printable(p.name)), "a negative count",
+                  "counts >= 0");
+  const int64_t rows = rows_of(p);
+  if (p.tokens < 1 || rows < 1 || rows > p.tokens * m.top_k) {
+    fail_argument(fmt::format("workload '{}'", printable(p.name)),
+                  fmt::format("{} tokens, {} rows", p.tokens, rows),
+                  fmt::format("1 to tokens*top_k rows (top_k = {})", m.top_k));
+  }
+}
+
+void check_options(const ProfilerOptions& o) {
+  const auto need = [](bool good, const char* name, double got, const char* expected) {
+    if (!good) fail_argument(name, fmt::format("{:g}", got), expected);
+  };
+  need(o.warmup >= 0, "warmup", o.warmup, ">= 0");
+  need(o.repeats >= 1, "repeats", o.repeats, ">= 1");
+  need(o.judge_after >= 1, "judge_after", o.judge_after, ">= 1");
+  need(o.hopeless_ratio > 1, "hopeless_ratio", o.hopeless_ratio, "> 1");
+  need(o.skip_after >= 0, "skip_after", o.skip_after, ">= 0");
+  need(o.max_bad_ticks >= 1, "max_bad_ticks", o.max_bad_ticks, ">= 1");
+}
+
+}  // namespace
+
+std::vector<size_t> ends_inwards(size_t n) {
+  std::vector<size_t> order;
+  if (n == 0) return order;
+  order.push_back(0);
+  if (n > 1) order.push_back(n - 1);
+  std::deque<std::pair<size_t, size_t>> gaps = {{0, n - 1}};  // both ends taken
+  while (!gaps.empty()) {
+    const auto [low, high] = gaps.front();
+    gaps.pop_front();
+    if (high - low < 2) continue;
+    const size_t middle = low + (high - low) / 2;
+    order.push_back(middle);
+    gaps.emplace_back(low, middle);
+    gaps.emplace_back(middle, high);
+  }
+  return order;
+}
+
+Profiler::Profiler(ConfigTable configs, const ModelShape& model, std::vector<WorkPoint> points,
+                   const ProfilerOptions& options, const Dataset* previous)
+    : options_(options) {
+  check_options(options);
+  if (configs.size() == 0) fail_argument("configs", "none", "at least one");
+  if (points.empty()) fail_argument("workloads", "none", "at least one");
+  std::unordered_set<std::string> names;
+  for (WorkPoint& p : points) {
+    check_point(p, model);
+    if (!names.insert(p.name).second)
+      fail_argument("workloads", fmt::format("'{}' twice", printable(p.name)), "distinct names");
+    p.model = 0;
+    p.train = true;
+  }
+  data_.source = "profile";
+  data_.configs = std::move(configs);
+  data_.models = {model};
+  data_.points = std::move(points);
+  data_.us.assign(data_.points.size() * data_.configs.size(), kUnmeasured);
+  data_.us_repeat = data_.us;
+  hopeless_.assign(data_.configs.size(), 0);
+  failed_.assign(data_.configs.size(), false);
+  if (previous != nullptr) adopt(*previous);
+
+  std::vector<size_t> by_rows(data_.points.size());
+  std::iota(by_rows.begin(), by_rows.end(), size_t{0});
+  std::stable_sort(by_rows.begin(), by_rows.end(),
+                   [&](size_t a, size_t b) { return rows_of(data_.points[a]) < rows_of(data_.points[b]); });
+  for (const size_t i : ends_inwards(by_rows.size())) order_.push_back(by_rows[i]);
+  start_point();
+}
+
+void Profiler::adopt(const Dataset& previous) {
+  const ConfigTable& theirs = previous.configs;
+  for (size_t c = 0; c < data_.configs.size(); ++c) {
+    const auto same = std::find(theirs.names.begin(), theirs.names.end(), data_.configs.names[c]);
+    if (same == theirs.names.end()) continue;
+    const auto other = static_cast<size_t>(same - theirs.names.begin());
+    if (!(theirs.configs[other] == data_.configs.configs[c])) continue;
+    for (size_t p = 0; p < data_.points.size(); ++p) {
+      for (size_t q = 0; q < previous.points.size(); ++q) {
+        const WorkPoint& a = data_.points[p];
+        const WorkPoint& b = previous.points[q];
+        const ModelShape& m = previous.models[static_cast<size_t>(b.model)];
+        if (a.name == b.name && a.histogram == b.histogram && m.hidden == data_.models[0].hidden &&
+            m.intermediate == data_.models[0].intermediate && m.top_k == data_.models[0].top_k) {
+          timing(p, c) = previous.time(q, other);
+        }
+      }
+    }
+  }
+}
+
+std::optional<Profiler::Task> Profiler::next() const noexcept {
+  if (at_ >= order_.size()) return std::nullopt;
+  return Task{alive_[turn_], order_[at_], warmup_left_ > 0};
+}
+
+void Profiler::start_point() {
+  for (; at_ < order_.size(); end_point()) {
+    alive_.clear();
+    samples_.assign(data_.configs.size(), {});
+    for (size_t c = 0; c < data_.configs.size(); ++c) {
+      if (failed_[c] || !std::isnan(timing(order_[at_], c))) continue;
+      const auto patience = static_cast<size_t>(options_.skip_after);
+      if (patience > 0 && at_ >= patience && hopeless_[c] >= at_) {
+        ++dropped_;
+        continue;
+      }
+      alive_.push_back(c);
+    }
+    turn_ = 0;
+    if (alive_.empty()) continue;
+    start_config();
+    return;
+  }
+}
+
+void Profiler::start_config() {
+  warmup_left_ = samples_[alive_[turn_]].empty() ? options_.warmup : 0;
+  bad_ticks_ = 0;
+}
+
+void Profiler::report(double us) {
+  if (at_ >= order_.size()) fail_argument("report", "a timing", "no more: the profile is complete");
+  ++runs_;
+  if (warmup_left_ > 0) {
+    --warmup_left_;
+    return;
+  }
+  const size_t config = alive_[turn_];
+  if (!(us > 0) || std::isinf(us)) {
+    if (++bad_ticks_ >= options_.max_bad_ticks)
+      fail_config(config, fmt::format("the timer said {:g} us {} times in a row", us, bad_ticks_));
+    return;
+  }
+  samples_[config].push_back(us);
+  ++turn_;
+  advance();
+}
+
+void Profiler::report_failure(std::string reason) {
+  if (at_ >= order_.size()) fail_argument("report_failure", "a failure", "none: the profile is complete");
+  ++runs_;
+  fail_config(alive_[turn_], reason);
+}
+
+void Profiler::fail_config(size_t config, const std::string& reason) {
+  notes_.push_back(fmt::format("config '{}' failed on '{}' and will not be chosen: {}",
+                               data_.configs.names[config], data_.points[order_[at_]].name, reason));
+  failed_[config] = true;
+  for (size_t p = 0; p < data_.points.size(); ++p) timing(p, config) = kUnmeasured;
+  samples_[config].clear();
+  alive_.erase(alive_.begin() + static_cast<std::ptrdiff_t>(turn_));
+  advance();
+}
+
+// turn_ points at the next config of the round, or past the last one.
+void Profiler::advance() {
+  if (turn_ >= alive_.size()) end_round();
+  if (alive_.empty()) {
+    end_point();
+    start_point();
+    return;
+  }
+  start_config();
+}
+
+double Profiler::fastest_median() const {
+  double best = std::numeric_limits<double>::infinity();
+  const size_t width = data_.configs.size();
+  for (size_t c = 0; c < width; ++c) {
+    const double known = data_.us[order_[at_] * width + c];  // of an adopted profile
+    if (known < best) best = known;
+    if (!samples_[c].empty()) best = std::min(best, quantile(samples_[c], 0.5));
+  }
+  return best;
+}
+
+void Profiler::end_round() {
+  turn_ = 0;
+  const double limit = options_.hopeless_ratio * fastest_median();
+  std::erase_if(alive_, [&](size_t c) {
+    const std::vector<double>& s = samples_[c];
+    if (static_cast<int32_t>(s.size()) >= options_.repeats) return true;
+    const bool hopeless = static_cast<int32_t>(s.size()) >= options_.judge_after &&
+                          *std::min_element(s.begin(), s.end()) > limit;
+    dropped_ += hopeless ? 1 : 0;
+    return hopeless;
+  });
+}
+
+void Profiler::end_point() {
+  const size_t point = order_[at_];
+  for (size_t c = 0; c < data_.configs.size(); ++c) {
+    if (!samples_[c].empty()) timing(point, c) = quantile(samples_[c], 0.5);
+  }
+  double best = std::numeric_limits<double>::infinity();
+  for (size_t c = 0; c < data_.configs.size(); ++c) best = timing(point, c) < best ? timing(point, c) : best;
+  for (size_t c = 0; c < data_.configs.size(); ++c) {
+    // Not measured here although it has not failed: it was hopeless everywhere before.
+    if (!(timing(point, c) <= options_.hopeless_ratio * best)) ++hopeless_[c];
+  }
+  ++at_;
+}
+
+Profiler::Progress Profiler::progress() const noexcept {
+  return {at_, order_.size(), runs_, dropped_,
+          static_cast<size_t>(std::count(failed_.begin(), failed_.end(), true))};
+}
+
+}  // namespace ramp::core
