@@ -56,6 +56,16 @@ std::unique_ptr<ExpertWeights> make_expert_weights(const ramp_weights_desc& desc
 ramp_weights_desc check_update(const ExpertWeights& target, int64_t first_expert,
                                const ramp_weights_desc& desc);
 
+// Experts [first, first + count) of a tensor whose first dimension is the expert.
+ramp_tensor expert_range(ramp_tensor t, int64_t first, int64_t count) noexcept;
+// Copies every element of `from` to `to`: same dtype and shape, any strides with a unit last one, no overlap.
+void copy_elements(const ramp_tensor& from, const ramp_tensor& to) noexcept;
+// The part of an update that every backend shares: writes the update's weight scales into the handle (into
+// the caller's buffers for IN_PLACE; a BORROW handle gets its own copy first, for the caller's buffers are
+// never written) and replaces the static input scales where the update has them. `update` has gone through
+// check_update. Throws OUT_OF_MEMORY before anything is changed.
+void update_scales(ExpertWeights& target, int64_t first_expert, const ramp_weights_desc& update);
+
 // The scale (f32) that multiplies w13[e,row,col] / w2[e,row,col]; 1 for formats without scales.
 // Gate and up are quantised apart: row r of the up half in fp8_block uses scale row ceil(I/128) + (r -
 // I)/128.
