@@ -178,11 +178,16 @@ DecisionTable::DecisionTable(const WaveFit& fit, const ConfigTable& configs, con
     array(7)[lane] = to_float(p.value[kOutput]);
     array(8)[lane] = to_float(p.value[kLaunch]);
     array(9)[lane] = c >= 0 && fit.measured[static_cast<size_t>(c)] != 0 ? 0.0F : kInfinity;
-    if (c < 0 || fit.alpha.empty()) continue;
-    const size_t block = lane / kLaneBlock * kLaneBlock;
-    for (size_t p_at = 0; p_at < points_; ++p_at) {
-      alpha[block * points_ + p_at * kLaneBlock + lane % kLaneBlock] =
-          to_float(fit.alpha[static_cast<size_t>(c) * points_ + p_at]);
+  }
+  for (const Run& run : runs_) {
+    const auto begin = static_cast<size_t>(run.lane_begin);
+    const auto width = static_cast<size_t>(run.lane_end - run.lane_begin);
+    for (size_t i = 0; i < width; ++i) {
+      const int32_t c = lane_config_[begin + i];
+      if (c < 0 || fit.alpha.empty()) continue;
+      for (size_t p = 0; p < points_; ++p) {
+        alpha[begin * points_ + p * width + i] = to_float(fit.alpha[static_cast<size_t>(c) * points_ + p]);
+      }
     }
   }
   view_ = {array(0), array(1), array(2), array(3), array(4), array(5),

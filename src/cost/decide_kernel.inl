@@ -59,40 +59,58 @@ void evaluate(const LaneView& v, const LaneConstants& k, const RunInput& r, cons
   const float overlap_share = 1.0F - k.additive_share;
   const float has_last = r.last_wave > 0.0F ? 1.0F : 0.0F;
   const float last_extra = larger(r.last_wave - 1.0F, 0.0F);
-  const float rereads = r.tiles - r.first_read;
-  for (int32_t lane = r.lane_begin; lane < r.lane_end; lane += kWide) {
-    // log residual: sum over training points of similarity * weight, in this order.
-    float residual[kWide] = {};
-    const float* __restrict alpha = v.alpha + static_cast<size_t>(lane) * points;
-    for (size_t p = 0; p < points; ++p) {
-      for (int j = 0; j < kWide; ++j) residual[j] += near[p] * alpha[p * kWide + static_cast<size_t>(j)];
-    }
-    for (int j = 0; j < kWide; ++j) {
-      const int32_t c = lane + j;
-      const float alone =
-          v.latency[c] * (1.0F + v.fill_slope[c] * r.padding_centred) + v.row[c] * r.fill;
-      const float partial = has_last * (1.0F + v.sharing[c] * last_extra);
-      const float latency = alone * (r.full_waves * v.together[c] + partial) + v.row[c] * r.tail;
-      const float weights = v.first_read[c] * r.first_read + v.reread[c] * rereads;
-      const float output = v.output[c] * r.output;
-      const float most = larger(latency, larger(weights, output));
-      const float scale = 1.0F / most;
-      const float x = larger(latency * scale, kTiny);
-      const float y = larger(weights * scale, kTiny);
-      const float z = larger(output * scale, kTiny);
-      const float sum8 = (power8(x) + power8(y)) + power8(z);
-      const float norm = most * __builtin_sqrtf(__builtin_sqrtf(__builtin_sqrtf(sum8)));
-      const float physics =
-          v.launch[c] + (overlap_share * norm + k.additive_share * ((latency + weights) + output));
-      // exp of the residual, |e| <= residual_limit <= 0.5: fifth order, relative error below 3e-5 at 0.5 and
-      // 4e-7 at 0.25.
-      const float e = smaller(larger(residual[j], -k.residual_limit), k.residual_limit);
-      const float factor =
-          1.0F +
-          e * (1.0F + e * (0.5F + e * (1.0F / 6.0F + e * (1.0F / 24.0F + e * (1.0F / 120.0F)))));
-      const float t = physics * factor;
-      us[c] = (t < kHuge ? t : kHuge) + v.blocked[c];
-    }
+  const float full_waves = r.full_waves;
+  const float first_read_tiles = r.first_read;
+  const float reread_tiles = r.tiles - r.first_read;
+  const float output_rows = r.output;
+  const float fill = r.fill;
+  const float tail = r.tail;
+  const float padding_centred = r.padding_centred;
+  const float additive_share = k.additive_share;
+  const float limit = k.residual_limit;
+  const size_t n = static_cast<size_t>(r.lane_end - r.lane_begin) / kWide * kWide;
+  const auto begin = static_cast<size_t>(r.lane_begin);
+  // log residuals: sum over training points of similarity * weight, in this order.
+  const float* __restrict alpha = v.alpha + begin * points;
+  float* __restrict out = us + begin;
+  for (size_t c = 0; c < n; ++c) out[c] = 0.0F;
+  for (size_t p = 0; p < points; ++p) {
+    const float weight = near[p];
+    const float* __restrict a = alpha + p * n;
+    for (size_t c = 0; c < n; ++c) out[c] += weight * a[c];
+  }
+  const float* __restrict latencies = v.latency + begin;
+  const float* __restrict fill_slopes = v.fill_slope + begin;
+  const float* __restrict rows = v.row + begin;
+  const float* __restrict sharings = v.sharing + begin;
+  const float* __restrict togethers = v.together + begin;
+  const float* __restrict first_reads = v.first_read + begin;
+  const float* __restrict rereads_us = v.reread + begin;
+  const float* __restrict outputs = v.output + begin;
+  const float* __restrict launches = v.launch + begin;
+  const float* __restrict blocked = v.blocked + begin;
+  for (size_t c = 0; c < n; ++c) {
+    const float alone = latencies[c] * (1.0F + fill_slopes[c] * padding_centred) + rows[c] * fill;
+    const float partial = has_last * (1.0F + sharings[c] * last_extra);
+    const float latency = alone * (full_waves * togethers[c] + partial) + rows[c] * tail;
+    const float weights = first_reads[c] * first_read_tiles + rereads_us[c] * reread_tiles;
+    const float output = outputs[c] * output_rows;
+    const float most = larger(latency, larger(weights, output));
+    const float scale = 1.0F / most;
+    const float x = larger(latency * scale, kTiny);
+    const float y = larger(weights * scale, kTiny);
+    const float z = larger(output * scale, kTiny);
+    const float sum8 = (power8(x) + power8(y)) + power8(z);
+    const float norm = most * __builtin_sqrtf(__builtin_sqrtf(__builtin_sqrtf(sum8)));
+    const float physics =
+        launches[c] + (overlap_share * norm + additive_share * ((latency + weights) + output));
+    // exp of the residual, |e| <= residual_limit <= 0.5: fifth order, relative error below 3e-5 at 0.5 and
+    // 4e-7 at 0.25.
+    const float e = smaller(larger(out[c], -limit), limit);
+    const float factor =
+        1.0F + e * (1.0F + e * (0.5F + e * (1.0F / 6.0F + e * (1.0F / 24.0F + e * (1.0F / 120.0F)))));
+    const float t = physics * factor;
+    out[c] = (t < kHuge ? t : kHuge) + blocked[c];
   }
 }
 

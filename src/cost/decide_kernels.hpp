@@ -22,7 +22,7 @@ struct LaneView {
   const float* output = nullptr;       // us
   const float* launch = nullptr;       // us
   const float* blocked = nullptr;      // 0, or +infinity: must not be chosen (padding, never measured)
-  const float* alpha = nullptr;        // residual weights, [block of lanes][training point][8]
+  const float* alpha = nullptr;        // residual weights, per run [training point][lane of the run]
 };
 
 // One run of lanes with its histogram-dependent scalars.

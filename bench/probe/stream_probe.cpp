@@ -1,0 +1,560 @@
+// The stream probe: which structure should the decode kernel have? Brings the active experts' packed weights through
+// shared-memory rings, with and without wgmma consuming them, in the layer protocol of DESIGN §6 (one graph, layers with
+// distinct weights and routing), for every ring depth, blocks per SM, token width, cluster split and launch structure that
+// docs/probe.md decides between. Needs a Hopper GPU, libcuda and libnvrtc. Prints a table; writes stream_probe.json with -o.
+#include <cuda.h>
+#include <nvrtc.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace {
+
+void check(CUresult r, const char* what) {
+  if (r == CUDA_SUCCESS) return;
+  const char* text = nullptr;
+  cuGetErrorString(r, &text);
+  fmt::print(stderr, "{}: {}\n", what, text != nullptr ? text : "unknown error");
+  std::exit(5);
+}
+#define CK(call) check((call), #call)
+
+constexpr size_t kTile = 16384;
+
+struct Model {
+  const char* name;
+  int experts, top_k, hidden, intermediate, layers;
+};
+constexpr Model kModels[] = {{"olmoe", 64, 8, 2048, 1024, 5},
+                             {"qwen3-30b", 128, 8, 2048, 768, 5},
+                             {"mixtral-8x7b", 8, 2, 4096, 14336, 3},
+                             {"dsv3", 256, 8, 7168, 2048, 2}};
+
+struct Variant {
+  int width = 8, fp8 = 1, stages = 12, blocks = 1, math = 1, split = 1, pdl = 0;
+  auto operator<=>(const Variant&) const = default;
+  [[nodiscard]] unsigned smem() const {
+    const unsigned scale = fp8 != 0 ? (width * 4 + 127) / 128 * 128 : 0;
+    return stages * (kTile + width * 128 + scale) + (split - 1) * width * 128 * 4 + 16 * stages + 16;
+  }
+  [[nodiscard]] bool fits() const { return blocks * (smem() + 1024) <= 228 * 1024 && smem() <= 227 * 1024; }
+};
+
+// One wrapper per token width: wgmma m64 x n x (32 bytes of depth), A and B from shared memory, fp32 accumulators.
+std::string wgmma_text(int width, bool fp8) {
+  std::string s = "template <int N> __device__ __forceinline__ void wgmma(float (&d)[N / 2], unsigned long long a, unsigned long long b, int add);\n";
+  for (int n = 8; n <= width; n += 8) {
+    std::string regs;
+    std::string outs;
+    for (int i = 0; i < n / 2; ++i) {
+      regs += fmt::format("{}%{}", i > 0 ? "," : "", i);
+      outs += fmt::format("{}\"+f\"(d[{}])", i > 0 ? "," : "", i);
+    }
+    const int at = n / 2;
+    s += fmt::format(
+        "template <> __device__ __forceinline__ void wgmma<{0}>(float (&d)[{1}], unsigned long long a, unsigned long long b, int add) {{\n"
+        "  asm volatile(\"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{2}, 0;\\nwgmma.mma_async.sync.aligned.m64n{0}k{3}.f32.{4} {{{5}}}, %{6}, %{7}, p, 1, 1{8};\\n}}\" : {9} : "
+        "\"l\"(a), \"l\"(b), \"r\"(add));\n}}\n",
+        n, n / 2, at + 2, fp8 ? 32 : 16, fp8 ? "e4m3.e4m3" : "bf16.bf16", regs, at, at + 1, fp8 ? "" : ", 0, 0", outs);
+  }
+  return s;
+}
+
+struct Kernel {
+  CUmodule module = nullptr;
+  CUfunction stream = nullptr, combine = nullptr, fill = nullptr;
+  int registers = 0, spill = 0, resident = 0;
+  double nvrtc_seconds = 0;
+};
+
+class Kernels {
+ public:
+  explicit Kernels(std::string source) : source_(std::move(source)) {}
+  const Kernel& get(const Variant& v) {
+    auto [it, is_new] = cache_.try_emplace(v);
+    if (is_new) it->second = compile(v);
+    return it->second;
+  }
+
+ private:
+  [[nodiscard]] Kernel compile(const Variant& v) const {
+    std::string text = wgmma_text(v.width, v.fp8 != 0);
+    text += "#define RAMP_WIDTHS";
+    for (int n = 8; n <= v.width; n += 8) text += fmt::format(" RAMP_WIDTH({})", n / 8);
+    text += "\n" + source_;
+    const auto start = std::chrono::steady_clock::now();
+    nvrtcProgram program = nullptr;
+    nvrtcCreateProgram(&program, text.c_str(), "stream.cuh", 0, nullptr, nullptr);
+    const std::vector<std::string> options = {"-arch=sm_90a", "-std=c++17", fmt::format("-DWIDTH={}", v.width),
+                                              fmt::format("-DFP8={}", v.fp8), fmt::format("-DSTAGES={}", v.stages),
+                                              fmt::format("-DBLOCKS={}", v.blocks), fmt::format("-DMATH={}", v.math),
+                                              fmt::format("-DSPLIT={}", v.split), fmt::format("-DPDL={}", v.pdl)};
+    std::vector<const char*> pointers;
+    for (const std::string& o : options) pointers.push_back(o.c_str());
+    if (nvrtcCompileProgram(program, static_cast<int>(pointers.size()), pointers.data()) != NVRTC_SUCCESS) {
+      size_t n = 0;
+      nvrtcGetProgramLogSize(program, &n);
+      std::string log(n, '\0');
+      nvrtcGetProgramLog(program, log.data());
+      fmt::print(stderr, "{}\n", log);
+      std::exit(1);
+    }
+    size_t n = 0;
+    nvrtcGetCUBINSize(program, &n);
+    std::string cubin(n, '\0');
+    nvrtcGetCUBIN(program, cubin.data());
+    nvrtcDestroyProgram(&program);
+    Kernel k;
+    k.nvrtc_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (compile_only) return k;
+    CK(cuModuleLoadData(&k.module, cubin.data()));
+    CK(cuModuleGetFunction(&k.stream, k.module, "stream"));
+    CK(cuModuleGetFunction(&k.combine, k.module, "combine"));
+    CK(cuModuleGetFunction(&k.fill, k.module, "fill"));
+    CK(cuFuncGetAttribute(&k.registers, CU_FUNC_ATTRIBUTE_NUM_REGS, k.stream));
+    CK(cuFuncGetAttribute(&k.spill, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, k.stream));
+    CK(cuFuncSetAttribute(k.stream, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(v.smem())));
+    CK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&k.resident, k.stream, 288, v.smem()));
+    return k;
+  }
+  std::string source_;
+  std::map<Variant, Kernel> cache_;
+
+ public:
+  bool compile_only = false;
+};
+
+struct Item {
+  uint64_t tile;
+  uint32_t steps, row0, rows, out_col;
+};
+
+struct Layer {
+  std::vector<Item> gemm1, gemm2;
+  std::vector<uint32_t> rows1, rows2;  // row_index of each GEMM
+  uint64_t tiles = 0;
+  int active = 0, max_load = 0;
+};
+
+// Uniform routing, k distinct experts per token; every expert's weights packed slice after slice, active ones only.
+Layer make_layer(const Model& m, int tokens, int width, bool fp8, uint64_t base, std::mt19937_64& rng) {
+  Layer l;
+  std::vector<std::vector<uint32_t>> lists(static_cast<size_t>(m.experts));
+  std::vector<int> order(static_cast<size_t>(m.experts));
+  std::iota(order.begin(), order.end(), 0);
+  for (int t = 0; t < tokens; ++t) {
+    for (int j = 0; j < m.top_k; ++j) {
+      std::swap(order[static_cast<size_t>(j)], order[static_cast<size_t>(j) + rng() % static_cast<uint64_t>(m.experts - j)]);
+      lists[static_cast<size_t>(order[static_cast<size_t>(j)])].push_back(static_cast<uint32_t>(t));
+    }
+  }
+  const uint32_t depth = fp8 ? 128 : 64;
+  const uint32_t steps1 = static_cast<uint32_t>(m.hidden) / depth;
+  const uint32_t steps2 = static_cast<uint32_t>(m.intermediate) / depth;
+  const uint32_t slices1 = static_cast<uint32_t>(2 * m.intermediate) / 128;
+  const uint32_t slices2 = static_cast<uint32_t>(m.hidden) / 128;
+  for (const auto& list : lists) {
+    if (list.empty()) continue;
+    ++l.active;
+    l.max_load = std::max(l.max_load, static_cast<int>(list.size()));
+    const auto row0 = static_cast<uint32_t>(l.rows1.size());
+    for (const uint32_t t : list) {
+      l.rows1.push_back(t);
+      l.rows2.push_back(static_cast<uint32_t>(l.rows2.size()));
+    }
+    const auto n = static_cast<uint32_t>(list.size());
+    for (uint32_t s = 0; s < slices1; ++s) {
+      for (uint32_t r = 0; r < n; r += static_cast<uint32_t>(width)) {
+        l.gemm1.push_back({base + l.tiles + s * steps1, steps1, row0 + r, std::min<uint32_t>(n - r, static_cast<uint32_t>(width)), s * 128});
+      }
+    }
+    for (uint32_t s = 0; s < slices2; ++s) {
+      for (uint32_t r = 0; r < n; r += static_cast<uint32_t>(width)) {
+        l.gemm2.push_back({base + l.tiles + slices1 * steps1 + s * steps2, steps2, row0 + r,
+                           std::min<uint32_t>(n - r, static_cast<uint32_t>(width)), s * 128});
+      }
+    }
+    l.tiles += uint64_t{slices1} * steps1 + uint64_t{slices2} * steps2;
+  }
+  return l;
+}
+
+float e4m3(uint8_t v) {
+  const int e = (v >> 3) & 15;
+  const int f = v & 7;
+  const float m = e != 0 ? std::ldexp(1.0F + static_cast<float>(f) / 8, e - 7) : std::ldexp(static_cast<float>(f) / 8, -6);
+  return (v & 0x80) != 0 ? -m : m;
+}
+float bf16(uint16_t v) {
+  const uint32_t u = static_cast<uint32_t>(v) << 16;
+  float f = 0;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+struct Buffers {
+  CUdeviceptr weights = 0, scales = 0, x = 0, x_scales = 0, mid = 0, mid_scales = 0, out1 = 0, out2 = 0, y = 0;
+};
+
+// Largest |error| / bound of sampled outputs of one GEMM against fp64; the bound is (steps+8) eps of the sum of magnitudes.
+// FP8 wgmma keeps about 14 bits inside one instruction: 2^-13 of each 128-deep partial magnitude is added for it.
+double worst_ratio(const std::vector<Item>& items, const std::vector<uint32_t>& index, CUdeviceptr weights, CUdeviceptr scales,
+                   CUdeviceptr x, CUdeviceptr x_scales, CUdeviceptr out, uint32_t row_bytes, uint32_t out_stride, bool fp8,
+                   std::mt19937_64& rng) {
+  double worst = 0;
+  std::vector<uint8_t> tile(kTile);
+  std::vector<uint8_t> row(row_bytes);
+  for (int sample = 0; sample < 24; ++sample) {
+    const Item& item = items[rng() % items.size()];
+    const uint32_t r = static_cast<uint32_t>(rng() % item.rows);
+    const uint32_t n = static_cast<uint32_t>(rng() % 128);
+    const uint32_t token = index[item.row0 + r];
+    CK(cuMemcpyDtoH(row.data(), x + uint64_t{token} * row_bytes, row_bytes));
+    double sum = 0;
+    double magnitude = 0;
+    for (uint32_t k = 0; k < item.steps; ++k) {
+      CK(cuMemcpyDtoH(tile.data(), weights + (item.tile + k) * kTile, kTile));
+      float s[2] = {1, 1};
+      float xs = 1;
+      if (fp8) {
+        CK(cuMemcpyDtoH(s, scales + (item.tile + k) * 8, 8));
+        CK(cuMemcpyDtoH(&xs, x_scales + (uint64_t{token} * (row_bytes / 128) + k) * 4, 4));
+      }
+      const double scale = fp8 ? static_cast<double>(n % 16 < 8 ? s[0] : s[1]) * xs : 1.0;
+      for (uint32_t b = 0; b < 128; b += fp8 ? 1 : 2) {
+        const size_t at = n / 8 * 1024 + n % 8 * 128 + ((b / 16) ^ (n % 8)) * 16 + b % 16;
+        double w = 0;
+        double v = 0;
+        if (fp8) {
+          w = e4m3(tile[at]);
+          v = e4m3(row[k * 128 + b]);
+        } else {
+          uint16_t c[2];
+          std::memcpy(&c[0], &tile[at], 2);
+          std::memcpy(&c[1], &row[k * 128 + b], 2);
+          w = bf16(c[0]);
+          v = bf16(c[1]);
+        }
+        sum += w * v * scale;
+        magnitude += std::abs(w * v * scale);
+      }
+    }
+    float got = NAN;
+    CK(cuMemcpyDtoH(&got, out + (uint64_t{item.row0 + r} * out_stride + item.out_col + n) * 4, 4));
+    const double bound = magnitude * ((item.steps + 8) * 0x1p-23 + (fp8 ? 0x1p-13 : 0x1p-22 * 64));
+    const double ratio = std::abs(got - sum) / bound;
+    worst = std::isnan(ratio) ? INFINITY : std::max(worst, ratio);
+  }
+  return worst;
+}
+
+struct Row {
+  Variant v;
+  std::string model;
+  int tokens = 0, active = 0;
+  double us = 0, tbps = 0, ideal_us = 0, worst = -1;
+};
+
+class Probe {
+ public:
+  Probe(Kernels& kernels, CUdeviceptr pool, uint64_t pool_tiles, CUdeviceptr scales, CUdeviceptr small, int sms)
+      : kernels_(kernels), pool_(pool), pool_tiles_(pool_tiles), scales_(scales), small_(small), sms_(sms) {
+    CK(cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING));
+  }
+
+  // Median microseconds of a layer: GEMM1, GEMM2, combine.
+  Row run(const Model& m, int tokens, const Variant& v, bool check_results) {
+    const Kernel& kernel = kernels_.get(v);
+    std::mt19937_64 rng(static_cast<uint64_t>(tokens) * 1000 + static_cast<uint64_t>(m.experts));
+    const bool fp8 = v.fp8 != 0;
+    const uint32_t width_bytes = fp8 ? 1 : 2;
+    std::vector<Layer> layers;
+    uint64_t base = 0;
+    for (int l = 0; l < m.layers; ++l) {
+      layers.push_back(make_layer(m, tokens, v.width, fp8, base, rng));
+      base += layers.back().tiles;
+      if (base > pool_tiles_) {
+        layers.pop_back();
+        break;
+      }
+    }
+    const uint64_t rows = static_cast<uint64_t>(tokens) * m.top_k;
+    // Small buffers from one block, NaN-poisoned outputs.
+    CUdeviceptr at = small_;
+    const auto take = [&](uint64_t bytes) {
+      const CUdeviceptr p = at;
+      at += (bytes + 255) / 256 * 256;
+      return p;
+    };
+    Buffers b;
+    b.x = take(uint64_t(tokens) * m.hidden * width_bytes);
+    b.mid = take(rows * m.intermediate * width_bytes);
+    fill(b.x, at - b.x, fp8);
+    b.x_scales = take(uint64_t(tokens) * (m.hidden / 128) * 4);
+    b.mid_scales = take(rows * (m.intermediate / 128) * 4);
+    std::vector<float> host((at - b.x_scales) / 4);
+    for (float& f : host) f = 0.5F + static_cast<float>(rng() % 1024) / 1024.0F;
+    CK(cuMemcpyHtoD(b.x_scales, host.data(), host.size() * 4));
+    b.out1 = take(rows * 2 * m.intermediate * 4);
+    b.out2 = take(rows * m.hidden * 4);
+    CK(cuMemsetD32(b.out1, 0x7fc00000, (at - b.out1) / 4));
+    b.y = take(uint64_t(tokens) * m.hidden * 2);
+    struct Plan {
+      CUdeviceptr items1, items2, rows1, rows2;
+    };
+    std::vector<Plan> plans;
+    for (const Layer& l : layers) {
+      Plan p{take(l.gemm1.size() * sizeof(Item)), take(l.gemm2.size() * sizeof(Item)), take(l.rows1.size() * 4), take(l.rows2.size() * 4)};
+      CK(cuMemcpyHtoD(p.items1, l.gemm1.data(), l.gemm1.size() * sizeof(Item)));
+      CK(cuMemcpyHtoD(p.items2, l.gemm2.data(), l.gemm2.size() * sizeof(Item)));
+      CK(cuMemcpyHtoD(p.rows1, l.rows1.data(), l.rows1.size() * 4));
+      CK(cuMemcpyHtoD(p.rows2, l.rows2.data(), l.rows2.size() * 4));
+      plans.push_back(p);
+    }
+    const int resident = std::max(1, std::min(kernel.resident, v.blocks));
+    CUgraph graph = nullptr;
+    CUgraphExec exec = nullptr;
+    CK(cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    for (size_t l = 0; l < layers.size(); ++l) {
+      gemm(kernel, v, plans[l].items1, layers[l].gemm1.size(), b.x, b.x_scales, plans[l].rows1, m.hidden, fp8, b.out1,
+           2 * m.intermediate, resident);
+      gemm(kernel, v, plans[l].items2, layers[l].gemm2.size(), b.mid, b.mid_scales, plans[l].rows2, m.intermediate, fp8, b.out2,
+           m.hidden, resident);
+      uint32_t t = static_cast<uint32_t>(tokens);
+      uint32_t k = static_cast<uint32_t>(m.top_k);
+      uint32_t h = static_cast<uint32_t>(m.hidden);
+      void* args[] = {&b.out2, &b.y, &t, &k, &h};
+      launch(kernel.combine, std::min<unsigned>(264, (t * h + 255) / 256), 256, 0, args, v.pdl != 0, 1);
+    }
+    CK(cuStreamEndCapture(stream_, &graph));
+    CK(cuGraphInstantiate(&exec, graph, 0));
+    CUevent start = nullptr;
+    CUevent stop = nullptr;
+    CK(cuEventCreate(&start, 0));
+    CK(cuEventCreate(&stop, 0));
+    std::vector<float> times;
+    for (int i = 0; i < 25; ++i) {
+      CK(cuEventRecord(start, stream_));
+      CK(cuGraphLaunch(exec, stream_));
+      CK(cuEventRecord(stop, stream_));
+      CK(cuEventSynchronize(stop));
+      float ms = 0;
+      CK(cuEventElapsedTime(&ms, start, stop));
+      if (i >= 5) times.push_back(ms * 1000 / static_cast<float>(layers.size()));
+    }
+    std::sort(times.begin(), times.end());
+    Row r;
+    r.v = v;
+    r.model = m.name;
+    r.tokens = tokens;
+    double bytes = 0;
+    for (const Layer& l : layers) {
+      bytes += static_cast<double>(l.tiles) * kTile / static_cast<double>(layers.size());
+      r.active = l.active;
+    }
+    r.us = times[times.size() / 2];
+    r.tbps = bytes / r.us / 1e6;
+    r.ideal_us = bytes / 4.53e6;
+    if (check_results && v.math != 0) {
+      const Layer& last = layers.back();
+      r.worst = std::max(worst_ratio(last.gemm1, last.rows1, pool_, scales_, b.x, b.x_scales, b.out1, m.hidden * width_bytes,
+                                     2 * m.intermediate, fp8, rng),
+                         worst_ratio(last.gemm2, last.rows2, pool_, scales_, b.mid, b.mid_scales, b.out2,
+                                     m.intermediate * width_bytes, m.hidden, fp8, rng));
+    }
+    CK(cuGraphExecDestroy(exec));
+    CK(cuGraphDestroy(graph));
+    CK(cuEventDestroy(start));
+    CK(cuEventDestroy(stop));
+    return r;
+  }
+
+  void fill(CUdeviceptr p, uint64_t bytes, bool fp8) {
+    const Kernel& k = kernels_.get(Variant{});
+    uint64_t n = bytes / 16;
+    uint32_t keep = fp8 ? 0xbfbfbfbfU : 0x83ff83ffU;  // |values| < 2, no NaN
+    uint32_t set = fp8 ? 0 : 0x3c003c00U;
+    uint32_t seed = 17;
+    void* args[] = {&p, &n, &keep, &set, &seed};
+    CK(cuLaunchKernel(k.fill, 1320, 1, 1, 512, 1, 1, 0, nullptr, args, nullptr));
+    CK(cuCtxSynchronize());
+  }
+
+ private:
+  void launch(CUfunction f, unsigned grid, unsigned threads, unsigned smem, void** args, bool pdl, unsigned cluster) {
+    CUlaunchConfig c{};
+    c.gridDimX = grid;
+    c.gridDimY = c.gridDimZ = c.blockDimY = c.blockDimZ = 1;
+    c.blockDimX = threads;
+    c.sharedMemBytes = smem;
+    c.hStream = stream_;
+    CUlaunchAttribute attributes[2]{};
+    if (pdl) {
+      attributes[c.numAttrs].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+      attributes[c.numAttrs++].value.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+      attributes[c.numAttrs].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+      attributes[c.numAttrs].value.clusterDim.x = cluster;
+      attributes[c.numAttrs].value.clusterDim.y = attributes[c.numAttrs].value.clusterDim.z = 1;
+      ++c.numAttrs;
+    }
+    c.attrs = attributes;
+    CK(cuLaunchKernelEx(&c, f, args, nullptr));
+  }
+  void gemm(const Kernel& kernel, const Variant& v, CUdeviceptr items, size_t count, CUdeviceptr x, CUdeviceptr x_scales, CUdeviceptr rows,
+            int depth, bool fp8, CUdeviceptr out, int columns, int resident) {
+    auto n = static_cast<uint32_t>(count);
+    auto row_stride = static_cast<uint32_t>(depth * (fp8 ? 1 : 2));
+    auto scale_stride = static_cast<uint32_t>(depth / 128);
+    auto out_stride = static_cast<uint32_t>(columns);
+    void* args[] = {&pool_, &scales_, &x, &x_scales, &rows, &items, &n, &row_stride, &scale_stride, &out, &out_stride};
+    const auto groups = std::min<unsigned>(n, static_cast<unsigned>(sms_ * resident / v.split));
+    launch(kernel.stream, groups * static_cast<unsigned>(v.split), 288, v.smem(), args, v.pdl != 0, static_cast<unsigned>(v.split));
+  }
+
+  Kernels& kernels_;
+  CUdeviceptr pool_;
+  uint64_t pool_tiles_;
+  CUdeviceptr scales_, small_;
+  int sms_;
+  CUstream stream_ = nullptr;
+};
+
+std::string describe(const Variant& v) {
+  return fmt::format("{}{} w{} s{} b{}{}{}", v.math != 0 ? "" : "copy ", v.fp8 != 0 ? "fp8" : "bf16", v.width, v.stages, v.blocks,
+                     v.split > 1 ? fmt::format(" x{}", v.split) : "", v.pdl != 0 ? " pdl" : "");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string output;
+  std::string source_path = "bench/probe/stream.cuh";
+  bool compile_only = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "-o") == 0 && i + 1 < argc) output = argv[++i];
+    else if (std::strcmp(argv[i], "--source") == 0 && i + 1 < argc) source_path = argv[++i];
+    else if (std::strcmp(argv[i], "--compile-only") == 0) compile_only = true;
+    else return fmt::print(stderr, "usage: stream_probe [-o results.json] [--source stream.cuh] [--compile-only]\n"), 2;
+  }
+  std::ifstream in(source_path);
+  std::stringstream text;
+  text << in.rdbuf();
+  if (text.str().empty()) return fmt::print(stderr, "{}: cannot read the device source; run from the repository root\n", source_path), 3;
+  Kernels kernels(text.str());
+
+  // Ring shapes per width: the deepest rings that 1, 2, 3, 4 blocks per SM leave room for.
+  const auto shapes = [](int width, int fp8, int split) {
+    std::vector<Variant> out;
+    for (const int blocks : {1, 2, 3, 4}) {
+      Variant v{width, fp8, 2, blocks, 1, split, 0};
+      while (Variant{width, fp8, v.stages + 1, blocks, 1, split, 0}.fits() && v.stages < 13) ++v.stages;
+      if (v.fits()) out.push_back(v);
+    }
+    return out;
+  };
+  if (compile_only) {
+    kernels.compile_only = true;
+    for (const int fp8 : {1, 0}) {
+      for (const int width : {8, 32, 64, 128}) {
+        for (const int split : {1, 2}) {
+          Variant v = shapes(width, fp8, split).front();
+          v.split = split;
+          v.pdl = split - 1;
+          fmt::print("{:<24} NVRTC {:.2f} s\n", describe(v), kernels.get(v).nvrtc_seconds);
+        }
+      }
+    }
+    return 0;
+  }
+
+  CK(cuInit(0));
+  CUdevice device = 0;
+  CUcontext context = nullptr;
+  CK(cuDeviceGet(&device, 0));
+  CK(cuDevicePrimaryCtxRetain(&context, device));
+  CK(cuCtxSetCurrent(context));
+  char name[128];
+  CK(cuDeviceGetName(name, sizeof name, device));
+  int sms = 0;
+  CK(cuDeviceGetAttribute(&sms, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device));
+  const uint64_t pool_bytes = uint64_t{24} << 30;
+  CUdeviceptr pool = 0;
+  CUdeviceptr scales = 0;
+  CUdeviceptr small = 0;
+  CK(cuMemAlloc(&pool, pool_bytes));
+  CK(cuMemAlloc(&scales, pool_bytes / kTile * 8));
+  CK(cuMemAlloc(&small, uint64_t{1} << 30));
+  Probe probe(kernels, pool, pool_bytes / kTile, scales, small, sms);
+  std::mt19937_64 rng(5);
+  std::vector<float> host(pool_bytes / kTile * 2);
+  for (float& f : host) f = 0.5F + static_cast<float>(rng() % 1024) / 1024.0F;
+  CK(cuMemcpyHtoD(scales, host.data(), host.size() * 4));
+
+  fmt::print("{}: {} SMs; us per layer (GEMM1, GEMM2, combine), TB/s of active weights; error/bound on sampled outputs\n", name, sms);
+  nlohmann::json json = nlohmann::json::array();
+  int failures = 0;
+  const auto report = [&](const Row& r) {
+    const Kernel& k = kernels.get(r.v);
+    fmt::print("{:<13} T={:<4} active {:<4} {:<24} {:8.2f} us {:5.2f} TB/s ideal {:7.2f} regs {:3} spill {} nvrtc {:.2f}s{}\n", r.model,
+               r.tokens, r.active, describe(r.v), r.us, r.tbps, r.ideal_us, k.registers, k.spill, k.nvrtc_seconds,
+               r.worst >= 0 ? fmt::format(" err {:.2f}{}", r.worst, r.worst > 1 ? " FAILED" : "") : "");
+    std::fflush(stdout);
+    if (r.worst > 1) ++failures;
+    json.push_back({{"model", r.model}, {"tokens", r.tokens}, {"active", r.active}, {"variant", describe(r.v)}, {"width", r.v.width},
+                    {"fp8", r.v.fp8}, {"stages", r.v.stages}, {"blocks_per_sm", r.v.blocks}, {"math", r.v.math}, {"split", r.v.split},
+                    {"pdl", r.v.pdl}, {"us", r.us}, {"tbps", r.tbps}, {"ideal_us", r.ideal_us}, {"registers", k.registers},
+                    {"spill_bytes", k.spill}, {"nvrtc_s", k.nvrtc_seconds}, {"error_over_bound", r.worst}});
+  };
+  for (const int fp8 : {1, 0}) {
+    probe.fill(pool, pool_bytes, fp8 != 0);
+    for (const Model& m : kModels) {
+      for (const int tokens : {1, 8, 32, 128}) {
+        // Expected largest load decides the width; wider experts take several tiles.
+        const double mean = static_cast<double>(tokens) * m.top_k / m.experts;
+        const int want = static_cast<int>(mean + 3 * std::sqrt(mean) + 1);
+        const int width = tokens <= 8 ? 8 : (want <= 32 ? 32 : (want <= 64 ? 64 : 128));
+        std::vector<Variant> variants;
+        for (Variant v : shapes(width, fp8, 1)) {
+          if (fp8 != 0) {
+            v.math = 0;
+            variants.push_back(v);
+            v.math = 1;
+          }
+          variants.push_back(v);
+          v.pdl = 1;
+          variants.push_back(v);
+        }
+        if (tokens <= 8) {
+          for (const int split : {2, 4}) {
+            for (Variant v : shapes(width, fp8, split)) {
+              if (m.intermediate / (fp8 != 0 ? 128 : 64) % split != 0 || v.blocks == 3) continue;
+              v.pdl = 1;
+              variants.push_back(v);
+            }
+          }
+        }
+        for (const Variant& v : variants) report(probe.run(m, tokens, v, true));
+      }
+    }
+  }
+  if (!output.empty()) std::ofstream(output) << json.dump(1) << "\n";
+  fmt::print("{} rows, {} failed checks\n", json.size(), failures);
+  return failures == 0 ? 0 : 1;
+}
