@@ -1,0 +1,179 @@
+// Contexts: options, environment, the backend behind them, and their tables of configs.
+#include <fmt/format.h>
+
+#include <charconv>
+#include <utility>
+
+#include "abi/handles.hpp"
+#include "abi/validate.hpp"
+#include "base/env.hpp"
+#include "base/error.hpp"
+
+namespace ramp::core {
+namespace {
+
+// More workers than any machine has cores; above it the number is a mistake.
+constexpr int32_t kMaxThreads = 4096;
+
+ramp_device check_device(ramp_device device) {
+  if (device.type != RAMP_DEVICE_CPU && device.type != RAMP_DEVICE_CUDA) {
+    fail_argument("options.device.type", std::to_string(device.type),
+                  "RAMP_DEVICE_CPU (0) or RAMP_DEVICE_CUDA (1)");
+  }
+  if (device.index < 0 || (device.type == RAMP_DEVICE_CPU && device.index != 0)) {
+    fail_argument("options.device.index", std::to_string(device.index),
+                  device.type == RAMP_DEVICE_CPU ? "0 on the CPU" : "a device number >= 0");
+  }
+  return device;
+}
+
+ramp_backend check_backend(int32_t backend, ramp_device device) {
+  if (backend < RAMP_BACKEND_AUTO || backend > RAMP_BACKEND_CUDA) {
+    fail_argument("options.backend", std::to_string(backend),
+                  "RAMP_BACKEND_AUTO (0), _REFERENCE (1), _CPU (2) or _CUDA (3)");
+  }
+  const bool wants_cuda = backend == RAMP_BACKEND_CUDA;
+  const bool on_cuda = device.type == RAMP_DEVICE_CUDA;
+  if (backend != RAMP_BACKEND_AUTO && wants_cuda != on_cuda) {
+    fail_argument("options.backend",
+                  wants_cuda ? "RAMP_BACKEND_CUDA with a CPU device" : "a host backend with a CUDA device",
+                  "a backend of options.device", "use RAMP_BACKEND_AUTO or change the device");
+  }
+  return static_cast<ramp_backend>(backend);
+}
+
+int32_t check_threads(const ramp_context_options& options) {
+  if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
+    fail_argument("options.num_threads", std::to_string(options.num_threads),
+                  fmt::format("0 (one per available core) to {}", kMaxThreads));
+  }
+  if (options.num_threads != 0 || options.executor != nullptr) return options.num_threads;
+  const auto text = env("RAMP_NUM_THREADS");
+  if (!text) return 0;
+  int32_t threads = 0;
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), threads);
+  if (error != std::errc() || end != text->data() + text->size() || threads < 1 || threads > kMaxThreads) {
+    fail_argument("RAMP_NUM_THREADS", fmt::format("'{}'", printable(*text)),
+                  fmt::format("a whole number from 1 to {}", kMaxThreads), "correct or unset the variable");
+  }
+  return threads;
+}
+
+ramp_executor check_executor(const ramp_executor& executor) {
+  if (executor.num_workers < 1) {
+    fail_argument("options.executor.num_workers", std::to_string(executor.num_workers), "a number >= 1");
+  }
+  if (executor.parallel_for == nullptr) fail_argument("options.executor.parallel_for", "NULL", "a function");
+  return executor;
+}
+
+std::unique_ptr<ramp_context> create_context(const ramp_context_options* user) {
+  const ramp_context_options options =
+      user != nullptr ? read_sized(user, "ramp_context_options") : ramp_context_options_init();
+  auto context = std::make_unique<ramp_context>();
+  context->device = check_device(options.device);
+  const ramp_backend kind = check_backend(options.backend, options.device);
+  context->log = {options.log, options.log_user};
+  BackendOptions backend;
+  backend.device = context->device;
+  backend.num_threads = check_threads(options);
+  if (options.executor != nullptr) {
+    context->executor = check_executor(*options.executor);
+    backend.executor = &context->executor;
+  }
+  backend.isa = options.isa != nullptr ? std::string(options.isa) : env("RAMP_CPU_ISA").value_or("");
+  backend.cache_dir = cache_directory(options.cache_dir != nullptr ? options.cache_dir : "");
+  backend.log = context->log;
+  context->backend = make_backend(kind, backend);
+  const BackendInfo& info = context->backend->info();
+  if (context->log.fn != nullptr) {
+    context->log(RAMP_LOG_INFO,
+                 fmt::format("ramp {}: backend {}{}{}, {} workers, {}", RAMP_VERSION_STRING, info.name,
+                             info.isa.empty() ? "" : " ", info.isa, info.workers, info.device_name));
+  }
+  return context;
+}
+
+}  // namespace
+
+const ShapeConfigs& shape_configs(ramp_context& context, const ExpertWeights& weights) {
+  const std::lock_guard lock(context.configs_mutex);
+  for (const ShapeConfigs& t : context.configs) {
+    if (t.experts == weights.experts && t.hidden == weights.hidden &&
+        t.intermediate == weights.intermediate && t.format == weights.format &&
+        t.activation == weights.activation)
+      return t;
+  }
+  ShapeConfigs table{
+      weights.experts, weights.hidden, weights.intermediate, weights.format, weights.activation, {}, {}};
+  ModelShape shape;
+  shape.experts = weights.experts;
+  shape.top_k = 1;  // not known to the weights; configs do not depend on it
+  shape.hidden = weights.hidden;
+  shape.intermediate = weights.intermediate;
+  table.configs = context.backend->configs(shape, weights.format, weights.activation, false).legal;
+  table.names.reserve(table.configs.size());
+  for (const KernelConfig& c : table.configs) table.names.push_back(config_name(c));
+  return context.configs.emplace_back(std::move(table));
+}
+
+const KernelConfig* find_config(ramp_context& context, const ExpertWeights& weights, int32_t config) {
+  if (config == 0) return nullptr;
+  const ShapeConfigs& table = shape_configs(context, weights);
+  if (config < 0 || static_cast<size_t>(config) > table.configs.size()) {
+    fail_argument("config", std::to_string(config),
+                  fmt::format("0 (the dispatcher chooses) to {}", table.configs.size()),
+                  fmt::format("ramp_config_name lists the {} configs of the {} backend for these weights",
+                              table.configs.size(), context.backend->info().name));
+  }
+  return &table.configs[static_cast<size_t>(config) - 1];
+}
+
+}  // namespace ramp::core
+
+using namespace ramp::core;  // NOLINT(google-build-using-namespace): this file implements the C ABI with it
+
+extern "C" {
+
+ramp_status ramp_context_create(const ramp_context_options* options, ramp_context** out) {
+  return border([&] {
+    check_out(out, "out");
+    *out = create_context(options).release();
+  });
+}
+
+void ramp_context_destroy(ramp_context* context) {
+  if (context == nullptr) return;
+  // A foreign pointer is left alone: the last error tells, nothing is freed.
+  border([&] { destroy_handle(&context_of(context)); });
+}
+
+ramp_status ramp_context_get_info(const ramp_context* context, ramp_context_info* out) {
+  return border([&] {
+    const ramp_context& c = context_of(context);
+    const BackendInfo& info = c.backend->info();
+    ramp_context_info value = ramp_context_info_init();
+    value.backend = info.kind;
+    value.num_workers = info.workers;
+    value.device = c.device;
+    value.backend_name = info.name.c_str();
+    value.isa = info.isa.c_str();
+    value.device_name = info.device_name.c_str();
+    write_sized(out, value, "ramp_context_info");
+  });
+}
+
+const char* ramp_config_name(ramp_context* context, const ramp_weights* weights, int32_t index) {
+  const char* name = nullptr;
+  border([&] {
+    ramp_context& c = context_of(context);
+    const ramp_weights& w = weights_of(weights);
+    if (index < 0) fail_argument("index", std::to_string(index), "a number >= 0");
+    const ShapeConfigs& table = shape_configs(c, *w.weights);
+    if (static_cast<size_t>(index) < table.names.size())
+      name = table.names[static_cast<size_t>(index)].c_str();
+  });
+  return name;
+}
+
+}  // extern "C"
