@@ -112,7 +112,7 @@ DecisionTable::DecisionTable(const WaveFit& fit, const ConfigTable& configs, con
     : counter_(fit.tile_m),
       hyper_(fit.hyper),
       constants_{static_cast<float>(fit.hyper.additive_share),
-                 static_cast<float>(std::min(fit.hyper.residual_limit, 0.5))},
+                 static_cast<float>(std::min(fit.hyper.residual_limit, 2.0))},
       sm_count_(fit.sm_count),
       experts_(static_cast<size_t>(model.experts)),
       configs_(configs.size()),
@@ -263,8 +263,7 @@ void DecisionTable::evaluate(std::span<const int32_t> histogram, const Scratch& 
       r.lane_begin = run.lane_begin;
       r.lane_end = run.lane_end;
       r.full_waves = static_cast<float>(full);
-      // An empty grid is taken for one tile: something has to be launched.
-      r.last_wave = grid == 0 ? 1.0F : static_cast<float>((rest + sm_count_ - 1) / sm_count_);
+      r.last_wave = static_cast<float>((rest + sm_count_ - 1) / sm_count_);
       k.evaluate(view_, constants_, r, near, points_, s.us);
     }
   }

@@ -135,7 +135,7 @@ std::unique_ptr<Predictor> wave_from_json(std::string_view name, const nlohmann:
   h.scale_active = json_number(form, "scale_log_first_reads_per_sm", 1e-6, 1e6);
   h.scale_padding = json_number(form, "scale_padding_share", 1e-6, 1e6);
   h.scale_tail = json_number(form, "scale_log_fullest_rows", 1e-6, 1e6);
-  h.residual_limit = json_number(form, "residual_limit_log", 0, 0.5);
+  h.residual_limit = json_number(form, "residual_limit_log", 0, 2);
   h.guard = json_number(form, "guard_fraction", -1, 1);
   const nlohmann::json& parameters = json_member(j, "parameters");
   fit.configs.resize(n);

@@ -201,6 +201,23 @@ double typical_shift(const Problem& p, std::span<const double> residency, const 
   return *middle;
 }
 
+// Root mean square log error of the finished physics.
+double training_misfit(const Problem& p, std::span<const WaveConfigParameters> params, const WaveHyper& h,
+                       const WaveSwitches& on) {
+  double sum = 0;
+  size_t n = 0;
+  for (size_t c = 0; c < p.configs; ++c) {
+    for (size_t i = 0; i < p.points; ++i) {
+      const double measured = p.log_us[c * p.points + i];
+      if (std::isnan(measured)) continue;
+      const double e = predicted_log(params[c], p.work[c * p.points + i], h, on) - measured;
+      sum += e * e;
+      ++n;
+    }
+  }
+  return std::sqrt(sum / static_cast<double>(std::max<size_t>(n, 1)));
+}
+
 // Residual weights of one config: (K + noise/size I)^-1 e over the points where it was measured.
 void fit_residual(const Problem& p, size_t c, const WaveConfigParameters& params, const WaveHyper& h,
                   const WaveSwitches& on, std::span<double> alpha) {
@@ -335,9 +352,18 @@ WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points
         fmt::format("{} of {} configs have no training timing and are never chosen", unmeasured, n));
   }
   if (on.residual) {
+    const double misfit = training_misfit(problem, fit.configs, hyper, on);
+    if (misfit > hyper.misfit_at) {
+      fit.hyper.residual_sd = misfit;
+      fit.hyper.residual_limit = std::min(2.0, std::max(hyper.residual_limit, hyper.misfit_limit * misfit));
+      report.warnings.push_back(
+          fmt::format("the physics explains the training points to {:.0f}% only: more is left to the residual, "
+                      "which needs profile points near the workloads to come",
+                      100 * misfit));
+    }
     fit.alpha.resize(n * points.size());
     for (size_t c = 0; c < n; ++c) {
-      fit_residual(problem, c, fit.configs[c], hyper, on,
+      fit_residual(problem, c, fit.configs[c], fit.hyper, on,
                    std::span(fit.alpha).subspan(c * points.size(), points.size()));
     }
   }

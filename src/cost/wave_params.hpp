@@ -63,6 +63,10 @@ struct WaveHyper {
   double residual_sd = 0.05;    // size of what the physics misses
   double residual_noise = 0.02; // timing noise (p90 of the repeats)
   double residual_limit = 0.25; // |log residual| never exceeds this: physics rules far from the profile
+  // A kernel that the physics explains badly: where the root mean square of its training errors exceeds
+  // misfit_at, the residual takes that as its size, and misfit_limit times it (at most 2) as its limit.
+  double misfit_at = 0.10;
+  double misfit_limit = 3.0;
   // --- guard ---
   double guard = 0.01;  // leave the config measured fastest at the most similar training point only for more
 };

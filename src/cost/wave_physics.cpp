@@ -23,13 +23,12 @@ WorkClass work_class_of(const KernelConfig& c, const ModelShape& model) noexcept
 }
 
 Work make_work(const HistogramFacts& h, int64_t m_tiles, const WorkClass& w, int32_t sm_count) noexcept {
-  constexpr double kLeast = 1e-3;  // keeps the logarithms of an empty histogram finite
   const double per_sm = static_cast<double>(w.blocks_per_tile) / sm_count;
   const auto tiles = static_cast<double>(std::max<int64_t>(m_tiles, 1));
   const auto rows = static_cast<double>(h.rows);
   Work x;
-  x.tiles = std::max(static_cast<double>(m_tiles) * per_sm, kLeast);
-  x.first_read = std::max(static_cast<double>(h.active) * per_sm, kLeast);
+  x.tiles = std::max(static_cast<double>(m_tiles) * per_sm, kNoTiles);
+  x.first_read = std::max(static_cast<double>(h.active) * per_sm, kNoTiles);
   x.output = rows * per_sm;
   x.fill = rows / tiles;
   x.fullest = static_cast<double>(std::clamp<int64_t>(h.max_load, 1, w.tile_m));
@@ -40,7 +39,8 @@ Work make_work(const HistogramFacts& h, int64_t m_tiles, const WorkClass& w, int
 double staircase_us(const WaveConfigParameters& p, const Work& w, const WaveHyper& h) noexcept {
   constexpr double kRounding = 1e-9;  // tiles per SM is a quotient: whole waves must stay whole
   const double full = std::floor(w.tiles / p.residency + kRounding);
-  const double last = std::max(0.0, std::ceil(w.tiles - full * p.residency - kRounding));
+  const double last =
+      w.tiles <= kNoTiles ? 0 : std::max(0.0, std::ceil(w.tiles - full * p.residency - kRounding));
   const double alone =
       p.value[kLatency] * (1 + p.value[kFillSlope] * (w.padding - 0.5)) + p.value[kRow] * w.fill;
   const double together = alone * (1 + p.value[kSharing] * (p.residency - 1));

@@ -35,9 +35,11 @@ struct WorkClass {
 WorkClass work_class_of(const KernelConfig& c, const ModelShape& model) noexcept;
 
 // The features of one histogram for one work class. "per SM": divided by the machine's SMs (or workers).
+// kNoTiles stands for none, so that logarithms stay finite; one tile on any machine is more.
+inline constexpr double kNoTiles = 1e-7;
 struct Work {
-  double tiles = 0;       // q: tiles per SM, >= 0.001
-  double first_read = 0;  // A: tiles per SM that read an expert's weights first, >= 0.001
+  double tiles = 0;       // q: tiles per SM, >= kNoTiles
+  double first_read = 0;  // A: tiles per SM that read an expert's weights first, >= kNoTiles
   double output = 0;      // W: output rows x slices per SM
   double fill = 0;        // f: mean rows per tile
   double fullest = 0;     // rows of the fullest tile, >= 1
