@@ -100,8 +100,9 @@ class Section {
   [[noreturn]] void bad(const char* key, const json& value, std::string_view expected,
                         ramp_status status = RAMP_ERROR_BAD_FILE) const {
     const std::string got = value.is_structured() ? std::string("an ") + value.type_name()
-                            : value.is_string()   ? "'" + printable(value.get_ref<const std::string&>()) + "'"
-                                                  : value.dump();
+                            : value.is_string()
+                                ? fmt::format("'{}'", printable(value.get_ref<const std::string&>()))
+                                : value.dump();
     fail_argument(fmt::format("{}: {}", file_, key), got, expected, {}, status);
   }
   [[nodiscard]] const std::string& file() const { return file_; }
@@ -150,7 +151,7 @@ void parse_router(const Section& s, ModelConfig& c) {
   if (!known && (scoring == nullptr || norm == nullptr)) {
     std::string names;
     for (const Family& f : kFamilies) names += (names.empty() ? "" : ", ") + std::string(f.model_type);
-    fail_argument(s.file() + ": model_type", "'" + printable(c.architecture) + "'",
+    fail_argument(s.file() + ": model_type", fmt::format("'{}'", printable(c.architecture)),
                   "a known one (" + names + "), or scoring_func and norm_topk_prob in the config",
                   "the router of this family is not known to ramp", RAMP_ERROR_UNSUPPORTED);
   }
