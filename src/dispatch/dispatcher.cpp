@@ -22,13 +22,19 @@ int64_t count_rows(std::span<const int32_t> histogram) noexcept {
   return rows;
 }
 
-// The fastest predicted among the allowed ones; the default unless something is strictly faster.
+// The fastest predicted among those that may replace the default; else the default.
 size_t best_allowed(const Guard& guard, size_t row, std::span<const float> us) noexcept {
-  size_t best = guard.default_config(row);
+  const size_t fallback = guard.default_config(row);
+  size_t best = fallback;
   for (size_t c = 0; c < us.size(); ++c) {
-    if (us[c] < us[best] && guard.allows(row, c)) best = c;
+    if (us[c] < us[best] && guard.allows(row, c, us[c], us[fallback])) best = c;
   }
   return best;
+}
+
+// The predictor's choice stands without a second look: it is the default, or shown to be faster than it.
+bool stands(const Guard& guard, size_t row, size_t choice) noexcept {
+  return guard.evidence(row, choice) == Evidence::kFaster;
 }
 
 }  // namespace
@@ -52,7 +58,7 @@ size_t Dispatcher::choose(std::span<const int32_t> histogram) const noexcept {
   const size_t choice = predictor_->choose(histogram, work);
   if (!guard_.active()) return choice;
   const size_t row = guard_.row(count_rows(histogram));
-  if (guard_.allows(row, choice)) return choice;
+  if (stands(guard_, row, choice)) return choice;
   const std::span<float> us(reinterpret_cast<float*>(scratch.bytes + inner), configs());
   predictor_->predict(histogram, us, work);
   return best_allowed(guard_, row, us);
@@ -75,8 +81,10 @@ Decision Dispatcher::decide(std::span<const int32_t> histogram) const {
   if (d.guarded) {
     const size_t row = guard_.row(count_rows(histogram));
     d.default_config = guard_.default_config(row);
-    d.overruled = !guard_.allows(row, d.predictor_choice);
-    if (d.overruled) d.config = best_allowed(guard_, row, d.us);
+    d.evidence = guard_.evidence(row, d.predictor_choice);
+    d.best_speedup = guard_.best_speedup(row, d.predictor_choice);
+    if (!stands(guard_, row, d.predictor_choice)) d.config = best_allowed(guard_, row, d.us);
+    d.overruled = d.config != d.predictor_choice;
   }
   return d;
 }

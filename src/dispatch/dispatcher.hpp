@@ -2,9 +2,9 @@
 // of threads may choose at once. choose() neither allocates nor throws nor locks.
 //
 // The choice: the predictor's own (by contract the smallest predicted time; `wave` prefers the config
-// measured fastest at the most similar profile point when the difference is within its margin) if the guard
-// allows it; else, among the configs that the guard allows, the one predicted to be fastest, which leaves the
-// default only if it is predicted to be faster than it.
+// measured fastest at the most similar profile point when the difference is within its margin) if that is the
+// default or was measured faster than it; else the fastest predicted config that the guard lets replace the
+// default.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,12 @@ struct Decision {
   size_t predictor_choice = 0;
   bool guarded = false;       // there is a default to guard
   size_t default_config = 0;  // valid if guarded
-  bool overruled = false;     // the guard refused predictor_choice
-  std::vector<float> us;      // predicted microseconds per config
+  // Valid if guarded: what the profile says of predictor_choice against the default, and the largest measured
+  // us(default)/us(predictor_choice).
+  Evidence evidence = Evidence::kSlower;
+  double best_speedup = 0;
+  bool overruled = false;  // the guard put another config in the place of predictor_choice
+  std::vector<float> us;   // predicted microseconds per config
 };
 
 class Dispatcher {

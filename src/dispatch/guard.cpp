@@ -73,6 +73,18 @@ double noise(const Dataset& d, std::span<const size_t> points) {
 
 }  // namespace
 
+const char* evidence_name(Evidence e) noexcept {
+  switch (e) {
+    case Evidence::kSlower:
+      return "slower";
+    case Evidence::kTied:
+      return "tied";
+    case Evidence::kFaster:
+      break;
+  }
+  return "faster";
+}
+
 Guard::Guard(const Dataset& d, int32_t model, std::span<const size_t> points, int32_t declared_default)
     : configs_(d.configs.size()), top_k_(d.models[static_cast<size_t>(model)].top_k) {
   if (declared_default >= 0) {
@@ -127,11 +139,13 @@ void Guard::finish() {
     const auto right = static_cast<double>(defaults_[i + 1].tokens);
     limits_.push_back(std::floor(std::sqrt(left * right)) * static_cast<double>(top_k_));
   }
-  allowed_.assign(distinct.size() * configs_, 0);
+  evidence_.assign(distinct.size() * configs_, Evidence::kSlower);
   for (size_t i = 0; i < distinct.size(); ++i) {
     for (size_t c = 0; c < configs_; ++c) {
-      allowed_[i * configs_ + c] = static_cast<uint8_t>(c == static_cast<size_t>(distinct[i]) ||
-                                                        speedup_[i * configs_ + c] > 1.0 + margin_);
+      const double ratio = speedup_[i * configs_ + c];
+      Evidence& e = evidence_[i * configs_ + c];
+      if (ratio >= 1.0 / (1.0 + margin_)) e = Evidence::kTied;
+      if (ratio > 1.0 + margin_ || c == static_cast<size_t>(distinct[i])) e = Evidence::kFaster;
     }
   }
 }

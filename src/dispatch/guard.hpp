@@ -1,11 +1,18 @@
-// The measured guard: the dispatcher leaves the default config only for one that the profile has shown to be
-// faster. Precisely:
+// The measured guard: the dispatcher leaves the default config only where the profile speaks for it.
+// Precisely:
 //
-//   default    what a user would run without a dispatcher: the kernel's declared default if it has one, else
-//              the config that was fastest on balanced routing at the nearest profiled token count
-//              (|log(T'/T)|, the smaller T' on a tie; T = rows / top_k, rounded up)
-//   candidate  a config that at one or more profile points was measured faster than this default by more than
-//              the noise margin
+//   default   what a user would run without a dispatcher: the kernel's declared default if it has one, else
+//   the
+//             config that was fastest on balanced routing at the nearest profiled token count (|log(T'/T)|,
+//             the smaller T' on a tie; T = rows / top_k, rounded up)
+//   evidence  the largest ratio us(default) / us(candidate) that was measured at any profile point, against
+//   the
+//             noise margin m of a timing:
+//               faster   ratio > 1 + m           may replace the default when it is predicted to be faster
+//               tied     ratio >= 1 / (1 + m)    the profile cannot tell them apart at that point: may
+//               replace it
+//                                                when it is predicted to be faster by more than m
+//               slower   below, or never measured together: never replaces it
 //
 // A kernel without a profile has no guard, unless it declares a default: then nothing has been shown to be
 // faster and the default is kept.
@@ -24,6 +31,9 @@ namespace ramp::core {
 // Run-to-run noise when a profile has no repeats: p90 of |log(us_repeat/us)| on the H200 measurements in
 // tests/data is 2%.
 inline constexpr double kDefaultNoiseMargin = 0.02;
+
+enum class Evidence : uint8_t { kSlower = 0, kTied = 1, kFaster = 2 };
+const char* evidence_name(Evidence e) noexcept;  // "slower", "tied", "faster"
 
 class Guard {
  public:
@@ -46,9 +56,15 @@ class Guard {
   [[nodiscard]] size_t default_config(size_t row) const noexcept {
     return static_cast<size_t>(defaults_[row].config);
   }
-  // May `config` replace the default of this row? True for the default itself.
-  [[nodiscard]] bool allows(size_t row, size_t config) const noexcept {
-    return allowed_[distinct_[row] * configs_ + config] != 0;
+  // Of `config` against the default of this row; kFaster for the default itself.
+  [[nodiscard]] Evidence evidence(size_t row, size_t config) const noexcept {
+    return evidence_[distinct_[row] * configs_ + config];
+  }
+  // May `config` replace the default of this row, given both predictions?
+  [[nodiscard]] bool allows(size_t row, size_t config, float us, float default_us) const noexcept {
+    const Evidence e = evidence(row, config);
+    return (e == Evidence::kFaster && us < default_us) ||
+           (e == Evidence::kTied && us * (1.0F + static_cast<float>(margin_)) < default_us);
   }
   // Largest measured us(default of row)/us(config) over the profile points; 0 = never measured together.
   [[nodiscard]] double best_speedup(size_t row, size_t config) const noexcept {
@@ -68,9 +84,9 @@ class Guard {
   std::vector<Default> defaults_;  // ascending tokens
   std::vector<double> speedup_;    // [distinct default][config]
   double margin_ = kDefaultNoiseMargin;
-  std::vector<size_t> distinct_;  // defaults_ row -> distinct default
-  std::vector<double> limits_;    // row i serves up to this many rows (the last: any)
-  std::vector<uint8_t> allowed_;  // [distinct default][config]
+  std::vector<size_t> distinct_;    // defaults_ row -> distinct default
+  std::vector<double> limits_;      // row i serves up to this many rows (the last: any)
+  std::vector<Evidence> evidence_;  // [distinct default][config]
 };
 
 }  // namespace ramp::core

@@ -17,8 +17,12 @@ std::string field(std::string_view text) {
     fail_argument("name", "a line break", "names on one line", "rename it");
   if (text.find_first_of(",\"") == std::string_view::npos) return std::string(text);
   std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? "\"\"" : std::string(1, c);
-  return quoted + "\"";
+  for (const char c : text) {
+    quoted += c;
+    if (c == '"') quoted += c;
+  }
+  quoted += '"';
+  return quoted;
 }
 
 // {} of a double prints the shortest digits that read back to the same bits.
@@ -37,8 +41,8 @@ std::string points_csv(const Dataset& d) {
 
 std::string configs_csv(const ConfigTable& t) {
   std::string out = "config";
-  for (const std::string& c : t.known_columns) out += "," + c;
-  for (const std::string& c : t.extra_columns) out += "," + field(c);
+  for (const std::string& c : t.known_columns) out += fmt::format(",{}", c);
+  for (const std::string& c : t.extra_columns) out += fmt::format(",{}", field(c));
   out += "\n";
   const size_t extras = t.extra_columns.size();
   for (size_t c = 0; c < t.size(); ++c) {
