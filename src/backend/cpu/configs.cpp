@@ -1,0 +1,210 @@
+// The CPU backend's configs: one list of rules, read with and without text; a candidate space; a default.
+#include "backend/cpu/configs.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "backend/cpu/kernel_table.hpp"
+#include "geometry/grid.hpp"
+
+namespace ramp::core {
+namespace {
+
+// Splits help where an expert's few rows leave too few tiles; more than this many partial sums never paid.
+constexpr int32_t kMaxSplit = 8;
+constexpr int32_t kFewRows = 8;     // tile_m up to which a tile is bound by the weights it reads
+constexpr int32_t kMaxStages = 16;  // panels: 16 x 32 rows x 128 deep x 2 bytes = 128 KiB ahead at most
+
+enum class Rule : int32_t {
+  kLegal,
+  kTileM,
+  kTileN,
+  kTileNRows,
+  kTileK,
+  kTileKGroup,
+  kTileKDepth,
+  kSplit,
+  kSplitRows,
+  kSplitDepth,
+  kStages,
+  kStagesRows,
+  kOrder,
+  kOrderRows,
+  kGroup,
+  kGpuOnly,
+};
+
+int64_t depth_steps(int64_t hidden, int32_t tile_k) noexcept {
+  return (hidden + tile_k - 1) / tile_k;
+}
+
+// The first rule that a config breaks.
+Rule broken_rule(const KernelConfig& c, int64_t hidden, int64_t intermediate, ramp_format format,
+                 ramp_activation activation) noexcept {
+  if (c.warps_n != 0 || c.threads != 0) return Rule::kGpuOnly;
+  if (c.tile_m < 1 || c.tile_m > kMaxTileM) return Rule::kTileM;
+  if (c.tile_n < kPanelRows || c.tile_n > kMaxTileN || c.tile_n % kPanelRows != 0) return Rule::kTileN;
+  if (c.tile_n > w13_rows(intermediate, activation)) return Rule::kTileNRows;
+  if (c.tile_k < 32 || c.tile_k > kMaxTileK || c.tile_k % 32 != 0) return Rule::kTileK;
+  if (format == RAMP_FORMAT_FP8_BLOCK && c.tile_k % kScaleGroup != 0) return Rule::kTileKGroup;
+  if (c.tile_k > std::max<int64_t>(hidden, kScaleGroup)) return Rule::kTileKDepth;
+  if (c.split_k < 1 || c.split_k > kMaxSplit) return Rule::kSplit;
+  if (c.split_k > 1 && c.tile_m > kFewRows) return Rule::kSplitRows;
+  if (c.split_k > depth_steps(hidden, c.tile_k)) return Rule::kSplitDepth;
+  if (c.stages < 1 || c.stages > kMaxStages) return Rule::kStages;
+  if (c.stages > 1 && c.tile_m > kFewRows) return Rule::kStagesRows;
+  switch (c.order) {
+    case TaskOrder::kColumnMajor:
+      return Rule::kLegal;
+    case TaskOrder::kRowMajor:
+    case TaskOrder::kGrouped:
+      if (c.tile_m <= kFewRows) return Rule::kOrderRows;
+      if (c.order == TaskOrder::kGrouped && c.group_m < 2) return Rule::kGroup;
+      return Rule::kLegal;
+  }
+  return Rule::kOrder;
+}
+
+std::string rule_text(Rule rule, const KernelConfig& c, int64_t hidden, int64_t intermediate,
+                      ramp_activation activation) {
+  switch (rule) {
+    case Rule::kLegal:
+      return {};
+    case Rule::kTileM:
+      return fmt::format("tile_m {} is not in 1..{}", c.tile_m, kMaxTileM);
+    case Rule::kTileN:
+      return fmt::format("tile_n {} is not a multiple of {} (one panel) up to {}", c.tile_n, kPanelRows,
+                         kMaxTileN);
+    case Rule::kTileNRows:
+      return fmt::format("tile_n {} exceeds the {} rows of w13", c.tile_n,
+                         w13_rows(intermediate, activation));
+    case Rule::kTileK:
+      return fmt::format("tile_k {} is not a multiple of 32 up to {}", c.tile_k, kMaxTileK);
+    case Rule::kTileKGroup:
+      return fmt::format("tile_k {} is not a multiple of the {}-deep scale group", c.tile_k, kScaleGroup);
+    case Rule::kTileKDepth:
+      return fmt::format("tile_k {} exceeds the depth H = {}", c.tile_k, hidden);
+    case Rule::kSplit:
+      return fmt::format("split_k {} is not in 1..{}", c.split_k, kMaxSplit);
+    case Rule::kSplitRows:
+      return fmt::format("split_k {} with tile_m {}: splits are for few rows (tile_m <= {})", c.split_k,
+                         c.tile_m, kFewRows);
+    case Rule::kSplitDepth:
+      return fmt::format("split_k {} exceeds the {} depth steps of H = {}", c.split_k,
+                         depth_steps(hidden, c.tile_k), hidden);
+    case Rule::kStages:
+      return fmt::format("stages {} is not in 1..{}", c.stages, kMaxStages);
+    case Rule::kStagesRows:
+      return fmt::format(
+          "stages {} with tile_m {}: prefetching is for tiles bound by reading weights (tile_m <= {})",
+          c.stages, c.tile_m, kFewRows);
+    case Rule::kOrder:
+      return "order is not column, row or grouped";
+    case Rule::kOrderRows:
+      return fmt::format(
+          "{} order with tile_m {}: the order matters where an expert has many tiles (tile_m > {})",
+          order_name(c.order), c.tile_m, kFewRows);
+    case Rule::kGroup:
+      return fmt::format("grouped order needs group_m >= 2, not {}", c.group_m);
+    case Rule::kGpuOnly:
+      return "warps_n and threads are parameters of GPU kernels";
+  }
+  return "unknown rule";
+}
+
+}  // namespace
+
+std::string cpu_config_rejection(const KernelConfig& c, const ModelShape& model, ramp_format format,
+                                 ramp_activation activation) {
+  return rule_text(broken_rule(c, model.hidden, model.intermediate, format, activation), c, model.hidden,
+                   model.intermediate, activation);
+}
+
+bool cpu_config_legal(const KernelConfig& c, int64_t hidden, int64_t intermediate, ramp_format format,
+                      ramp_activation activation) noexcept {
+  return broken_rule(c, hidden, intermediate, format, activation) == Rule::kLegal;
+}
+
+ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activation activation,
+                       bool with_rejected) {
+  constexpr std::array<int32_t, 6> kRows = {1, 4, 8, 16, 32, 64};
+  constexpr std::array<int32_t, 4> kSlices = {32, 64, 128, 256};
+  constexpr std::array<int32_t, 2> kDepths = {128, 512};
+  constexpr std::array<int32_t, 3> kSplits = {1, 2, 4};
+  constexpr std::array<int32_t, 2> kStages = {1, 4};
+  constexpr std::array<int32_t, 3> kGroups = {0, -1, 4};  // column, row, grouped by 4
+  ConfigList list;
+  for (const int32_t n : kSlices) {
+    for (const int32_t m : kRows) {
+      for (const int32_t k : kDepths) {
+        for (const int32_t split : kSplits) {
+          for (const int32_t stages : kStages) {
+            for (const int32_t group : kGroups) {
+              KernelConfig c;
+              c.tile_m = m;
+              c.tile_n = n;
+              c.tile_k = k;
+              c.split_k = split;
+              c.stages = stages;
+              c.group_m = std::max(group, 0);
+              c.order = group == 0  ? TaskOrder::kColumnMajor
+                        : group < 0 ? TaskOrder::kRowMajor
+                                    : TaskOrder::kGrouped;
+              const Rule rule = broken_rule(c, model.hidden, model.intermediate, format, activation);
+              if (rule == Rule::kLegal) {
+                list.legal.push_back(c);
+              } else if (with_rejected) {
+                list.rejected.push_back(
+                    {c, rule_text(rule, c, model.hidden, model.intermediate, activation)});
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return list;
+}
+
+KernelConfig cpu_default_config(std::span<const int32_t> histogram, int64_t hidden, int64_t intermediate,
+                                ramp_format format, ramp_activation activation, ramp_determinism determinism,
+                                int32_t workers) noexcept {
+  constexpr std::array<int32_t, 6> kRows = {1, 4, 8, 16, 32, 64};
+  // Tiles per worker below which the last ones leave workers idle for a noticeable part of the step.
+  constexpr int64_t kTilesPerWorker = 6;
+  KernelConfig c;
+  const int64_t n1 = w13_rows(intermediate, activation);
+  int32_t load = 1;
+  for (const int32_t count : histogram) load = std::max(load, count);
+  // No padding is computed, so the smallest tile that holds all rows of the busiest expert is never worse:
+  // every weight is read once.
+  c.tile_m = kRows.back();
+  for (const int32_t m : kRows) {
+    if (m >= load) {
+      c.tile_m = m;
+      break;
+    }
+  }
+  const TokenTiling tokens = tile_tokens(histogram, c.tile_m);
+  const int64_t wanted = kTilesPerWorker * workers;
+  const auto tiles = [&] { return tokens.m_tiles * ((n1 + c.tile_n - 1) / c.tile_n) * c.split_k; };
+  c.tile_n = kMaxTileN;
+  while (c.tile_n > kPanelRows && (c.tile_n > n1 || tiles() < wanted)) c.tile_n /= 2;
+  const bool few = c.tile_m <= kFewRows;
+  // Few rows: long depth steps (the accumulators pass through memory less often). Many: x rows and the
+  // decoded weights of a step stay in the L1 and L2 caches.
+  c.tile_k = few ? kMaxTileK : 128;
+  while (c.tile_k > std::max<int64_t>(hidden, kScaleGroup)) c.tile_k /= 2;
+  // A split costs bits that depend on the config, hence never in batch-invariant mode.
+  if (few && determinism != RAMP_BATCH_INVARIANT && tokens.m_tiles > 0) {
+    while (c.split_k < kMaxSplit && tiles() < 2 * workers && 2 * c.split_k <= depth_steps(hidden, c.tile_k)) {
+      c.split_k *= 2;
+    }
+  }
+  (void)format;
+  return c;
+}
+
+}  // namespace ramp::core

@@ -1,0 +1,208 @@
+// gemm_tile: depth step by depth step, rows of x to fp32 scratch, then panel after panel through the ISA
+// level's kernel. The order in which one output's products are added is that of k, whatever the config.
+#include "backend/cpu/gemm_tile.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/float_types.hpp"
+#include "weights/quantize.hpp"
+
+namespace ramp::core {
+namespace {
+
+// The scale of a quantised (value * weight), from amax(|value|): rounding is monotone, so the largest rounded
+// product is the rounded product of the largest. A NaN or zero amax gives the smallest scale, as in
+// quantize.hpp.
+float scale_from_amax(float amax, float weight) noexcept {
+  const float product = amax * std::fabs(weight);
+  return amax_scale(product > 0.0F ? product : 0.0F);
+}
+
+float slot_weight(const Job& job, int64_t p) noexcept {
+  return job.weight(job.sorted_slots[static_cast<size_t>(p)]);
+}
+
+int64_t source_row(const Job& job, const Operand& a, int64_t p) noexcept {
+  return a.sorted ? p : job.x_row(job.sorted_slots[static_cast<size_t>(p)]);
+}
+
+// Row p, depth [k, k + n) -> fp32.
+void load_piece(const Job& job, const Operand& a, int64_t p, int64_t k, int64_t n, float* dst) noexcept {
+  LoadArgs l{};
+  l.src = a.data + a.map.at(source_row(job, a, p)) + k * dtype_bytes(a.dtype);
+  l.dst = dst;
+  l.n = n;
+  l.src_dtype = a.dtype;
+  l.round_to = a.round_to;
+  l.op = a.op;
+  l.factor = a.op == kLoadPlain ? 1.0F : slot_weight(job, p);
+  l.scale = 1.0F;
+  if (a.op != kLoadQuantise) {
+    job.kernels->load_row(&l);
+    return;
+  }
+  // Quantised on the way in (router weight on input): per scale group where there are groups.
+  const int64_t step = job.quantisation == Quantisation::kGroup ? kScaleGroup : n;
+  const auto width = static_cast<size_t>(dtype_bytes(a.dtype));
+  const auto* src = static_cast<const std::byte*>(l.src);
+  for (int64_t at = 0; at < n; at += step) {
+    l.src = src + static_cast<size_t>(at) * width;
+    l.dst = dst + at;
+    l.n = std::min(step, n - at);
+    l.scale = activation_scale(job, a, p, (k + at) / kScaleGroup);
+    job.kernels->load_row(&l);
+  }
+}
+
+// Where the weight scales of one panel are (fp8_block): of its two halves, one float per depth group.
+struct PanelScales {
+  const float* half[2] = {};
+};
+PanelScales panel_scales(const Job& job, const WeightMatrix& w, int64_t e, int64_t panel) noexcept {
+  const bool first_gemm = &w == &job.w13;
+  const ramp_tensor& t = first_gemm ? job.weights->w13_scale : job.weights->w2_scale;
+  const auto* base = static_cast<const float*>(t.data) + e * t.stride[0];
+  const int64_t up_blocks = (job.intermediate + kScaleGroup - 1) / kScaleGroup;
+  PanelScales s;
+  const int64_t rows[2] = {w.first_row(panel), w.second_row(panel)};
+  for (int h = 0; h < 2; ++h) {
+    const bool up = w.paired && h == 1;
+    const int64_t block = up ? up_blocks + (rows[h] - w.rows / 2) / kScaleGroup : rows[h] / kScaleGroup;
+    s.half[h] = base + block * t.stride[1];
+  }
+  return s;
+}
+
+// Bytes from the packed panel at step `at` to the one `ahead` steps later in the order of gemm_tile's loops
+// (all panels of a depth step, then the next step).
+int64_t prefetch_distance(const WeightMatrix& w, const TileRange& t, int64_t panel, int64_t ahead,
+                          int64_t tile_k) noexcept {
+  if (ahead == 0) return 0;
+  const int64_t at = panel + ahead;
+  const int64_t steps = at / t.panels;
+  const int64_t panels = at % t.panels - panel;
+  return (panels * kPanelRows * w.depth + steps * tile_k * kPanelRows) * w.width;
+}
+
+}  // namespace
+
+Operand x_operand(const Job& job) noexcept {
+  Operand a;
+  a.data = job.x;
+  a.map = job.x_map;
+  a.dtype = job.x_dtype;
+  if (job.quantisation == Quantisation::kNone) {
+    const ramp_dtype type = job.w13.dtype;
+    // f32 takes every x as it is; bf16 and f16 round whatever is not already of their type.
+    a.round_to = type == a.dtype && !job.weight_on_input ? RAMP_F32 : type;
+    a.op = job.weight_on_input ? kLoadScaled : kLoadPlain;
+    return a;
+  }
+  a.constant = job.weights->w13_input_scale;
+  if (!job.quantises_x()) {
+    a.scale_data = job.x_scale;
+    a.scale_map = job.x_scale_map;
+    a.weighted_scale = job.weight_on_input;
+    return a;
+  }
+  a.scale_data = job.quantisation == Quantisation::kStatic ? nullptr : job.x_code_scale.data();
+  a.scale_map = {1, job.groups13, 0};
+  if (job.weight_on_input) {
+    a.op = kLoadQuantise;
+    a.from_amax = true;
+    return a;
+  }
+  a.data = job.x_codes.data();
+  a.map = {1, job.hidden, 0};
+  a.dtype = RAMP_E4M3;
+  return a;
+}
+
+Operand h_operand(const Job& job) noexcept {
+  Operand a;
+  a.data = job.h.data();
+  a.map = {1, job.h_row_bytes(), 0};
+  a.sorted = true;
+  a.dtype = job.w2.dtype;
+  if (job.quantisation == Quantisation::kNone) return a;
+  a.scale_data = job.quantisation == Quantisation::kStatic ? nullptr : job.h_scale.data();
+  a.scale_map = {1, job.groups2, 0};
+  a.constant = job.weights->w2_input_scale;
+  return a;
+}
+
+float activation_scale(const Job& job, const Operand& a, int64_t p, int64_t group) noexcept {
+  float scale = a.constant;
+  if (a.scale_data != nullptr) {
+    const int64_t in_row = job.quantisation == Quantisation::kGroup ? group : 0;
+    scale = a.scale_data[a.scale_map.at(source_row(job, a, p)) + in_row];
+    if (a.from_amax) return scale_from_amax(scale, slot_weight(job, p));
+  }
+  return a.weighted_scale ? scale * slot_weight(job, p) : scale;
+}
+
+void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const TileRange& t,
+               const TileScratch& s) noexcept {
+  const CpuKernels& kernels = *job.kernels;
+  const bool grouped = job.quantisation == Quantisation::kGroup;
+  const bool direct = w.packed && (w.dtype == RAMP_F32 || t.rows <= kernels.direct_rows);
+  const int64_t tile_k = job.config.tile_k;
+  const int64_t ahead = job.config.stages - 1;
+  for (int64_t i = 0; i < t.rows; ++i) {
+    std::memset(s.c + i * kMaxTileN, 0, static_cast<size_t>(t.panels) * kPanelRows * sizeof(float));
+  }
+  GemmArgs g{};
+  g.c_stride = kMaxTileN;
+  g.rows = static_cast<int32_t>(t.rows);
+  g.w_dtype = direct ? w.dtype : RAMP_F32;
+  const int64_t width = direct ? w.width : 4;
+  for (int64_t k = t.k0; k < t.k1; k += tile_k) {
+    const int64_t depth = std::min(tile_k, t.k1 - k);
+    for (int64_t i = 0; i < t.rows; ++i) load_piece(job, a, t.row0 + i, k, depth, s.a + i * kRowStride);
+    if (grouped) {
+      for (int64_t at = 0; at < depth; at += kScaleGroup) {
+        float* const scales = s.scales + at / kScaleGroup * kMaxTileM;
+        for (int64_t i = 0; i < t.rows; ++i) {
+          scales[i] = activation_scale(job, a, t.row0 + i, (k + at) / kScaleGroup);
+        }
+      }
+    }
+    for (int64_t panel = 0; panel < t.panels; ++panel) {
+      const int64_t at_panel = t.panel0 + panel;
+      const auto prefetch =
+          static_cast<int32_t>(w.packed ? prefetch_distance(w, t, panel, ahead, tile_k) : 0);
+      const std::byte* weights = reinterpret_cast<const std::byte*>(s.w);
+      if (direct) {
+        weights = w.panel(t.expert, at_panel, k);
+        g.prefetch = prefetch;
+      } else if (w.packed) {
+        kernels.decode_panel(w.panel(t.expert, at_panel, k), w.dtype, depth, prefetch, s.w);
+      } else {
+        kernels.decode_rows(w.row(t.expert, w.first_row(at_panel), k),
+                            w.row(t.expert, w.second_row(at_panel), k), w.row_stride, w.dtype, depth, s.w);
+      }
+      g.c = s.c + panel * kPanelRows;
+      if (!grouped) {
+        g.w = weights;
+        g.a = s.a;
+        g.depth = static_cast<int32_t>(depth);
+        kernels.gemm(&g);
+        continue;
+      }
+      const PanelScales scales = panel_scales(job, w, t.expert, at_panel);
+      for (int64_t at = 0; at < depth; at += kScaleGroup) {
+        g.w = weights + at * kPanelRows * width;
+        g.a = s.a + at;
+        g.depth = static_cast<int32_t>(std::min<int64_t>(kScaleGroup, depth - at));
+        g.scales = s.scales + at / kScaleGroup * kMaxTileM;
+        g.w_scale[0] = scales.half[0][(k + at) / kScaleGroup];
+        g.w_scale[1] = scales.half[1][(k + at) / kScaleGroup];
+        kernels.gemm(&g);
+      }
+    }
+  }
+}
+
+}  // namespace ramp::core
