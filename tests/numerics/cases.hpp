@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -60,6 +61,12 @@ std::string case_name(const CaseSpec& spec);
 inline std::ostream& operator<<(std::ostream& out, const CaseSpec& s) {
   return out << case_name(s);
 }
+
+inline constexpr uint8_t kPoison = 0xff;
+// Every innermost row of a view, in order: its first byte and its length in bytes.
+void for_rows(const ramp_tensor& t, const std::function<void(uint8_t* row, int64_t bytes)>& visit);
+// All elements of a view as bytes, gaps left out.
+std::vector<uint8_t> bytes_of(const ramp_tensor& t);
 
 // A tensor with its memory, filled with 0xff. gap > 0: that many elements of padding behind each row.
 struct OwnedTensor {

@@ -16,7 +16,7 @@ namespace ramp::core {
 
 enum class ReferenceMode : int32_t {
   kF64 = 0,    // the quantisation points of docs/numerics.md, sums and activation in fp64
-  kF32 = 1,    // the same in fp32, summed in index order
+  kF32 = 1,    // the same in fp32
   kIdeal = 2,  // fp64, activations never quantised or rounded; weights dequantised as always
 };
 
