@@ -39,12 +39,12 @@ typedef struct ramp_kernel_config {
   int32_t tile_n;      /* weight rows of GEMM1 per tile, gate and up counted, >= 1 */
   int32_t tile_k;      /* depth per pipeline step; 0 = 128 */
   int32_t warps_n;     /* warps along n; 0 = not applicable */
-  int32_t stages;      /* pipeline depth; 0 = not applicable */
+  int32_t stages;      /* pipeline depth; 0 = 1 */
   int32_t threads;     /* per block; 0 = not applicable */
   int32_t split_k;     /* depth split over this many tiles; 0 = 1 */
   int32_t group_m;     /* GROUP_M swizzle; 0 = none */
   const double* extra; /* [num_extra_columns], finite; NULL if there are none */
-} ramp_kernel_config;
+} ramp_kernel_config; /* a field that is 0 in all configs is a column that the kernel does not have */
 RAMP_DEFINE_INIT(ramp_kernel_config)
 
 /* The machine that the kernel runs on. What is 0 or NULL is not known, and is not compared when files are

@@ -3,12 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <limits>
 
 #include "abi/dispatch_handles.hpp"
 #include "base/env.hpp"
 #include "base/error.hpp"
+#include "dispatch/config_columns.hpp"
 
 namespace ramp::core {
 
@@ -35,10 +36,6 @@ uint64_t element_bytes(const void* array) noexcept {
   return stride;
 }
 
-bool any(const std::vector<KernelConfig>& configs, int32_t KernelConfig::*member) {
-  return std::any_of(configs.begin(), configs.end(), [&](const KernelConfig& c) { return c.*member != 0; });
-}
-
 ConfigTable read_configs(const ramp_kernel_desc& desc) {
   constexpr int32_t kMost = 1 << 16;
   if (desc.configs == nullptr || desc.num_configs < 1 || desc.num_configs > kMost) {
@@ -55,21 +52,26 @@ ConfigTable read_configs(const ramp_kernel_desc& desc) {
       fail_argument(fmt::format("extra_columns[{}]", x), "NULL", "a name");
     t.extra_columns.emplace_back(desc.extra_columns[x]);
   }
+  std::array<bool, kConfigColumns.size()> set{};  // per column: some config sets it
   const uint64_t stride = element_bytes(desc.configs);
+  (void)read_element(desc.configs, 0, "ramp_kernel_config");  // refuses an absurd stride
   for (int32_t i = 0; i < desc.num_configs; ++i) {
-    const auto c = read_element(desc.configs, static_cast<size_t>(i), "ramp_kernel_config");
     const auto* raw = reinterpret_cast<const std::byte*>(desc.configs) + static_cast<uint64_t>(i) * stride;
     if (element_bytes(raw) != stride)
       fail_argument(fmt::format("configs[{}].struct_size", i), fmt::format("{}", element_bytes(raw)),
                     fmt::format("the first element's {}", stride));
+    const auto c = read_element(desc.configs, static_cast<size_t>(i), "ramp_kernel_config");
     if (c.name == nullptr) fail_argument(fmt::format("configs[{}].name", i), "NULL", "a name");
     t.names.emplace_back(c.name);
+    const std::array<int32_t, kConfigColumns.size()> given = {c.tile_m, c.tile_n,  c.tile_k,  c.warps_n,
+                                                              c.stages, c.threads, c.split_k, c.group_m};
+    for (size_t column = 0; column < given.size(); ++column) set[column] = set[column] || given[column] != 0;
     KernelConfig k;
     k.tile_m = c.tile_m;
     k.tile_n = c.tile_n;
     k.tile_k = c.tile_k == 0 ? 128 : c.tile_k;
     k.warps_n = c.warps_n;
-    k.stages = c.stages;
+    k.stages = c.stages == 0 ? 1 : c.stages;
     k.threads = c.threads;
     k.split_k = c.split_k == 0 ? 1 : c.split_k;
     k.group_m = c.group_m;
@@ -80,13 +82,11 @@ ConfigTable read_configs(const ramp_kernel_desc& desc) {
                     fmt::format("{} numbers", desc.num_extra_columns));
     for (int32_t x = 0; x < desc.num_extra_columns; ++x) t.extra.push_back(c.extra[x]);
   }
-  // A column that is zero everywhere is one that the kernel does not have.
-  t.known_columns = {"tile_m", "tile_n", "tile_k"};
-  if (any(t.configs, &KernelConfig::warps_n)) t.known_columns.emplace_back("warps_n");
-  if (any(t.configs, &KernelConfig::stages)) t.known_columns.emplace_back("stages");
-  if (any(t.configs, &KernelConfig::threads)) t.known_columns.emplace_back("threads");
-  t.known_columns.emplace_back("split_k");
-  if (any(t.configs, &KernelConfig::group_m)) t.known_columns.emplace_back("group_m");
+  // A column that nobody sets is one that the kernel does not have.
+  t.known_columns = {"tile_m", "tile_n"};
+  for (size_t i = 2; i < kConfigColumns.size(); ++i) {
+    if (set[i]) t.known_columns.emplace_back(kConfigColumns[i].name);
+  }
   return t;
 }
 

@@ -115,8 +115,19 @@ std::string RegisteredKernel::differs(const ConfigTable& t, const ModelShape& m)
                          printable(t.names[c]), printable(ours.names[c]));
     }
   }
-  if (t.extra_columns != ours.extra_columns || t.extra != ours.extra)
-    return "other values in the extra config columns";
+  // Files may hold the extra columns in another order.
+  if (t.extra_columns.size() != ours.extra_columns.size()) return "other extra config columns";
+  const size_t extras = ours.extra_columns.size();
+  for (size_t x = 0; x < extras; ++x) {
+    const auto at = std::find(t.extra_columns.begin(), t.extra_columns.end(), ours.extra_columns[x]);
+    if (at == t.extra_columns.end())
+      return fmt::format("no extra config column '{}'", printable(ours.extra_columns[x]));
+    const auto y = static_cast<size_t>(at - t.extra_columns.begin());
+    for (size_t c = 0; c < ours.size(); ++c) {
+      if (t.extra[c * extras + y] != ours.extra[c * extras + x])
+        return fmt::format("config '{}' has another {}", ours.names[c], printable(ours.extra_columns[x]));
+    }
+  }
   return {};
 }
 
