@@ -11,7 +11,8 @@ namespace ramp::core {
 namespace {
 
 constexpr size_t kAlign = 64;
-constexpr size_t kRowBlock = 16;  // count_tiles takes multiples of it
+constexpr size_t kRowBlock = 16;      // count_tiles takes multiples of it
+constexpr size_t kCountBlock = 1024;  // experts at a time: bounds the scratch
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 constexpr size_t round_up(size_t n, size_t to) {
@@ -66,46 +67,49 @@ TileCounter::TileCounter(std::vector<int32_t> tile_m) : tile_m_(std::move(tile_m
   for (const int32_t m : tile_m_) inverse_.push_back(1.0F / static_cast<float>(m));
 }
 
-size_t TileCounter::scratch_bytes(size_t experts) const noexcept {
-  return round_up(round_up(experts, kRowBlock) * sizeof(float), kAlign) +
-         round_up(tile_m_.size() * sizeof(int32_t), kAlign);
+size_t TileCounter::scratch_bytes() const noexcept {
+  return kCountBlock * sizeof(float) + round_up(tile_m_.size() * sizeof(int32_t), kAlign);
 }
 
 HistogramFacts TileCounter::count(std::span<const int32_t> histogram, const DecideKernels& k,
                                   std::span<int64_t> m_tiles, std::byte* scratch) const noexcept {
-  const size_t n = histogram.size();
-  const size_t padded = round_up(n, kRowBlock);
   auto* rows = reinterpret_cast<float*>(scratch);
-  auto* counts = reinterpret_cast<int32_t*>(scratch + round_up(padded * sizeof(float), kAlign));
-  HistogramFacts f;
-  int32_t active = 0;
-  int32_t most = 0;
-  for (size_t e = 0; e < n; ++e) {
-    const int32_t c = std::max(histogram[e], 0);
-    active += c > 0 ? 1 : 0;
-    most = std::max(most, c);
-    f.rows += c;
-    // ceil(c/m) = floor((c-1)/m) + 1 for c > 0; one half keeps the rounded quotient off whole numbers.
-    rows[e] = static_cast<float>(std::max(c, 1) - 1) + 0.5F;
-  }
-  f.active = active;
-  f.max_load = most;
-  // (c - 1/2)/m is at least 1/(2m) from a whole number; two roundings move it by less than that while
-  // c < 2^22. The sums fit 32 bits while all rows together do.
-  constexpr int64_t kExactCount = int64_t{1} << 22;
-  if (f.max_load < kExactCount && f.rows < std::numeric_limits<int32_t>::max()) {
-    for (size_t e = n; e < padded; ++e) rows[e] = 0.0F;
-    k.count_tiles(rows, padded, inverse_.data(), tile_m_.size(), counts);
-    for (size_t t = 0; t < tile_m_.size(); ++t) m_tiles[t] = counts[t] + f.active;
-  } else {
-    for (size_t t = 0; t < tile_m_.size(); ++t) {
-      const int64_t m = tile_m_[t];
-      int64_t sum = 0;
-      for (const int32_t c : histogram) sum += (static_cast<int64_t>(std::max(c, 0)) + m - 1) / m;
-      m_tiles[t] = sum;
+  auto* counts = reinterpret_cast<int32_t*>(scratch + kCountBlock * sizeof(float));
+  HistogramFacts total;
+  std::fill_n(m_tiles.begin(), tile_m_.size(), int64_t{0});
+  for (size_t begin = 0; begin < histogram.size(); begin += kCountBlock) {
+    const auto block = histogram.subspan(begin, std::min(kCountBlock, histogram.size() - begin));
+    const size_t n = block.size();
+    int32_t active = 0;
+    int32_t most = 0;
+    int64_t sum = 0;
+    for (size_t e = 0; e < n; ++e) {
+      const int32_t c = std::max(block[e], 0);
+      active += c > 0 ? 1 : 0;
+      most = std::max(most, c);
+      sum += c;
+      // ceil(c/m) = floor((c-1)/m) + 1 for c > 0; one half keeps the rounded quotient off whole numbers.
+      rows[e] = static_cast<float>(std::max(c, 1) - 1) + 0.5F;
+    }
+    total.rows += sum;
+    total.active += active;
+    total.max_load = std::max<int64_t>(total.max_load, most);
+    // (c - 1/2)/m is at least 1/(2m) from a whole number; two roundings move it by less than that while
+    // c < 2^22. The sums fit 32 bits while all rows together do.
+    constexpr int32_t kExactCount = 1 << 22;
+    if (most < kExactCount && sum < std::numeric_limits<int32_t>::max()) {
+      const size_t padded = round_up(n, kRowBlock);
+      for (size_t e = n; e < padded; ++e) rows[e] = 0.0F;
+      k.count_tiles(rows, padded, inverse_.data(), tile_m_.size(), counts);
+      for (size_t t = 0; t < tile_m_.size(); ++t) m_tiles[t] += counts[t] + active;
+    } else {
+      for (size_t t = 0; t < tile_m_.size(); ++t) {
+        const int64_t m = tile_m_[t];
+        for (const int32_t c : block) m_tiles[t] += (static_cast<int64_t>(std::max(c, 0)) + m - 1) / m;
+      }
     }
   }
-  return f;
+  return total;
 }
 
 DecisionTable::DecisionTable(const WaveFit& fit, const ConfigTable& configs, const ModelShape& model)
@@ -215,7 +219,7 @@ struct DecisionTable::Scratch {
 size_t DecisionTable::scratch_bytes() const noexcept {
   return round_up(counter_.tile_m().size() * sizeof(int64_t), kAlign) +
          round_up(classes_.size() * points_padded_ * sizeof(float), kAlign) +
-         round_up(lanes_ * sizeof(float), kAlign) + counter_.scratch_bytes(experts_);
+         round_up(lanes_ * sizeof(float), kAlign) + counter_.scratch_bytes();
 }
 
 DecisionTable::Scratch DecisionTable::carve(std::span<std::byte> scratch) const noexcept {

@@ -33,7 +33,7 @@ class TileCounter {
   TileCounter() = default;
   explicit TileCounter(std::vector<int32_t> tile_m);
   [[nodiscard]] std::span<const int32_t> tile_m() const noexcept { return tile_m_; }
-  [[nodiscard]] size_t scratch_bytes(size_t experts) const noexcept;
+  [[nodiscard]] size_t scratch_bytes() const noexcept;  // whatever the number of experts
   // m_tiles[t] = sum of ceil(c_e / tile_m[t]). Negative counts are treated as 0.
   HistogramFacts count(std::span<const int32_t> histogram, const DecideKernels& k,
                        std::span<int64_t> m_tiles, std::byte* scratch) const noexcept;

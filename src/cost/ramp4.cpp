@@ -66,8 +66,7 @@ class Ramp4Predictor final : public Predictor {
     return n;
   }
   [[nodiscard]] size_t scratch_bytes() const noexcept override {
-    return (counter_.tile_m().size() + 8) * sizeof(int64_t) + 64 +
-           counter_.scratch_bytes(static_cast<size_t>(model_.experts));
+    return counts_bytes() + counter_.scratch_bytes();
   }
 
   void predict(std::span<const int32_t> histogram, std::span<float> us,

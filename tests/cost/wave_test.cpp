@@ -131,6 +131,9 @@ TEST(Decide, CountsAreExact) {
   const TileCounter counter(tile_m);
   std::mt19937 rng(3);
   std::vector<std::vector<int32_t>> all = odd_histograms(64);
+  for (const size_t experts : {1, 15, 16, 17, 1023, 1024, 1025, 5000}) {
+    for (auto& h : odd_histograms(experts)) all.push_back(std::move(h));
+  }
   all.push_back({});
   all.push_back({-5, 3});
   // All counts around multiples of all tiles, up to the float path's limit.
@@ -144,7 +147,7 @@ TEST(Decide, CountsAreExact) {
   }
   all.push_back(near);
   for (const auto& h : all) {
-    std::vector<std::byte> scratch(counter.scratch_bytes(h.size()) + 64);
+    std::vector<std::byte> scratch(counter.scratch_bytes() + 64);
     auto* const at = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) & ~uintptr_t{63});
     for (const DecideKernels* k : decide_kernels()) {
       std::vector<int64_t> tiles(tile_m.size(), -1);
