@@ -114,7 +114,7 @@ class Plan {
 
   [[nodiscard]] CheckpointTensor scale_tensor(const std::string& weight,
                                               std::initializer_list<int64_t> shape) const {
-    const CheckpointTensor s = c_.get(weight + "_scale_inv");
+    CheckpointTensor s = c_.get(weight + "_scale_inv");
     check_shape(s, s.entry->dtype == RAMP_BF16 ? RAMP_BF16 : RAMP_F32, shape);
     return s;
   }

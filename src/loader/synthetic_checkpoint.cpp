@@ -316,7 +316,7 @@ void write_demo_checkpoint(const std::string& directory, const SyntheticOptions&
       written += spec_bytes(item->spec);
       if (progress) progress(static_cast<double>(written) / static_cast<double>(total));
     }
-    SafetensorsWriter writer(directory + "/" + file, std::move(specs), {{"format", "pt"}});
+    SafetensorsWriter writer(fmt::format("{}/{}", directory, file), std::move(specs), {{"format", "pt"}});
     for (const SafetensorsSpec& spec : writer.specs()) {
       const auto it = ready.find(spec.name);
       if (it != ready.end()) {
