@@ -146,22 +146,6 @@ void find_format(const Checkpoint& c, int64_t probe, LayerLayout& out) {
                 "gate and up rows share scale blocks in a stacked tensor");
 }
 
-void find_shared(const Checkpoint& c, LayerLayout& out) {
-  for (const char* name : {"shared_experts.", "shared_expert."}) {
-    out.shared_base = out.base + name;
-    if (!c.has(out.shared_name(Projection::kGate))) continue;
-    const CheckpointTensor gate = c.get(out.shared_name(Projection::kGate));
-    check_matrix(gate, 2);
-    out.shared_intermediate = gate.entry->shape[0];
-    if (gate.entry->shape[1] != out.hidden)
-      fail_argument(where(gate), gate.entry->text(), fmt::format("{} columns (H)", out.hidden), {},
-                    RAMP_ERROR_BAD_FILE);
-    out.shared_gated = c.has(out.base + "shared_expert_gate.weight");
-    return;
-  }
-  out.shared_base.clear();
-}
-
 }  // namespace
 
 std::string LayerLayout::expert_name(int64_t expert, Projection p) const {
@@ -194,6 +178,22 @@ void check_shape(const CheckpointTensor& tensor, ramp_dtype dtype, std::initiali
                   "all experts of a layer must have one dtype and shape", RAMP_ERROR_BAD_FILE);
 }
 
+void find_shared(const Checkpoint& c, LayerLayout& out) {
+  for (const char* name : {"shared_experts.", "shared_expert."}) {
+    out.shared_base = out.base + name;
+    if (!c.has(out.shared_name(Projection::kGate))) continue;
+    const CheckpointTensor gate = c.get(out.shared_name(Projection::kGate));
+    check_matrix(gate, 2);
+    out.shared_intermediate = gate.entry->shape[0];
+    if (gate.entry->shape[1] != out.hidden)
+      fail_argument(where(gate), gate.entry->text(), fmt::format("{} columns (H)", out.hidden), {},
+                    RAMP_ERROR_BAD_FILE);
+    out.shared_gated = c.has(out.base + "shared_expert_gate.weight");
+    return;
+  }
+  out.shared_base.clear();
+}
+
 LayerLayout describe_layer(const Checkpoint& c, int64_t layer, int64_t probe) {
   if (layer < 0 || layer >= c.num_layers())
     fail_argument("layer", std::to_string(layer), fmt::format("0 to {}", c.num_layers() - 1),
@@ -223,12 +223,12 @@ LayerLayout describe_layer(const Checkpoint& c, int64_t layer, int64_t probe) {
     fail_argument("tensor '" + name.substr(0, name.size() - 6) + "bias'", "an expert bias",
                   "experts without bias", "this version of ramp has no expert bias", RAMP_ERROR_UNSUPPORTED);
   find_format(c, probe, out);
-  find_shared(c, out);
   return out;
 }
 
 LayerInfo Checkpoint::layer_info(int64_t layer) const {
-  const LayerLayout layout = describe_layer(*this, layer, 0);
+  LayerLayout layout = describe_layer(*this, layer, 0);
+  find_shared(*this, layout);
   LayerInfo out;
   ramp_layer_info& info = out.info;
   info = ramp_layer_info_init();

@@ -20,6 +20,7 @@ struct LayerLayout {
   ramp_format format = RAMP_FORMAT_NONE;
   ramp_dtype dtype = RAMP_DTYPE_NONE;
   int64_t experts = 0, hidden = 0, intermediate = 0;
+  // Filled by find_shared.
   std::string shared_base;  // "model.layers.3.mlp.shared_experts."; "" if the layer has none
   int64_t shared_intermediate = 0;
   bool shared_gated = false;
@@ -33,6 +34,9 @@ struct LayerLayout {
 // probe: the expert whose tensors tell the shapes (its shard must be there). Throws as Checkpoint::layer_info
 // does.
 LayerLayout describe_layer(const Checkpoint& checkpoint, int64_t layer, int64_t probe);
+
+// Looks for shared experts. Apart from describe_layer, so that a load without them does not need their shard.
+void find_shared(const Checkpoint& checkpoint, LayerLayout& layout);
 
 // Throws Error(BAD_FILE) naming tensor and file unless it has this dtype and shape.
 void check_shape(const CheckpointTensor& tensor, ramp_dtype dtype, std::initializer_list<int64_t> shape);

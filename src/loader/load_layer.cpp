@@ -198,7 +198,8 @@ AlignedBuffer allocate(int64_t experts, int64_t rows, int64_t cols, int64_t elem
 LoadedLayer load_layer(const Checkpoint& checkpoint, int64_t layer, int64_t first_expert, int64_t num_experts,
                        const LoadOptions& options) {
   if (first_expert < 0) fail_argument("first_expert", std::to_string(first_expert), "an expert number >= 0");
-  const LayerLayout l = describe_layer(checkpoint, layer, first_expert);
+  LayerLayout l = describe_layer(checkpoint, layer, first_expert);
+  if (options.append_shared_experts) find_shared(checkpoint, l);
   if (first_expert >= l.experts || num_experts < 0 || num_experts > l.experts - first_expert)
     fail_argument("experts", fmt::format("{} from {} on", num_experts, first_expert),
                   fmt::format("a part of the layer's {} experts", l.experts));
