@@ -197,7 +197,7 @@ std::unique_ptr<Predictor> Ramp4Model::fit(const Dataset& d, int32_t model, std:
     std::vector<double Coefficients::*> columns = {&Coefficients::a};
     if (on_.waves) columns.push_back(&Coefficients::b);
     if (on_.grid) columns.push_back(&Coefficients::c);
-    if (on_.log && quantile(grid, 0.5) < hw.sm_count) columns.push_back(&Coefficients::d);
+    if (on_.log && (on_.log_always || quantile(grid, 0.5) < hw.sm_count)) columns.push_back(&Coefficients::d);
     if (on_.active) columns.push_back(&Coefficients::e);
     // Rows over their own time: least squares of relative error, all right-hand sides 1.
     const auto rows = static_cast<Eigen::Index>(us.size());

@@ -18,7 +18,8 @@ namespace ramp::core {
 struct Ramp4Switches {
   bool waves = true;    // b*g/SM
   bool grid = true;     // c*g
-  bool log = true;      // d*log(g+1)
+  bool log = true;      // d*log(g+1), for configs whose median profiling grid is below the SM count
+  bool log_always = false;  // ... for all configs
   bool active = false;  // + e*active*slices/SM: one step beyond the paper
 };
 

@@ -286,6 +286,25 @@ WaveFit::Point make_point(const Dataset& d, size_t point, std::span<const int32_
 
 }  // namespace
 
+double ablated_us(const WaveFit& f, const KernelConfig& c, const ModelShape& model, size_t config,
+                  std::span<const int32_t> histogram, const WaveSwitches& on) {
+  const WorkClass k = work_class_of(c, model);
+  const Work w = seen(
+      make_work(histogram_facts(histogram), tile_tokens(histogram, k.tile_m).m_tiles, k, f.sm_count), on);
+  double residual = 0;
+  if (!f.alpha.empty()) {
+    const auto tile =
+        static_cast<size_t>(std::lower_bound(f.tile_m.begin(), f.tile_m.end(), k.tile_m) - f.tile_m.begin());
+    const WorkCoordinates x = coordinates(w, f.hyper);
+    for (size_t i = 0; i < f.points.size(); ++i) {
+      const Work t = seen(make_work(f.points[i].facts, f.points[i].m_tiles[tile], k, f.sm_count), on);
+      residual += similarity(x, coordinates(t, f.hyper)) * f.alpha[config * f.points.size() + i];
+    }
+  }
+  residual = std::clamp(residual, -f.hyper.residual_limit, f.hyper.residual_limit);
+  return std::exp(predicted_log(f.configs[config], w, f.hyper, on) + residual);
+}
+
 WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points, const HardwareConstants& hw,
                  FitReport& report, const WaveHyper& hyper, const WaveSwitches& on) {
   check_fittable(d, model, points);

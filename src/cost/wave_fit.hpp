@@ -40,6 +40,11 @@ struct WaveFit {
   int32_t sm_count = 0;
 };
 
+// The prediction in double precision with parts left out, microseconds: what an ablation judges. With all parts
+// on it is what the decision path computes in float.
+double ablated_us(const WaveFit& f, const KernelConfig& c, const ModelShape& model, size_t config,
+                  std::span<const int32_t> histogram, const WaveSwitches& on);
+
 // The distinct tile_m of a table, ascending.
 std::vector<int32_t> distinct_tile_m(const ConfigTable& t);
 
