@@ -25,6 +25,9 @@ function(ramp_room name)
   set_property(GLOBAL APPEND PROPERTY RAMP_ROOMS ramp_${name})
 endfunction()
 
+# What ./test --tsan builds: the tests labelled "threads".
+add_custom_target(thread_tests)
+
 function(ramp_test name)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;ROOMS;LABELS" ${ARGN})
   add_executable(${name} ${arg_SOURCES})
@@ -40,4 +43,7 @@ function(ramp_test name)
   # The JSON output feeds the case count that ./test prints.
   add_test(NAME ${name} COMMAND ${name} --gtest_output=json:${PROJECT_BINARY_DIR}/test-results/${name}.json --gtest_brief=1)
   set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}")
+  if("threads" IN_LIST arg_LABELS)
+    add_dependencies(thread_tests ${name})
+  endif()
 endfunction()

@@ -42,6 +42,8 @@ build() {
   while [ $# -gt 0 ] && [ "$1" != "--" ]; do targets+=("$1"); shift; done
   [ $# -gt 0 ] && shift
   args=("$@")
+  # Paths relative to the checkout: build folders and clones share one cache.
+  export CCACHE_BASEDIR=$RAMP_ROOT CCACHE_NOHASHDIR=1
   command -v ccache >/dev/null && args+=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
   local stamp="$dir/.configured-with"
   if [ ! -f "$dir/build.ninja" ] || [ "$(cat "$stamp" 2>/dev/null)" != "${args[*]}" ]; then
