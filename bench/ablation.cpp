@@ -219,7 +219,8 @@ void print_transfer(const Dataset& d) {
   print(judge("analytic, no stages", AnalyticModel(), without(d, {"stages"})));
 
   fmt::print("\n## Other training rows (mean / worst model / max)\n\n| | wave | ramp4 |\n|---|---|---|\n");
-  const auto row = [&](const char* name, const std::vector<int64_t>& tokens, const std::vector<double>& skews) {
+  const auto row = [&](const char* name, const std::vector<int64_t>& tokens,
+                       const std::vector<double>& skews) {
     const Dataset other = design(d, tokens, skews);
     std::string cells;
     for (const CostModel* m : {&find_cost_model("wave"), &find_cost_model("ramp4")}) {
@@ -242,11 +243,16 @@ void print_transfer(const Dataset& d) {
   // Leave one model out: settings of the hyper-parameters, one at a time x1/2 and x2, chosen on the others.
   std::vector<std::pair<std::string, WaveHyper>> settings = {{"shipped", {}}};
   const std::pair<const char*, double WaveHyper::*> tuned[] = {
-      {"additive_share", &WaveHyper::additive_share}, {"tail_rows", &WaveHyper::tail_rows},
-      {"noise", &WaveHyper::noise},                   {"pull", &WaveHyper::pull},
-      {"latency_width", &WaveHyper::latency_width},   {"scale_waves", &WaveHyper::scale_waves},
-      {"scale_active", &WaveHyper::scale_active},     {"scale_padding", &WaveHyper::scale_padding},
-      {"scale_tail", &WaveHyper::scale_tail},         {"residual_sd", &WaveHyper::residual_sd},
+      {"additive_share", &WaveHyper::additive_share},
+      {"tail_rows", &WaveHyper::tail_rows},
+      {"noise", &WaveHyper::noise},
+      {"pull", &WaveHyper::pull},
+      {"latency_width", &WaveHyper::latency_width},
+      {"scale_waves", &WaveHyper::scale_waves},
+      {"scale_active", &WaveHyper::scale_active},
+      {"scale_padding", &WaveHyper::scale_padding},
+      {"scale_tail", &WaveHyper::scale_tail},
+      {"residual_sd", &WaveHyper::residual_sd},
       {"residual_noise", &WaveHyper::residual_noise}};
   for (const auto& [name, member] : tuned) {
     for (const double factor : {0.5, 2.0}) {
@@ -263,9 +269,10 @@ void print_transfer(const Dataset& d) {
     low = std::min(low, mean_of(results.back()));
     high = std::max(high, mean_of(results.back()));
   }
-  fmt::print("\n## Leave one model out\n\n{} settings, mean regret {:.2f} to {:.2f}%\n\n| held out | setting chosen "
-             "on the others | mean | max |\n|---|---|---|---|\n",
-             settings.size(), 100 * low, 100 * high);
+  fmt::print(
+      "\n## Leave one model out\n\n{} settings, mean regret {:.2f} to {:.2f}%\n\n| held out | setting chosen "
+      "on the others | mean | max |\n|---|---|---|---|\n",
+      settings.size(), 100 * low, 100 * high);
   double held = 0;
   for (size_t m = 0; m < d.models.size(); ++m) {
     size_t best = 0;
@@ -280,14 +287,17 @@ void print_transfer(const Dataset& d) {
     }
     const RegretStats& s = results[best].models[m];
     held += s.mean / static_cast<double>(d.models.size());
-    fmt::print("| {} | {} | {:.2f} | {:.1f} |\n", d.models[m].name, settings[best].first, 100 * s.mean, 100 * s.max);
+    fmt::print("| {} | {} | {:.2f} | {:.1f} |\n", d.models[m].name, settings[best].first, 100 * s.mean,
+               100 * s.max);
   }
   fmt::print("| mean | | {:.2f} | |\n", 100 * held);
 }
 
 void print_misses(const Dataset& d) {
-  fmt::print("\n## Misses of wave above 2.5%\n\n| point | regret % | chose (measured, predicted us) | best (measured, "
-             "predicted us) |\n|---|---|---|---|\n");
+  fmt::print(
+      "\n## Misses of wave above 2.5%\n\n| point | regret % | chose (measured, predicted us) | best "
+      "(measured, "
+      "predicted us) |\n|---|---|---|---|\n");
   for (size_t m = 0; m < d.models.size(); ++m) {
     const auto p = fit(find_cost_model("wave"), d, m);
     for (const size_t at : select_points(d, static_cast<int32_t>(m), false)) {
@@ -298,9 +308,9 @@ void print_misses(const Dataset& d) {
       const std::vector<float> us = predict(*p, d.points[at].histogram);
       size_t best = 0;
       for (size_t c = 0; c < us.size(); ++c) best = d.time(at, c) < d.time(at, best) ? c : best;
-      fmt::print("| {} | {:.1f} | {} ({:.0f}, {:.0f}) | {} ({:.0f}, {:.0f}) |\n", d.points[at].name, 100 * r.mean,
-                 d.configs.names[chosen], d.time(at, chosen), us[chosen], d.configs.names[best], d.time(at, best),
-                 us[best]);
+      fmt::print("| {} | {:.1f} | {} ({:.0f}, {:.0f}) | {} ({:.0f}, {:.0f}) |\n", d.points[at].name,
+                 100 * r.mean, d.configs.names[chosen], d.time(at, chosen), us[chosen], d.configs.names[best],
+                 d.time(at, best), us[best]);
     }
   }
 }
@@ -321,12 +331,14 @@ double tiles_per_sm(const Dataset& d, size_t at, size_t c) {
 }
 
 // Time over tiles per SM for one config of the first model: measured, wave, ramp4.
-void plot_staircase(const Dataset& d, const std::string& directory, const std::string& config, int residency) {
+void plot_staircase(const Dataset& d, const std::string& directory, const std::string& config,
+                    int residency) {
   const size_t c = config_of(d, config);
   const auto wave = fit(find_cost_model("wave"), d, 0);
   const auto ramp4 = fit(find_cost_model("ramp4"), d, 0);
-  Chart chart(fmt::format("{} on {}: time over tiles per SM ({} resident)", config, d.models[0].name, residency),
-              {"tiles per SM", false, {}, 0, 9}, {"microseconds"});
+  Chart chart(
+      fmt::format("{} on {}: time over tiles per SM ({} resident)", config, d.models[0].name, residency),
+      {"tiles per SM", false, {}, 0, 9}, {"microseconds"});
   Series measured{"measured", "#111", {}, false, 4, 0.7};
   Series ours{"wave", "#d62728", {}, false, 2.5, 1};
   Series theirs{"ramp4", "#1f77b4", {}, true, 0, 1};
@@ -367,7 +379,8 @@ void plots(const Dataset& d, const std::string& directory) {
           if (pair++ % 41 != 0) continue;
           const TokenTiling t = tile_tokens(d.points[at].histogram, d.configs.configs[c].tile_m);
           s.points.emplace_back(d.time(at, c), us[c]);
-          a.points.emplace_back(static_cast<double>(t.active) / static_cast<double>(t.m_tiles), us[c] / d.time(at, c));
+          a.points.emplace_back(static_cast<double>(t.active) / static_cast<double>(t.m_tiles),
+                                us[c] / d.time(at, c));
         }
       }
     }
@@ -379,8 +392,8 @@ void plots(const Dataset& d, const std::string& directory) {
   write_text(directory + "/predicted_measured.svg", scatter.text());
   write_text(directory + "/first_reads.svg", active.text());
 
-  Chart by_tokens("mean regret of test points by tokens per step", {"tokens", true, {1, 4, 16, 64, 256, 1024, 4096}},
-                  {"regret, %"});
+  Chart by_tokens("mean regret of test points by tokens per step",
+                  {"tokens", true, {1, 4, 16, 64, 256, 1024, 4096}}, {"regret, %"});
   const auto series = [&](const char* name, const char* colour, auto&& chooser) {
     std::map<int64_t, std::pair<double, double>> sums;
     for (size_t m = 0; m < d.models.size(); ++m) {
@@ -393,7 +406,8 @@ void plots(const Dataset& d, const std::string& directory) {
       }
     }
     Series s{name, colour, {}, true, 3, 1};
-    for (const auto& [tokens, sum] : sums) s.points.emplace_back(static_cast<double>(tokens), sum.first / sum.second);
+    for (const auto& [tokens, sum] : sums)
+      s.points.emplace_back(static_cast<double>(tokens), sum.first / sum.second);
     by_tokens.add(std::move(s));
   };
   const auto policy = [&](Policy p) {

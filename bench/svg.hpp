@@ -15,8 +15,8 @@ namespace ramp::bench {
 struct Series {
   std::string name, colour;
   std::vector<std::pair<double, double>> points;
-  bool line = false;     // joined, in the order given
-  double radius = 2.5;   // 0: no marks
+  bool line = false;    // joined, in the order given
+  double radius = 2.5;  // 0: no marks
   double opacity = 0.8;
 };
 
@@ -43,20 +43,23 @@ class Chart {
         "<text x=\"{2}\" y=\"20\" font-size=\"14\">{3}</text>\n",
         kWidth, kHeight, kLeft, escaped(title_));
     for (const double t : x_.ticks) {
-      s += fmt::format("<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#ddd\"/><text x=\"{0:.1f}\" y=\"{3}\" "
-                       "text-anchor=\"middle\">{4:g}</text>\n",
-                       px(t), kTop, kHeight - kBottom, kHeight - kBottom + 16, t);
+      s += fmt::format(
+          "<path d=\"M{0:.1f} {1}V{2}\" stroke=\"#ddd\"/><text x=\"{0:.1f}\" y=\"{3}\" "
+          "text-anchor=\"middle\">{4:g}</text>\n",
+          px(t), kTop, kHeight - kBottom, kHeight - kBottom + 16, t);
     }
     for (const double t : y_.ticks) {
-      s += fmt::format("<path d=\"M{0} {1:.1f}H{2}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4:.1f}\" "
-                       "text-anchor=\"end\">{5:g}</text>\n",
-                       kLeft, py(t), kWidth - kRight, kLeft - 6, py(t) + 4, t);
+      s += fmt::format(
+          "<path d=\"M{0} {1:.1f}H{2}\" stroke=\"#ddd\"/><text x=\"{3}\" y=\"{4:.1f}\" "
+          "text-anchor=\"end\">{5:g}</text>\n",
+          kLeft, py(t), kWidth - kRight, kLeft - 6, py(t) + 4, t);
     }
     if (diagonal_) {
       const double low = std::max(x_.low, y_.low);
       const double high = std::min(x_.high, y_.high);
-      s += fmt::format("<path d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\" stroke=\"#000\" stroke-dasharray=\"4 3\"/>\n",
-                       px(low), py(low), px(high), py(high));
+      s +=
+          fmt::format("<path d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\" stroke=\"#000\" stroke-dasharray=\"4 3\"/>\n",
+                      px(low), py(low), px(high), py(high));
     }
     for (const double h : horizontals_) {
       s += fmt::format("<path d=\"M{} {:.1f}H{}\" stroke=\"#000\" stroke-dasharray=\"4 3\"/>\n", kLeft, py(h),
@@ -66,8 +69,10 @@ class Chart {
     for (const Series& one : series_) {
       if (one.line && !one.points.empty()) {
         std::string path;
-        for (const auto& [x, y] : one.points) path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", px(x), py(y));
-        s += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>\n", path, one.colour);
+        for (const auto& [x, y] : one.points)
+          path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", px(x), py(y));
+        s += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>\n", path,
+                         one.colour);
       }
       if (one.radius > 0) {
         s += fmt::format("<g fill=\"{}\" fill-opacity=\"{}\">", one.colour, one.opacity);
@@ -76,15 +81,17 @@ class Chart {
         }
         s += "</g>\n";
       }
-      s += fmt::format("<rect x=\"{0}\" y=\"{1}\" width=\"10\" height=\"10\" fill=\"{2}\"/><text x=\"{3}\" "
-                       "y=\"{4}\">{5}</text>\n",
-                       kWidth - kRight + 12, legend - 9, one.colour, kWidth - kRight + 27, legend, escaped(one.name));
+      s += fmt::format(
+          "<rect x=\"{0}\" y=\"{1}\" width=\"10\" height=\"10\" fill=\"{2}\"/><text x=\"{3}\" "
+          "y=\"{4}\">{5}</text>\n",
+          kWidth - kRight + 12, legend - 9, one.colour, kWidth - kRight + 27, legend, escaped(one.name));
       legend += 18;
     }
-    s += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n", (kLeft + kWidth - kRight) / 2,
-                     kHeight - 8, escaped(x_.title));
-    s += fmt::format("<text transform=\"translate(14 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</svg>\n",
-                     (kTop + kHeight - kBottom) / 2, escaped(y_.title));
+    s += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
+                     (kLeft + kWidth - kRight) / 2, kHeight - 8, escaped(x_.title));
+    s += fmt::format(
+        "<text transform=\"translate(14 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</svg>\n",
+        (kTop + kHeight - kBottom) / 2, escaped(y_.title));
     return s;
   }
 
@@ -101,7 +108,9 @@ class Chart {
     return (f(std::clamp(v, a.low, a.high)) - f(a.low)) / (f(a.high) - f(a.low));
   }
   [[nodiscard]] double px(double v) const { return kLeft + place(x_, v) * (kWidth - kLeft - kRight); }
-  [[nodiscard]] double py(double v) const { return kHeight - kBottom - place(y_, v) * (kHeight - kTop - kBottom); }
+  [[nodiscard]] double py(double v) const {
+    return kHeight - kBottom - place(y_, v) * (kHeight - kTop - kBottom);
+  }
 
   void fit_axis(Axis& a, bool horizontal) const {
     if (a.low == a.high) {

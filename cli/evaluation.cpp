@@ -31,7 +31,8 @@ std::vector<size_t> match_configs(const core::Dataset& d, const core::Predictor&
     found += at == index.end() ? 0 : 1;
   }
   if (found == 0) {
-    core::fail_argument("--fit", fmt::format("a fit of configs like '{}'", core::printable(p.configs().names[0])),
+    core::fail_argument("--fit",
+                        fmt::format("a fit of configs like '{}'", core::printable(p.configs().names[0])),
                         fmt::format("configs of the data, like '{}'", core::printable(d.configs.names[0])),
                         "fit this data: ramp fit --data DIR -o FILE");
   }
@@ -168,12 +169,12 @@ std::vector<ModelEvaluation> evaluate(const core::Dataset& d, const core::Fit& f
     const core::ModelShape& known = p.model();
     if (known.experts != shape.experts || known.hidden != shape.hidden ||
         known.intermediate != shape.intermediate) {
-      core::fail_argument("--fit",
-                          fmt::format("'{}' with {} experts, H {}, I {}", shape.name, known.experts, known.hidden,
-                                      known.intermediate),
-                          fmt::format("the data's {} experts, H {}, I {}", shape.experts, shape.hidden,
-                                      shape.intermediate),
-                          "fit this data: ramp fit --data DIR -o FILE");
+      core::fail_argument(
+          "--fit",
+          fmt::format("'{}' with {} experts, H {}, I {}", shape.name, known.experts, known.hidden,
+                      known.intermediate),
+          fmt::format("the data's {} experts, H {}, I {}", shape.experts, shape.hidden, shape.intermediate),
+          "fit this data: ramp fit --data DIR -o FILE");
     }
     const std::vector<size_t> train = core::select_points(d, model, true);
     const std::vector<size_t> test = core::select_points(d, model, false);
@@ -185,8 +186,9 @@ std::vector<ModelEvaluation> evaluate(const core::Dataset& d, const core::Fit& f
     e.regret = regret_of(d, test, p);
     const std::vector<size_t> match = match_configs(d, p);
     const core::Dispatcher dispatcher(fitted);
-    e.dispatched = core::regret(
-        d, test, [&](size_t point) { return in_data(match, dispatcher.choose(d.points[point].histogram), p); });
+    e.dispatched = core::regret(d, test, [&](size_t point) {
+      return in_data(match, dispatcher.choose(d.points[point].histogram), p);
+    });
     e.mape = mape_of(d, test, p);
     e.noise = core::noise_floor(d, test);
     e.policies["oracle"] = core::regret(d, test, core::make_policy(d, model, core::Policy::kOracle));
@@ -229,21 +231,18 @@ Json evaluation_json(const std::vector<ModelEvaluation>& models, const std::stri
   o["max_regret"] = overall.max;
   o["mape"] = mean_mape(models);
   o["coefficients"] = coefficients;
-  o["noise_floor"] = noise.models == 0 ? Json(nullptr) : Json{{"mean_regret", noise.mean}, {"max_regret", noise.max}};
+  o["noise_floor"] =
+      noise.models == 0 ? Json(nullptr) : Json{{"mean_regret", noise.mean}, {"max_regret", noise.max}};
   j["models"] = Json::object();
   for (const ModelEvaluation& e : models) {
     Json& m = j["models"][e.model];
-    m = {{"n_train", e.n_train},
-         {"n_test", e.n_test},
-         {"mean_regret", e.regret.mean},
-         {"p95_regret", e.regret.p95},
-         {"max_regret", e.regret.max},
-         {"mape", e.mape},
+    m = {{"n_train", e.n_train},          {"n_test", e.n_test},         {"mean_regret", e.regret.mean},
+         {"p95_regret", e.regret.p95},    {"max_regret", e.regret.max}, {"mape", e.mape},
          {"coefficients", e.coefficients}};
-    m["noise_floor"] = e.noise.count == 0 ? Json(nullptr)
-                                          : Json{{"n_test", e.noise.count},
-                                                 {"mean_regret", e.noise.mean},
-                                                 {"max_regret", e.noise.max}};
+    m["noise_floor"] =
+        e.noise.count == 0
+            ? Json(nullptr)
+            : Json{{"n_test", e.noise.count}, {"mean_regret", e.noise.mean}, {"max_regret", e.noise.max}};
     m["dispatcher"] = {{"mean_regret", e.dispatched.mean}, {"max_regret", e.dispatched.max}};
     Json& policies = m["policies"] = Json::object();
     for (const char* policy : kPolicyOrder) {
@@ -255,7 +254,8 @@ Json evaluation_json(const std::vector<ModelEvaluation>& models, const std::stri
   Json& policies = j["policies"] = Json::object();
   for (const char* policy : kPolicyOrder) {
     const Mean m = over_models(models, [&](const ModelEvaluation& e) { return policy_of(e, policy); });
-    if (m.models > 0) policies[policy] = {{"mean_regret", m.mean}, {"p95_regret", m.p95}, {"max_regret", m.max}};
+    if (m.models > 0)
+      policies[policy] = {{"mean_regret", m.mean}, {"p95_regret", m.p95}, {"max_regret", m.max}};
   }
   j["dispatcher"] = {{"mean_regret", guarded.mean}, {"max_regret", guarded.max}};
   return j;
@@ -263,8 +263,16 @@ Json evaluation_json(const std::vector<ModelEvaluation>& models, const std::stri
 
 std::string evaluation_text(const std::vector<ModelEvaluation>& models, const std::string& cost_model,
                             const std::string& data) {
-  std::string out = fmt::format("cost model {} on {}: regret of the choice on test points, %\n\n", cost_model, data);
-  Table t({{"model", Table::Align::kLeft}, {"train"}, {"test"}, {"mean"}, {"p95"}, {"max"}, {"error"}, {"coefficients"},
+  std::string out =
+      fmt::format("cost model {} on {}: regret of the choice on test points, %\n\n", cost_model, data);
+  Table t({{"model", Table::Align::kLeft},
+           {"train"},
+           {"test"},
+           {"mean"},
+           {"p95"},
+           {"max"},
+           {"error"},
+           {"coefficients"},
            {"noise floor"}});
   for (const ModelEvaluation& e : models) {
     t.add({e.model, std::to_string(e.n_train), std::to_string(e.n_test), percent(e.regret.mean),
@@ -276,8 +284,10 @@ std::string evaluation_text(const std::vector<ModelEvaluation>& models, const st
   t.add({"mean of models (max)", "", "", percent(overall.mean), percent(overall.p95), percent(overall.max),
          percent(mean_mape(models)), "", noise.models == 0 ? "-" : percent(noise.mean)});
   out += t.text();
-  out += "\nerror: mean |predicted/measured - 1| over test points and configs; noise floor: the first run's best\n"
-         "config judged on the second run, where there is one\n\n";
+  out +=
+      "\nerror: mean |predicted/measured - 1| over test points and configs; noise floor: the first run's "
+      "best\n"
+      "config judged on the second run, where there is one\n\n";
   std::vector<Table::Column> columns = {{"policy", Table::Align::kLeft}, {"mean"}, {"p95"}, {"max"}};
   for (const ModelEvaluation& e : models) columns.push_back({e.model});
   Table policies(columns);

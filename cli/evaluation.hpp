@@ -27,15 +27,15 @@ core::Metadata metadata_of(const DataOptions& o, const std::string& kernel);
 struct ModelEvaluation {
   std::string model;
   size_t n_train = 0, n_test = 0;
-  core::RegretStats regret;         // the cost model's choice
-  core::RegretStats dispatched;     // the same under the fit file's measured guard
-  core::RegretStats noise;          // count 0: no repeats
-  double mape = 0;                  // over test points and configs, fraction
+  core::RegretStats regret;      // the cost model's choice
+  core::RegretStats dispatched;  // the same under the fit file's measured guard
+  core::RegretStats noise;       // count 0: no repeats
+  double mape = 0;               // over test points and configs, fraction
   size_t coefficients = 0;
   std::map<std::string, core::RegretStats> policies;  // and "ramp4"
 };
-// Judges `fit` (one entry per model of the data, configs matched by name) on the rows with split=test. A model
-// of the data that the fit lacks is an error.
+// Judges `fit` (one entry per model of the data, configs matched by name) on the rows with split=test. A
+// model of the data that the fit lacks is an error.
 std::vector<ModelEvaluation> evaluate(const core::Dataset& d, const core::Fit& fit,
                                       const core::HardwareConstants& hw);
 

@@ -47,12 +47,13 @@ Body setup(CLI::App& app) {
   add_data_options(app, o->data);
   std::vector<std::string> names;
   for (const std::string_view n : core::cost_model_names()) names.emplace_back(n);
-  CLI::Option* const model =
-      add_choice(app, "--cost-model", o->cost_model, names, "what to fit on split=train and judge on split=test");
+  CLI::Option* const model = add_choice(app, "--cost-model", o->cost_model, names,
+                                        "what to fit on split=train and judge on split=test");
   add_text(app, "--fit", o->fit, "FILE", "judge this fit file instead of fitting")->excludes(model);
-  examples(app, {{"ramp evaluate --data tests/data/alpha_moe_h200", "the default model on the measured kernel"},
-                 {"ramp evaluate --data DIR --cost-model analytic", "what no profile at all gives"},
-                 {"ramp evaluate --data DIR --fit mine.json --json", "an existing fit, for programs"}});
+  examples(app,
+           {{"ramp evaluate --data tests/data/alpha_moe_h200", "the default model on the measured kernel"},
+            {"ramp evaluate --data DIR --cost-model analytic", "what no profile at all gives"},
+            {"ramp evaluate --data DIR --fit mine.json --json", "an existing fit, for programs"}});
   return [o](Io& io) { return evaluate_command(io, *o); };
 }
 const Register kRegister{{"evaluate", "regret of a cost model's choices on measured workloads", 62, setup}};

@@ -56,8 +56,9 @@ Body setup(CLI::App& app) {
   add_choice(app, "--cost-model", o->cost_model, names, "what to fit; only rows with split=train are read");
   add_text(app, "-o,--out", o->out, "FILE", "fit file to write (JSON)")->required();
   add_text(app, "--kernel", o->kernel, "NAME", "whose configs these are (default: the directory's name)");
-  examples(app, {{"ramp fit --data profiles/mine -o mine.json", "fit every model of the directory"},
-                 {"ramp fit --data profiles/mine -o r4.json --cost-model ramp4", "the published model instead"}});
+  examples(app,
+           {{"ramp fit --data profiles/mine -o mine.json", "fit every model of the directory"},
+            {"ramp fit --data profiles/mine -o r4.json --cost-model ramp4", "the published model instead"}});
   return [o](Io& io) { return fit(io, *o); };
 }
 const Register kRegister{{"fit", "fit a cost model on measured timings", 60, setup}};

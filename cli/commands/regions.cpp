@@ -1,4 +1,7 @@
-// `ramp regions`: where layers sit between fixed cost and tile work, and what the published thresholds predict.
+// `ramp regions`: where layers sit between fixed cost and tile work, and what the published thresholds
+// predict.
+#include "regions/regions.hpp"
+
 #include <fmt/format.h>
 
 #include <cmath>
@@ -7,7 +10,6 @@
 #include "cli/command.hpp"
 #include "cli/options.hpp"
 #include "geometry/hardware.hpp"
-#include "regions/regions.hpp"
 
 namespace ramp::cli {
 namespace {
@@ -35,13 +37,23 @@ int regions(Io& io, const RegionsOptions& o) {
   const std::vector<int64_t> tokens = integers_from("--tokens", o.tokens, {1, int64_t{1} << 31});
   const auto ttn = static_cast<int32_t>(o.ttn);
   const core::RegionThresholds t = core::region_thresholds(hw, ttn);
-  io.print(fmt::format("{}: rho critical {:.1f}, GROUP_M above lambda*kappa {:.0f}, split-K from kappa {:.0f} below "
-                       "omega {}, ttn=512 above omega {}; ttn {}, tile_m {}, routing as even as k distinct experts "
-                       "allow\n\n",
-                       hw.name, t.rho_critical, t.group_m_lambda_kappa, t.split_k_kappa, t.split_k_omega,
-                       t.wide_tile_omega, o.ttn, o.tile_m));
-  Table table({{"model", Table::Align::kLeft}, {"T"}, {"E"}, {"N1"}, {"H"}, {"rho"}, {"lambda"}, {"kappa"}, {"omega"},
-               {"region", Table::Align::kLeft}, {"predicted modes", Table::Align::kLeft}});
+  io.print(fmt::format(
+      "{}: rho critical {:.1f}, GROUP_M above lambda*kappa {:.0f}, split-K from kappa {:.0f} below "
+      "omega {}, ttn=512 above omega {}; ttn {}, tile_m {}, routing as even as k distinct experts "
+      "allow\n\n",
+      hw.name, t.rho_critical, t.group_m_lambda_kappa, t.split_k_kappa, t.split_k_omega, t.wide_tile_omega,
+      o.ttn, o.tile_m));
+  Table table({{"model", Table::Align::kLeft},
+               {"T"},
+               {"E"},
+               {"N1"},
+               {"H"},
+               {"rho"},
+               {"lambda"},
+               {"kappa"},
+               {"omega"},
+               {"region", Table::Align::kLeft},
+               {"predicted modes", Table::Align::kLeft}});
   Json list = Json::array();
   for (const core::ModelShape& m : models) {
     const int64_t n1 = core::w13_rows(m.intermediate, RAMP_ACTIVATION_SILU_AND_MUL);
@@ -50,8 +62,9 @@ int regions(Io& io, const RegionsOptions& o) {
           core::even_grid(m.experts, m.top_k, count, n1, static_cast<int32_t>(o.tile_m), ttn);
       const core::RegionPoint p = core::region_of(m.name, m.experts, n1, m.hidden, grid, hw, ttn);
       table.add({m.name, std::to_string(count), std::to_string(m.experts), std::to_string(n1),
-                 std::to_string(m.hidden), short_number(p.rho), std::to_string(p.lambda), short_number(p.kappa),
-                 fmt::format("{:.2f}", p.omega), core::region_name(p), core::predicted_modes(p)});
+                 std::to_string(m.hidden), short_number(p.rho), std::to_string(p.lambda),
+                 short_number(p.kappa), fmt::format("{:.2f}", p.omega), core::region_name(p),
+                 core::predicted_modes(p)});
       list.push_back({{"model", m.name},
                       {"tokens", count},
                       {"experts", m.experts},

@@ -28,16 +28,17 @@ std::array<float, 4> float_coordinates(const Work& w, const WaveHyper& h) noexce
   const auto log = [](double v) { return static_cast<double>(portable_log(static_cast<float>(v))); };
   return {static_cast<float>(log(w.tiles) / h.scale_waves),
           static_cast<float>(log(w.first_read) / h.scale_active),
-          static_cast<float>(w.padding / h.scale_padding),
-          static_cast<float>(log(w.fullest) / h.scale_tail)};
+          static_cast<float>(w.padding / h.scale_padding), static_cast<float>(log(w.fullest) / h.scale_tail)};
 }
 
 }  // namespace
 
 std::span<const DecideKernels* const> decide_kernels() noexcept {
-  static const DecideKernels* const all[] = {&kDecideScalar, &kDecideBaseline,
+  static const DecideKernels* const all[] = {
+    &kDecideScalar,
+    &kDecideBaseline,
 #if defined(RAMP_DECIDE_AVX2)
-                                             &kDecideAvx2
+    &kDecideAvx2
 #endif
   };
 #if defined(RAMP_DECIDE_AVX2)

@@ -1,9 +1,9 @@
 // The decision path: histogram in, one time per config out, in a few microseconds and without allocating.
 //
-// Configs are sorted into *lanes*: first by work class (tile_m, blocks per token tile), then by residency; each
-// such run is padded to a multiple of eight lanes. Everything that depends on the class alone (tile counts,
-// waves, similarity to the training points) is computed once per class or run; what remains per lane is a
-// dozen multiplications, one division and three square roots.
+// Configs are sorted into *lanes*: first by work class (tile_m, blocks per token tile), then by residency;
+// each such run is padded to a multiple of eight lanes. Everything that depends on the class alone (tile
+// counts, waves, similarity to the training points) is computed once per class or run; what remains per lane
+// is a dozen multiplications, one division and three square roots.
 //
 // The lane code (decide_kernel.inl) is compiled for several instruction sets from one source. No operation is
 // contracted or reassociated and no libm function is called, so all of them give the same bits; counts are
@@ -35,8 +35,8 @@ class TileCounter {
   [[nodiscard]] std::span<const int32_t> tile_m() const noexcept { return tile_m_; }
   [[nodiscard]] size_t scratch_bytes() const noexcept;  // whatever the number of experts
   // m_tiles[t] = sum of ceil(c_e / tile_m[t]). Negative counts are treated as 0.
-  HistogramFacts count(std::span<const int32_t> histogram, const DecideKernels& k,
-                       std::span<int64_t> m_tiles, std::byte* scratch) const noexcept;
+  HistogramFacts count(std::span<const int32_t> histogram, const DecideKernels& k, std::span<int64_t> m_tiles,
+                       std::byte* scratch) const noexcept;
 
  private:
   std::vector<int32_t> tile_m_;
@@ -58,8 +58,8 @@ class DecisionTable {
  private:
   struct Class {
     WorkClass work;
-    size_t tile = 0;        // index into the counter's tile sizes
-    size_t train_at = 0;    // offset of its training coordinates
+    size_t tile = 0;      // index into the counter's tile sizes
+    size_t train_at = 0;  // offset of its training coordinates
     size_t first_run = 0, last_run = 0;
   };
   struct Run {
@@ -81,9 +81,9 @@ class DecisionTable {
   std::vector<int32_t> lane_config_;  // config of a lane, -1 for padding
   std::vector<int32_t> config_lane_;
   std::vector<size_t> config_class_;
-  std::vector<size_t> best_at_;       // config measured fastest at each training point
-  std::vector<float> train_;          // [class][4][points_padded]
-  std::vector<float> parameters_;     // the arrays of LaneView, one after the other
+  std::vector<size_t> best_at_;    // config measured fastest at each training point
+  std::vector<float> train_;       // [class][4][points_padded]
+  std::vector<float> parameters_;  // the arrays of LaneView, one after the other
   LaneView view_;
 };
 

@@ -1,7 +1,7 @@
 // The lane code, compiled once per instruction set: the including file sets RAMP_DECIDE_NAME. It must not
 // include or call anything whose inline code could leak into other translation units (no standard library
-// beyond fixed-width integers), must be compiled with -ffp-contract=off, and its floating-point operations are
-// written in the order in which they are to be done.
+// beyond fixed-width integers), must be compiled with -ffp-contract=off, and its floating-point operations
+// are written in the order in which they are to be done.
 #include "cost/decide_kernels.hpp"
 
 namespace ramp::core {
@@ -14,7 +14,8 @@ void count_tiles(const float* rows, size_t n, const float* inverse, size_t tiles
     const float inv = inverse[t];
     int32_t sum[2 * kWide] = {};
     for (size_t i = 0; i < n; i += 2 * kWide) {
-      for (int j = 0; j < 2 * kWide; ++j) sum[j] += static_cast<int32_t>(rows[i + static_cast<size_t>(j)] * inv);
+      for (int j = 0; j < 2 * kWide; ++j)
+        sum[j] += static_cast<int32_t>(rows[i + static_cast<size_t>(j)] * inv);
     }
     int32_t total = 0;
     for (int j = 0; j < 2 * kWide; ++j) total += sum[j];
@@ -54,8 +55,8 @@ inline float power8(float x) {
 
 void evaluate(const LaneView& v, const LaneConstants& k, const RunInput& r, const float* __restrict near,
               size_t points, float* __restrict us) {
-  constexpr float kHuge = 3.0e38F;   // finite stand-in for anything beyond
-  constexpr float kTiny = 1.0e-4F;   // below it a share's eighth power is nothing (and would be denormal)
+  constexpr float kHuge = 3.0e38F;  // finite stand-in for anything beyond
+  constexpr float kTiny = 1.0e-4F;  // below it a share's eighth power is nothing (and would be denormal)
   const float overlap_share = 1.0F - k.additive_share;
   const float has_last = r.last_wave > 0.0F ? 1.0F : 0.0F;
   const float last_extra = larger(r.last_wave - 1.0F, 0.0F);
@@ -104,8 +105,8 @@ void evaluate(const LaneView& v, const LaneConstants& k, const RunInput& r, cons
     const float norm = most * __builtin_sqrtf(__builtin_sqrtf(__builtin_sqrtf(sum8)));
     const float physics =
         launches[c] + (overlap_share * norm + additive_share * ((latency + weights) + output));
-    // exp of the residual, |log| <= residual_limit <= 2, as the fourth power of a fifth-order series at a quarter:
-    // relative error below 5e-7 at 1 and 1e-4 at 2.
+    // exp of the residual, |log| <= residual_limit <= 2, as the fourth power of a fifth-order series at a
+    // quarter: relative error below 5e-7 at 1 and 1e-4 at 2.
     const float e = 0.25F * smaller(larger(out[c], -limit), limit);
     const float quarter =
         1.0F + e * (1.0F + e * (0.5F + e * (1.0F / 6.0F + e * (1.0F / 24.0F + e * (1.0F / 120.0F)))));

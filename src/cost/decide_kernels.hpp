@@ -1,6 +1,6 @@
 // What the decision path's lane code sees: plain arrays and scalars, and the table of its builds. No standard
-// library beyond fixed-width integers, because decide_kernel.inl is compiled for instruction sets that the rest
-// of the program must not use.
+// library beyond fixed-width integers, because decide_kernel.inl is compiled for instruction sets that the
+// rest of the program must not use.
 #pragma once
 
 #include <cstddef>
@@ -12,29 +12,29 @@ inline constexpr size_t kLaneBlock = 8;  // lanes per block; every run is padded
 
 // Parameters of the lanes, struct of arrays. Plain pointers: the kernels see nothing but this.
 struct LaneView {
-  const float* latency = nullptr;      // us
-  const float* fill_slope = nullptr;   // 1
-  const float* row = nullptr;          // us per row
-  const float* sharing = nullptr;      // 1
-  const float* together = nullptr;     // 1 + sharing*(residency - 1)
-  const float* first_read = nullptr;   // us
-  const float* reread = nullptr;       // us
-  const float* output = nullptr;       // us
-  const float* launch = nullptr;       // us
-  const float* blocked = nullptr;      // 0, or +infinity: must not be chosen (padding, never measured)
-  const float* alpha = nullptr;        // residual weights, per run [training point][lane of the run]
+  const float* latency = nullptr;     // us
+  const float* fill_slope = nullptr;  // 1
+  const float* row = nullptr;         // us per row
+  const float* sharing = nullptr;     // 1
+  const float* together = nullptr;    // 1 + sharing*(residency - 1)
+  const float* first_read = nullptr;  // us
+  const float* reread = nullptr;      // us
+  const float* output = nullptr;      // us
+  const float* launch = nullptr;      // us
+  const float* blocked = nullptr;     // 0, or +infinity: must not be chosen (padding, never measured)
+  const float* alpha = nullptr;       // residual weights, per run [training point][lane of the run]
 };
 
 // One run of lanes with its histogram-dependent scalars.
 struct RunInput {
   int32_t lane_begin = 0, lane_end = 0;
-  float full_waves = 0;     // whole waves
-  float last_wave = 0;      // tiles on the fullest SM in the last, partial wave; 0 when there is none
-  float tiles = 0;          // per SM
-  float first_read = 0;     // per SM
-  float output = 0;         // per SM
-  float fill = 0;           // rows
-  float tail = 0;           // tail_rows * (fullest - fill), rows
+  float full_waves = 0;       // whole waves
+  float last_wave = 0;        // tiles on the fullest SM in the last, partial wave; 0 when there is none
+  float tiles = 0;            // per SM
+  float first_read = 0;       // per SM
+  float output = 0;           // per SM
+  float fill = 0;             // rows
+  float tail = 0;             // tail_rows * (fullest - fill), rows
   float padding_centred = 0;  // padding - 1/2
 };
 

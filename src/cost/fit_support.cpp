@@ -1,5 +1,5 @@
-// What fitting needs from a table before any physics: who is whose neighbour, and whether there is anything to
-// learn at all.
+// What fitting needs from a table before any physics: who is whose neighbour, and whether there is anything
+// to learn at all.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -50,7 +50,8 @@ std::vector<double> neighbourhood(const ConfigTable& t, double width, double per
   for (size_t a = 0; a < n; ++a) {
     double sum = 0;
     for (size_t b = 0; b < n; ++b) {
-      const double distance = (std::log(t.configs[a].tile_m + 8.0) - std::log(t.configs[b].tile_m + 8.0)) / width;
+      const double distance =
+          (std::log(t.configs[a].tile_m + 8.0) - std::log(t.configs[b].tile_m + 8.0)) / width;
       double v = std::exp(-0.5 * distance * distance);
       if (stages) v *= std::pow(per_stage, std::abs(t.configs[a].stages - t.configs[b].stages));
       for (const auto& column : columns) v *= column[a] == column[b] ? 1.0 : other;
@@ -68,8 +69,8 @@ void check_fittable(const Dataset& d, int32_t model, std::span<const size_t> poi
   }
   const std::string& name = d.models[static_cast<size_t>(model)].name;
   if (d.configs.size() < 2) {
-    fail_argument("configs.csv", fmt::format("{} config", d.configs.size()), "at least two to choose from", {},
-                  RAMP_ERROR_BAD_FILE);
+    fail_argument("configs.csv", fmt::format("{} config", d.configs.size()), "at least two to choose from",
+                  {}, RAMP_ERROR_BAD_FILE);
   }
   if (points.size() < 2) {
     fail_argument(fmt::format("training points of model '{}'", name), fmt::format("{}", points.size()),
@@ -97,7 +98,8 @@ void check_fittable(const Dataset& d, int32_t model, std::span<const size_t> poi
   }
   if (!(high > low)) {
     fail_argument("timings.csv", fmt::format("the same time, {} us, everywhere for model '{}'", low, name),
-                  "timings that differ", "there is nothing to learn from; measure again", RAMP_ERROR_BAD_FILE);
+                  "timings that differ", "there is nothing to learn from; measure again",
+                  RAMP_ERROR_BAD_FILE);
   }
 }
 

@@ -59,7 +59,8 @@ int64_t json_integer(const nlohmann::json& j, std::string_view key, int64_t low,
   const bool fits = v.is_number_integer() &&
                     !(v.is_number_unsigned() && v.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX));
   const int64_t x = fits ? v.get<int64_t>() : 0;
-  if (!fits || x < low || x > high) fail_json(key, shortly(v), fmt::format("an integer in [{}, {}]", low, high));
+  if (!fits || x < low || x > high)
+    fail_json(key, shortly(v), fmt::format("an integer in [{}, {}]", low, high));
   return x;
 }
 
@@ -72,7 +73,8 @@ std::string json_text(const nlohmann::json& j, std::string_view key) {
 std::vector<double> json_numbers(const nlohmann::json& j, std::string_view key, size_t count, double low,
                                  double high) {
   const nlohmann::json& v = json_member(j, key);
-  if (!v.is_array() || v.size() != count) fail_json(key, shortly(v), fmt::format("an array of {} numbers", count));
+  if (!v.is_array() || v.size() != count)
+    fail_json(key, shortly(v), fmt::format("an array of {} numbers", count));
   std::vector<double> out;
   out.reserve(count);
   for (const nlohmann::json& e : v) {

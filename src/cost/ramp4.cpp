@@ -90,7 +90,8 @@ class Ramp4Predictor final : public Predictor {
     return best;
   }
 
-  [[nodiscard]] std::vector<CostTerm> explain(std::span<const int32_t> histogram, size_t config) const override {
+  [[nodiscard]] std::vector<CostTerm> explain(std::span<const int32_t> histogram,
+                                              size_t config) const override {
     if (config >= k_.size()) {
       fail_argument("config", fmt::format("{}", config), fmt::format("less than {}", k_.size()));
     }
@@ -142,7 +143,8 @@ class Ramp4Predictor final : public Predictor {
                           {reinterpret_cast<int64_t*>(scratch.data()), counter_.tile_m().size()},
                           scratch.data() + counts_bytes());
   }
-  [[nodiscard]] float one(size_t c, const HistogramFacts& facts, std::span<std::byte> scratch) const noexcept {
+  [[nodiscard]] float one(size_t c, const HistogramFacts& facts,
+                          std::span<std::byte> scratch) const noexcept {
     const Coefficients& k = k_[c];
     if (!k.measured) return std::numeric_limits<float>::infinity();
     const int64_t m_tiles = reinterpret_cast<const int64_t*>(scratch.data())[tile_[c]];
@@ -211,7 +213,8 @@ std::unique_ptr<Predictor> Ramp4Model::fit(const Dataset& d, int32_t model, std:
         x(i, j) = formula(one, grid[at], active[at], hw.sm_count) / us[at];
       }
     }
-    // Complete orthogonal decomposition = column-pivoting Householder QR taken on to the minimum-norm solution.
+    // Complete orthogonal decomposition = column-pivoting Householder QR taken on to the minimum-norm
+    // solution.
     Eigen::CompleteOrthogonalDecomposition<Eigen::MatrixXd> qr(width, width);
     qr.setThreshold(1e-10);
     qr.compute(x);
@@ -255,9 +258,9 @@ std::unique_ptr<Predictor> Ramp4Model::from_json(const nlohmann::json& j) const 
       fail_json("least_grid_tiles", fmt::format("{}..{}", all[c].least_grid, all[c].most_grid), "a range");
     }
   }
-  return std::make_unique<Ramp4Predictor>(std::move(all), std::move(configs), std::move(model),
-                                          json_text(hardware, "name"),
-                                          static_cast<int32_t>(json_integer(hardware, "sm_count", 1, 1 << 20)));
+  return std::make_unique<Ramp4Predictor>(
+      std::move(all), std::move(configs), std::move(model), json_text(hardware, "name"),
+      static_cast<int32_t>(json_integer(hardware, "sm_count", 1, 1 << 20)));
 }
 
 }  // namespace ramp::core

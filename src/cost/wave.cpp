@@ -15,9 +15,9 @@ namespace {
 
 constexpr int kSchema = 1;
 // Keys of the fitted parameters, with units. Order of WaveParameter.
-constexpr const char* kParameterKeys[kWaveParameters] = {
-    "latency_us", "sharing_per_tile", "first_read_us", "reread_us",
-    "output_us",  "launch_us",        "row_us",        "fill_slope"};
+constexpr const char* kParameterKeys[kWaveParameters] = {"latency_us", "sharing_per_tile", "first_read_us",
+                                                         "reread_us",  "output_us",        "launch_us",
+                                                         "row_us",     "fill_slope"};
 
 }  // namespace
 
@@ -41,7 +41,8 @@ void WavePredictor::predict(std::span<const int32_t> histogram, std::span<float>
   table_.predict(histogram, us, scratch, *kernels_);
 }
 
-size_t WavePredictor::choose(std::span<const int32_t> histogram, std::span<std::byte> scratch) const noexcept {
+size_t WavePredictor::choose(std::span<const int32_t> histogram,
+                             std::span<std::byte> scratch) const noexcept {
   return table_.choose(histogram, scratch, *kernels_);
 }
 
@@ -85,14 +86,10 @@ nlohmann::json WavePredictor::to_json() const {
   j["hardware"] = {{"name", hardware_}, {"sm_count", fit_.sm_count}};
   j["configs"] = table_to_json(configs_);
   const WaveHyper& h = fit_.hyper;
-  j["form"] = {{"additive_share", h.additive_share},
-               {"tail_rows", h.tail_rows},
-               {"scale_log_tiles_per_sm", h.scale_waves},
-               {"scale_log_first_reads_per_sm", h.scale_active},
-               {"scale_padding_share", h.scale_padding},
-               {"scale_log_fullest_rows", h.scale_tail},
-               {"residual_limit_log", h.residual_limit},
-               {"guard_fraction", h.guard}};
+  j["form"] = {{"additive_share", h.additive_share},      {"tail_rows", h.tail_rows},
+               {"scale_log_tiles_per_sm", h.scale_waves}, {"scale_log_first_reads_per_sm", h.scale_active},
+               {"scale_padding_share", h.scale_padding},  {"scale_log_fullest_rows", h.scale_tail},
+               {"residual_limit_log", h.residual_limit},  {"guard_fraction", h.guard}};
   nlohmann::json& parameters = j["parameters"];
   for (size_t k = 0; k < kWaveParameters; ++k) {
     nlohmann::json& column = parameters[kParameterKeys[k]] = nlohmann::json::array();

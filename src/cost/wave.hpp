@@ -12,7 +12,8 @@ namespace ramp::core {
 class WavePredictor final : public Predictor {
  public:
   // name: "wave" or "analytic". Takes the fit as it is; throws nothing.
-  WavePredictor(std::string_view name, WaveFit fit, ConfigTable configs, ModelShape model, std::string hardware);
+  WavePredictor(std::string_view name, WaveFit fit, ConfigTable configs, ModelShape model,
+                std::string hardware);
   [[nodiscard]] std::string_view cost_model() const noexcept override { return name_; }
   [[nodiscard]] const ModelShape& model() const noexcept override { return model_; }
   [[nodiscard]] const ConfigTable& configs() const noexcept override { return configs_; }
@@ -22,7 +23,8 @@ class WavePredictor final : public Predictor {
                std::span<std::byte> scratch) const noexcept override;
   [[nodiscard]] size_t choose(std::span<const int32_t> histogram,
                               std::span<std::byte> scratch) const noexcept override;
-  [[nodiscard]] std::vector<CostTerm> explain(std::span<const int32_t> histogram, size_t config) const override;
+  [[nodiscard]] std::vector<CostTerm> explain(std::span<const int32_t> histogram,
+                                              size_t config) const override;
   [[nodiscard]] nlohmann::json to_json() const override;
 
   [[nodiscard]] const WaveFit& fit() const noexcept { return fit_; }
@@ -42,8 +44,9 @@ class WaveModel final : public CostModel {
  public:
   explicit WaveModel(const WaveSwitches& on = {}, const WaveHyper& hyper = {}) : on_(on), hyper_(hyper) {}
   [[nodiscard]] std::string_view name() const noexcept override { return "wave"; }
-  [[nodiscard]] std::unique_ptr<Predictor> fit(const Dataset& d, int32_t model, std::span<const size_t> points,
-                                               const HardwareConstants& hw, FitReport& report) const override;
+  [[nodiscard]] std::unique_ptr<Predictor> fit(const Dataset& d, int32_t model,
+                                               std::span<const size_t> points, const HardwareConstants& hw,
+                                               FitReport& report) const override;
   [[nodiscard]] std::unique_ptr<Predictor> from_json(const nlohmann::json& j) const override;
 
  private:
@@ -55,8 +58,9 @@ class AnalyticModel final : public CostModel {
  public:
   [[nodiscard]] std::string_view name() const noexcept override { return "analytic"; }
   // Reads no timing; `points` may be empty.
-  [[nodiscard]] std::unique_ptr<Predictor> fit(const Dataset& d, int32_t model, std::span<const size_t> points,
-                                               const HardwareConstants& hw, FitReport& report) const override;
+  [[nodiscard]] std::unique_ptr<Predictor> fit(const Dataset& d, int32_t model,
+                                               std::span<const size_t> points, const HardwareConstants& hw,
+                                               FitReport& report) const override;
   [[nodiscard]] std::unique_ptr<Predictor> from_json(const nlohmann::json& j) const override;
 };
 

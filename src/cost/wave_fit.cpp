@@ -40,9 +40,9 @@ Vector8 logarithms(const WaveVector& v) {
 // One model's training data in the shape that the fit walks: [config][point].
 struct Problem {
   size_t configs = 0, points = 0;
-  std::vector<Work> work;        // [config][point]
-  std::vector<double> log_us;    // [config][point], NaN where not measured
-  std::vector<Vector8> start;    // kernel constants, log units
+  std::vector<Work> work;                   // [config][point]
+  std::vector<double> log_us;               // [config][point], NaN where not measured
+  std::vector<Vector8> start;               // kernel constants, log units
   std::vector<double> latency_k, shared_k;  // neighbourhoods [config][config]
 };
 
@@ -53,7 +53,8 @@ Work seen(Work w, const WaveSwitches& on) {
   return w;
 }
 
-double predicted_log(const WaveConfigParameters& p, const Work& w, const WaveHyper& h, const WaveSwitches& on) {
+double predicted_log(const WaveConfigParameters& p, const Work& w, const WaveHyper& h,
+                     const WaveSwitches& on) {
   if (on.waves) return std::log(physics_us(p, w, h));
   const double alone =
       p.value[kLatency] * (1 + p.value[kFillSlope] * (w.padding - 0.5)) + p.value[kRow] * w.fill;
@@ -256,8 +257,8 @@ Problem make_problem(const Dataset& d, const ModelShape& shape, std::span<const 
   for (size_t c = 0; c < p.configs; ++c) {
     p.start.push_back(logarithms(kernel_constants(t.configs[c], shape, hw, {})));
     const WorkClass w = work_class_of(t.configs[c], shape);
-    const auto tile = static_cast<size_t>(
-        std::lower_bound(fit.tile_m.begin(), fit.tile_m.end(), w.tile_m) - fit.tile_m.begin());
+    const auto tile = static_cast<size_t>(std::lower_bound(fit.tile_m.begin(), fit.tile_m.end(), w.tile_m) -
+                                          fit.tile_m.begin());
     for (size_t i = 0; i < p.points; ++i) {
       const WaveFit::Point& point = fit.points[i];
       p.work[c * p.points + i] = seen(make_work(point.facts, point.m_tiles[tile], w, hw.sm_count), on);
@@ -375,10 +376,10 @@ WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points
     if (misfit > hyper.misfit_at) {
       fit.hyper.residual_sd = misfit;
       fit.hyper.residual_limit = std::min(2.0, std::max(hyper.residual_limit, hyper.misfit_limit * misfit));
-      report.warnings.push_back(
-          fmt::format("the physics explains the training points to {:.0f}% only: more is left to the residual, "
-                      "which needs profile points near the workloads to come",
-                      100 * misfit));
+      report.warnings.push_back(fmt::format(
+          "the physics explains the training points to {:.0f}% only: more is left to the residual, "
+          "which needs profile points near the workloads to come",
+          100 * misfit));
     }
     fit.alpha.resize(n * points.size());
     for (size_t c = 0; c < n; ++c) {

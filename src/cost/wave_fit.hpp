@@ -1,5 +1,6 @@
-// Fitting `wave`: eight parameters per config, pooled over neighbouring configs, from a dozen training points;
-// then a Gaussian process on what the physics misses. Least squares on relative (log) error throughout.
+// Fitting `wave`: eight parameters per config, pooled over neighbouring configs, from a dozen training
+// points; then a Gaussian process on what the physics misses. Least squares on relative (log) error
+// throughout.
 #pragma once
 
 #include <array>
@@ -40,8 +41,8 @@ struct WaveFit {
   int32_t sm_count = 0;
 };
 
-// The prediction in double precision with parts left out, microseconds: what an ablation judges. With all parts
-// on it is what the decision path computes in float.
+// The prediction in double precision with parts left out, microseconds: what an ablation judges. With all
+// parts on it is what the decision path computes in float.
 double ablated_us(const WaveFit& f, const KernelConfig& c, const ModelShape& model, size_t config,
                   std::span<const int32_t> histogram, const WaveSwitches& on);
 

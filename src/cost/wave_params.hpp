@@ -10,14 +10,14 @@ namespace ramp::core {
 
 // The fitted parameters of one config, in the order of every array of eight below.
 enum WaveParameter : size_t {
-  kLatency = 0,     // us per wave: one tile alone on its SM, all of its depth steps
-  kSharing = 1,     // added share of kLatency per further tile resident on the same SM
-  kFirstRead = 2,   // us: one tile per SM reading weights that nobody read before (DRAM)
-  kReread = 3,      // us: one tile per SM reading weights that another tile of the expert read (L2)
-  kOutput = 4,      // us: one output row per SM and slice
-  kLaunch = 5,      // us: start and drain of the kernel
-  kRow = 6,         // us per token row in a tile: gather, scales, promotion
-  kFillSlope = 7,   // relative change of kLatency from full to empty tiles, around half-filled; either sign
+  kLatency = 0,    // us per wave: one tile alone on its SM, all of its depth steps
+  kSharing = 1,    // added share of kLatency per further tile resident on the same SM
+  kFirstRead = 2,  // us: one tile per SM reading weights that nobody read before (DRAM)
+  kReread = 3,     // us: one tile per SM reading weights that another tile of the expert read (L2)
+  kOutput = 4,     // us: one output row per SM and slice
+  kLaunch = 5,     // us: start and drain of the kernel
+  kRow = 6,        // us per token row in a tile: gather, scales, promotion
+  kFillSlope = 7,  // relative change of kLatency from full to empty tiles, around half-filled; either sign
   kWaveParameters = 8,
 };
 using WaveVector = std::array<double, kWaveParameters>;
@@ -32,13 +32,13 @@ struct WaveHyper {
   // The overlap norm is fixed at p = 8 (three squarings, three square roots): "nearly the maximum".
 
   // --- fit ---
-  double noise = 0.03;        // relative error at which a timing counts fully (timing noise + model error)
-  double robust_at = 3.0;     // errors beyond this many `noise` lose weight (Cauchy)
-  int passes = 5;             // first pass without neighbours, then passes around neighbourhood means
-  int first_iterations = 5;   // Gauss-Newton iterations of the first pass
-  int later_iterations = 2;   // ... of every later one
-  double step_limit = 0.7;    // largest change of a log parameter per iteration
-  double pull = 0.2;          // share of the kernel constants in every neighbourhood mean but the latency's
+  double noise = 0.03;       // relative error at which a timing counts fully (timing noise + model error)
+  double robust_at = 3.0;    // errors beyond this many `noise` lose weight (Cauchy)
+  int passes = 5;            // first pass without neighbours, then passes around neighbourhood means
+  int first_iterations = 5;  // Gauss-Newton iterations of the first pass
+  int later_iterations = 2;  // ... of every later one
+  double step_limit = 0.7;   // largest change of a log parameter per iteration
+  double pull = 0.2;         // share of the kernel constants in every neighbourhood mean but the latency's
   // Standard deviations (log units; fill slope: absolute) around the kernel constants in the first pass, and
   // around the neighbourhood mean afterwards.
   WaveVector first_sd = {10, .50, .15, .40, .40, .40, .50, .10};
@@ -51,18 +51,18 @@ struct WaveHyper {
   double foreign_at = 2.5;  // typical time this factor off the constants: widen everything, stop pulling
   WaveVector foreign_first_sd = {10, .50, 1.5, 1.5, 1.5, 1.5, 1.5, .20};
   WaveVector foreign_later_sd = {.08, .60, .30, .30, .30, .30, .30, .10};
-  int largest_residency = 4;       // tried when no column says how many tiles share an SM
-  double residency_gain = 0.05;    // a larger one must reduce the training error by this much
-  double residency_error = 0.03;   // cap of one squared log error in that comparison
+  int largest_residency = 4;      // tried when no column says how many tiles share an SM
+  double residency_gain = 0.05;   // a larger one must reduce the training error by this much
+  double residency_error = 0.03;  // cap of one squared log error in that comparison
 
   // --- residual (Gaussian process, rational quadratic kernel (1 + d^2/4)^-2) ---
-  double scale_waves = 0.8;     // log units of tiles per SM
-  double scale_active = 1.5;    // log units of first-read tiles per SM
-  double scale_padding = 0.4;   // share of padded rows
-  double scale_tail = 2.5;      // log units of the fullest tile's rows
-  double residual_sd = 0.05;    // size of what the physics misses
-  double residual_noise = 0.02; // timing noise (p90 of the repeats)
-  double residual_limit = 0.25; // |log residual| never exceeds this: physics rules far from the profile
+  double scale_waves = 0.8;      // log units of tiles per SM
+  double scale_active = 1.5;     // log units of first-read tiles per SM
+  double scale_padding = 0.4;    // share of padded rows
+  double scale_tail = 2.5;       // log units of the fullest tile's rows
+  double residual_sd = 0.05;     // size of what the physics misses
+  double residual_noise = 0.02;  // timing noise (p90 of the repeats)
+  double residual_limit = 0.25;  // |log residual| never exceeds this: physics rules far from the profile
   // A kernel that the physics explains badly: where the root mean square of its training errors exceeds
   // misfit_at, the residual takes that as its size, and misfit_limit times it (at most 2) as its limit.
   double misfit_at = 0.10;
@@ -86,14 +86,14 @@ struct WaveKernelConstants {
   double launch_us = 5.0;              // launch, prologue, drain
   double row_bytes_per_us = 46e3;      // gather of activation rows into one tile, per SM
   // `analytic` only: time of one tile = tile_us + steps*(consume^4 + (load_us/stages)^4)^(1/4)
-  double tile_us = 4.0;             // prologue and epilogue of a tile
-  double load_us = 1.25;            // latency of one load step, hidden by `stages` of them in flight
-  double step_us = 0.30;            // barriers of a step
-  double row_step_us = 0.009;       // promotion of one token row of 256 columns by 8 warps
-  double warps_exponent = 0.4;      // fewer warps promote more slowly: (8/warps)^this
-  double spill_us = 0.010;          // per register that one thread misses, per step
-  double registers_per_sum = 1.5;   // fp32 accumulator + half a packed running sum
-  double registers_fixed = 24;      // addresses, loop state
+  double tile_us = 4.0;            // prologue and epilogue of a tile
+  double load_us = 1.25;           // latency of one load step, hidden by `stages` of them in flight
+  double step_us = 0.30;           // barriers of a step
+  double row_step_us = 0.009;      // promotion of one token row of 256 columns by 8 warps
+  double warps_exponent = 0.4;     // fewer warps promote more slowly: (8/warps)^this
+  double spill_us = 0.010;         // per register that one thread misses, per step
+  double registers_per_sum = 1.5;  // fp32 accumulator + half a packed running sum
+  double registers_fixed = 24;     // addresses, loop state
   double sharing_analytic = 0.35;
   // Columns that the table lacks. stages: the middle of what a pipelined kernel offers (1..5). Configs that
   // the columns can't tell apart are ranked middle first by tie_share per place: both ends of an unknown knob

@@ -1,5 +1,6 @@
-// Counts every allocation of the program it is linked into, so that "allocation-free" is a test and not a claim.
-// A file of its own: the compiler must not see these definitions where tests are created and destroyed.
+// Counts every allocation of the program it is linked into, so that "allocation-free" is a test and not a
+// claim. A file of its own: the compiler must not see these definitions where tests are created and
+// destroyed.
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>

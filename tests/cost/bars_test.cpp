@@ -176,14 +176,15 @@ std::vector<double> regrets_with(const WaveHyper& h) {
 }
 
 // Leave one model out: of one-at-a-time changes of the hyper-parameters (x1/2, x2), take what is best for the
-// three other models and judge it on the one left out. The held-out figure must stay in the bars' reach; it is
-// the honest estimate of what a new model gets, as far as hyper-parameters go.
+// three other models and judge it on the one left out. The held-out figure must stay in the bars' reach; it
+// is the honest estimate of what a new model gets, as far as hyper-parameters go.
 TEST(Transfer, HyperParametersChosenOnThreeModelsServeTheFourth) {
   std::vector<WaveHyper> settings = {WaveHyper{}};
   double WaveHyper::*const tuned[] = {
-      &WaveHyper::additive_share, &WaveHyper::tail_rows,     &WaveHyper::noise,        &WaveHyper::pull,
-      &WaveHyper::latency_width,  &WaveHyper::scale_waves,   &WaveHyper::scale_active, &WaveHyper::scale_padding,
-      &WaveHyper::scale_tail,     &WaveHyper::residual_sd,   &WaveHyper::residual_noise};
+      &WaveHyper::additive_share, &WaveHyper::tail_rows,     &WaveHyper::noise,
+      &WaveHyper::pull,           &WaveHyper::latency_width, &WaveHyper::scale_waves,
+      &WaveHyper::scale_active,   &WaveHyper::scale_padding, &WaveHyper::scale_tail,
+      &WaveHyper::residual_sd,    &WaveHyper::residual_noise};
   for (double WaveHyper::*const member : tuned) {
     for (const double factor : {0.5, 2.0}) {
       settings.emplace_back();

@@ -20,7 +20,8 @@ struct Synthetic {
   double read_us = 0;  // per active expert
 };
 
-double synthetic_us(const Synthetic& k, const std::vector<int32_t>& histogram, int32_t tile_m, int64_t slices) {
+double synthetic_us(const Synthetic& k, const std::vector<int32_t>& histogram, int32_t tile_m,
+                    int64_t slices) {
   int64_t tiles = 0;
   int64_t active = 0;
   for (const int32_t c : histogram) {
@@ -131,9 +132,9 @@ TEST(OtherKernels, ExplicitColumnsWin) {
 TEST(OtherKernels, DescriptorGivesTheMeasuredResidency) {
   const Residency r = residency_of(measured().configs, h200());
   ASSERT_EQ(r.source, ResidencySource::kDescriptor);
-  const std::map<std::string, double> seen = {
-      {"m8_n32x8_s2", 3},  {"m16_n32x8_s2", 2}, {"m24_n32x8_s3", 2}, {"m32_n32x8_s2", 2},
-      {"m32_n32x8_s3", 1}, {"m8_n32x8_s5", 1},  {"m80_n32x8_s4", 1}, {"m8_n64x4_s1", 5}};
+  const std::map<std::string, double> seen = {{"m8_n32x8_s2", 3},  {"m16_n32x8_s2", 2}, {"m24_n32x8_s3", 2},
+                                              {"m32_n32x8_s2", 2}, {"m32_n32x8_s3", 1}, {"m8_n32x8_s5", 1},
+                                              {"m80_n32x8_s4", 1}, {"m8_n64x4_s1", 5}};
   for (const auto& [name, tiles] : seen) {
     const auto& names = measured().configs.names;
     const auto at = std::find(names.begin(), names.end(), name);
@@ -168,8 +169,8 @@ TEST(MissingColumns, WaveDegradesGently) {
   EXPECT_LE(mean_regret(without(measured(), {"stages", "threads", "warps_n"}), "wave"), 0.025);
 }
 
-// Without `stages` the depth is unknown; the documented prior (3, then the middle of each family of ties) must
-// still beat the static policy tuned at uniform routing.
+// Without `stages` the depth is unknown; the documented prior (3, then the middle of each family of ties)
+// must still beat the static policy tuned at uniform routing.
 TEST(MissingColumns, AnalyticUsesItsPriorInsteadOfTies) {
   const Dataset d = without(measured(), {"stages"});
   double uniform = 0;

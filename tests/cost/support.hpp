@@ -38,8 +38,9 @@ inline std::unique_ptr<Predictor> fit_model(std::string_view cost_model, const D
 class Scratch {
  public:
   explicit Scratch(const Predictor& p)
-      : size_(p.scratch_bytes()), bytes_(static_cast<std::byte*>(::operator new(size_, std::align_val_t{64}))) {}
-  ~Scratch() { ::operator delete(bytes_, std::align_val_t{64}); }
+      : size_(p.scratch_bytes()),
+        bytes_(static_cast<std::byte*>(::operator new (size_, std::align_val_t{64}))) {}
+  ~Scratch() { ::operator delete (bytes_, std::align_val_t{64}); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   std::span<std::byte> get() {

@@ -74,7 +74,8 @@ TEST(Wave, ChoosesWhatTheIndependentImplementationChooses) {
   size_t rows = 0;
   for (auto row = csv.next(); !row.empty(); row = csv.next(), ++rows) {
     const WorkPoint& point = measured().points[points.at(std::string(row[0]))];
-    EXPECT_EQ(choose(fitted("wave", point.model), point.histogram), configs.at(std::string(row[1]))) << row[0];
+    EXPECT_EQ(choose(fitted("wave", point.model), point.histogram), configs.at(std::string(row[1])))
+        << row[0];
     // analytic has exact ties (and float near-ties): the choice must cost the same.
     const std::vector<float> us = predict(fitted("analytic", point.model), point.histogram);
     const size_t chosen = choose(fitted("analytic", point.model), point.histogram);
@@ -148,7 +149,8 @@ TEST(Decide, CountsAreExact) {
   all.push_back(near);
   for (const auto& h : all) {
     std::vector<std::byte> scratch(counter.scratch_bytes() + 64);
-    auto* const at = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) & ~uintptr_t{63});
+    auto* const at =
+        reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) & ~uintptr_t{63});
     for (const DecideKernels* k : decide_kernels()) {
       std::vector<int64_t> tiles(tile_m.size(), -1);
       const HistogramFacts f = counter.count(h, *k, tiles, at);
@@ -209,13 +211,14 @@ TEST(Wave, ChoiceIsTheSmallestPredictionUnderTheGuard) {
       const std::vector<float> us = predict(w, h);
       const auto best = static_cast<size_t>(std::min_element(us.begin(), us.end()) - us.begin());
       const WorkClass k = work_class_of(w.configs().configs[best], w.model());
-      const auto tile =
-          static_cast<size_t>(std::lower_bound(f.tile_m.begin(), f.tile_m.end(), k.tile_m) - f.tile_m.begin());
+      const auto tile = static_cast<size_t>(std::lower_bound(f.tile_m.begin(), f.tile_m.end(), k.tile_m) -
+                                            f.tile_m.begin());
       const WorkCoordinates x = coordinates(
           make_work(histogram_facts(h), tile_tokens(h, k.tile_m).m_tiles, k, f.sm_count), f.hyper);
       std::vector<double> near;
       for (const WaveFit::Point& p : f.points) {
-        near.push_back(similarity(x, coordinates(make_work(p.facts, p.m_tiles[tile], k, f.sm_count), f.hyper)));
+        near.push_back(
+            similarity(x, coordinates(make_work(p.facts, p.m_tiles[tile], k, f.sm_count), f.hyper)));
       }
       const auto top = std::max_element(near.begin(), near.end());
       // Two training points equally near within float rounding may be taken either way.
