@@ -100,15 +100,16 @@ void requantize_run(const std::vector<Uncertain>& h, size_t first, size_t last, 
   const float low_s = scale_at(statistical.low);
   const float high_s = scale_at(statistical.high);
   const double s0 = scale;
+  const bool unknown = std::isfinite(rigorous.value) && !std::isfinite(rigorous.high);  // fp32 may overflow
   for (size_t j = first; j < last; ++j) {
-    const double code = code_value(h[j].value, scale);
-    out.value[j] = code * s0;
-    if (std::isinf(h[j].value) || std::isinf(s0)) out.infinite = true;
-    if (std::isnan(code)) continue;       // NaN, whatever the uncertainty
-    if (!std::isfinite(rigorous.high)) {  // fp32 may overflow: nothing is known
+    if (unknown && !std::isnan(h[j].value)) {
       out.error[j] = out.sigma[j] = kInfinity;
       continue;
     }
+    const double code = code_value(h[j].value, scale);
+    out.value[j] = code * s0;
+    if (std::isinf(h[j].value) || std::isinf(s0)) out.infinite = true;
+    if (std::isnan(code)) continue;  // NaN, whatever the uncertainty
     const CodeRange r = codes(h[j].value, h[j].error, low, high);
     out.error[j] = finite_or_infinite(std::max(r.high - code, code - r.low) * s0);
     if (out.error[j] != 0.0) ++out.flips;
@@ -126,14 +127,14 @@ void requantize_run(const std::vector<Uncertain>& h, size_t first, size_t last, 
 // bf16, f16: rounded to the type; f32: as it is.
 void round_row(const std::vector<Uncertain>& h, ramp_dtype dtype, Requantized& out) {
   for (size_t j = 0; j < h.size(); ++j) {
+    if (std::isfinite(h[j].value) && !std::isfinite(h[j].error)) {  // fp32 may overflow
+      out.error[j] = out.sigma[j] = kInfinity;
+      continue;
+    }
     const double v = round_to(dtype, h[j].value);
     out.value[j] = v;
     if (std::isinf(v)) out.infinite = true;
     if (!std::isfinite(h[j].value)) continue;
-    if (!std::isfinite(h[j].error)) {
-      out.error[j] = out.sigma[j] = kInfinity;
-      continue;
-    }
     const auto reach = [&](double d) {
       const double up = round_to(dtype, h[j].value + d);
       const double down = round_to(dtype, h[j].value - d);
@@ -155,11 +156,11 @@ void round_row(const std::vector<Uncertain>& h, ramp_dtype dtype, Requantized& o
 
 Uncertain fp32_dot(const DotSums& s, double depth) noexcept {
   const double n = depth + kTermRoundings;
-  // A partial sum of terms in any order is about its share of the sum plus at most a few standard deviations
-  // of a random walk: |sum| + 4 sqrt(square).
-  const double partial = std::fabs(s.sum) + 4.0 * std::sqrt(s.square);
+  // A rounding error is at most kUnit times the partial sum, kUnit/sqrt(3) in the mean square. Partial sums
+  // drift to |sum| with the spread of a random walk, sqrt(square): twice that is allowed for.
+  const double partial = std::fabs(s.sum) + 2.0 * std::sqrt(s.square);
   Uncertain r{s.sum, gamma_of(n) * s.absolute + depth * kUnderflow,
-              kUnit * std::sqrt(n) * partial + depth * kUnderflow};
+              kUnit * std::sqrt(n / 3.0) * partial + depth * kUnderflow};
   if (!(s.absolute < kLargest)) r.error = r.sigma = kInfinity;  // fp32 may overflow where fp64 does not
   return r;
 }
@@ -194,6 +195,7 @@ Requantized requantize_uncertain(const ExpertWeights& w, const std::vector<Uncer
   out.sigma.assign(n, 0.0);
   out.scale_error.assign(groups, 0.0);
   out.scale_sigma.assign(groups, 0.0);
+  out.stepwise = w.format != RAMP_FORMAT_F32;
   switch (w.format) {
     case RAMP_FORMAT_FP8_BLOCK:
       for (size_t first = 0; first < n; first += kGroup)

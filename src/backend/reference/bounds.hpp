@@ -39,7 +39,10 @@ Uncertain fp32_activation(ramp_activation a, const Uncertain& gate, const Uncert
 struct Requantized {
   std::vector<double> value;  // what the reference's codes stand for
   std::vector<double> error;  // |backend's - value| without the common factor below
-  std::vector<double> sigma;  // standard deviation of the same
+  // For the statistical bound: fp32's own standard deviation for f32; for the other formats (stepwise) the
+  // step to the farthest value within kCheckSigmas standard deviations, mostly 0.
+  std::vector<double> sigma;
+  bool stepwise = false;
   // Per run of kGroup columns: relative uncertainty of the scale, common to the run's values.
   std::vector<double> scale_error, scale_sigma;
   int64_t flips = 0;      // values that could have another code (rigorous)

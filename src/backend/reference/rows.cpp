@@ -18,9 +18,10 @@ bool is_fp8(const ExpertWeights& w) noexcept {
 }
 
 // The exact values of the 256 codes.
-const std::array<float, 256>& e4m3_values() noexcept {
-  static const std::array<float, 256> table = [] {
-    std::array<float, 256> t{};
+template <typename F>
+const std::array<F, 256>& e4m3_values() noexcept {
+  static const std::array<F, 256> table = [] {
+    std::array<F, 256> t{};
     for (size_t code = 0; code < t.size(); ++code) t[code] = e4m3_to_f32(static_cast<uint8_t>(code));
     return t;
   }();
@@ -33,15 +34,30 @@ template <typename F, typename ScaleAt>
 void dequantize_row(const ramp_tensor& t, int64_t expert, int64_t row, int64_t n, ScaleAt&& scale_at,
                     F* out) {
   const int64_t offset = expert * t.stride[0] + row * t.stride[1];
-  const auto dtype = static_cast<ramp_dtype>(t.dtype);
-  for (int64_t first = 0; first < n; first += kGroup) {
-    const int64_t last = std::min(n, first + kGroup);
-    const F scale = static_cast<F>(scale_at(first));
-    if (dtype == RAMP_E4M3) {
+  switch (t.dtype) {
+    case RAMP_E4M3: {
+      const std::array<F, 256>& values = e4m3_values<F>();
       const uint8_t* codes = static_cast<const uint8_t*>(t.data) + offset;
-      for (int64_t k = first; k < last; ++k) out[k] = static_cast<F>(e4m3_values()[codes[k]]) * scale;
-    } else {
-      for (int64_t k = first; k < last; ++k) out[k] = static_cast<F>(load_f32(t.data, dtype, offset + k));
+      for (int64_t first = 0; first < n; first += kGroup) {
+        const F scale = static_cast<F>(scale_at(first));
+        for (int64_t k = first; k < std::min(n, first + kGroup); ++k) out[k] = values[codes[k]] * scale;
+      }
+      return;
+    }
+    case RAMP_BF16: {
+      const uint16_t* v = static_cast<const uint16_t*>(t.data) + offset;
+      for (int64_t k = 0; k < n; ++k) out[k] = static_cast<F>(bf16_to_f32(v[k]));
+      return;
+    }
+    case RAMP_F16: {
+      const uint16_t* v = static_cast<const uint16_t*>(t.data) + offset;
+      for (int64_t k = 0; k < n; ++k) out[k] = static_cast<F>(f16_to_f32(v[k]));
+      return;
+    }
+    default: {
+      const float* v = static_cast<const float*>(t.data) + offset;
+      for (int64_t k = 0; k < n; ++k) out[k] = static_cast<F>(v[k]);
+      return;
     }
   }
 }
@@ -68,7 +84,7 @@ void through_e4m3(const ExpertWeights& w, const float* v, int64_t n, float stati
       break;
   }
   for (int64_t k = 0; k < n; ++k)
-    out[k] = static_cast<F>(e4m3_values()[codes[static_cast<size_t>(k)]]) *
+    out[k] = e4m3_values<F>()[codes[static_cast<size_t>(k)]] *
              static_cast<F>(scales[static_cast<size_t>(k / group)]);
 }
 
