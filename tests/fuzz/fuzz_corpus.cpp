@@ -9,6 +9,7 @@
 #include "base/file.hpp"
 #include "base/npy.hpp"
 #include "base/tensor.hpp"
+#include "dispatch/fit_file.hpp"
 #include "loader/safetensors.hpp"
 
 namespace {
@@ -73,6 +74,36 @@ void config_seeds(const std::string& dir) {
       R"("decoder_sparse_step":2,"mlp_only_layers":[1,2],"moe_layer_freq":[0,1]}})");
 }
 
+constexpr const char* kPoints =
+    "point,model,experts,top_k,hidden,intermediate,tokens,zipf,split,histogram\n"
+    "p0,m,4,2,128,128,1,0.0,train,1 1 0 0\np1,m,4,2,128,128,64,1.2,train,60 40 20 8\n"
+    "p2,m,4,2,128,128,16,0.0,test,8 8 8 8\n";
+constexpr const char* kConfigs[] = {
+    "config,tile_m,tile_n\na,8,256\nb,64,256\n",
+    "config,tile_m,tile_n,warps_n,stages,threads\na,8,256,8,2,384\nb,64,256,8,4,384\n",
+    "config,tile_m,tile_n,residency,magic\na,8,128,2,0.5\nb,64,256,1,7\n"};
+constexpr const char* kTimings =
+    "point,config,us,us_repeat\np0,a,5,5.1\np0,b,9,\np1,a,60,61\np1,b,20,\np2,a,12,\np2,b,11,\n";
+
+void dataset_seeds(const std::string& dir) {
+  int n = 0;
+  for (const char* configs : kConfigs) {
+    const std::string text = std::string(kPoints) + '\x1e' + configs + '\x1e' + kTimings;
+    write_text(dir + "/whole_" + std::to_string(n), text);
+    write_text(dir + "/missing_" + std::to_string(n++), "?" + text.substr(0, text.size() - 10));
+  }
+}
+
+void fit_seeds(const std::string& dir) {
+  for (const char* configs : kConfigs) {
+    const Dataset d = parse_dataset(kPoints, configs, kTimings);
+    for (const std::string_view name : cost_model_names()) {
+      static int n = 0;
+      write_fit(dir + "/fit_" + std::to_string(n++), fit_dataset(d, name, h200(), {}));
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -82,11 +113,13 @@ int main(int argc, char** argv) {
   }
   try {
     const std::string root = argv[1];
-    for (const char* name : {"fuzz_safetensors", "fuzz_npy", "fuzz_model_config"})
+    for (const char* name : {"fuzz_safetensors", "fuzz_npy", "fuzz_model_config", "fuzz_dataset", "fuzz_fit"})
       std::filesystem::create_directories(root + "/" + name);
     safetensors_seeds(root + "/fuzz_safetensors");
     npy_seeds(root + "/fuzz_npy");
     config_seeds(root + "/fuzz_model_config");
+    dataset_seeds(root + "/fuzz_dataset");
+    fit_seeds(root + "/fuzz_fit");
   } catch (const std::exception& e) {
     std::fprintf(stderr, "fuzz_corpus: %s\n", e.what());
     return 1;
