@@ -1,0 +1,177 @@
+// `ramp info`: this build, this machine, and what it measures.
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "backend/cpu/isa.hpp"
+#include "base/env.hpp"
+#include "base/error.hpp"
+#include "cli/command.hpp"
+#include "cli/machine.hpp"
+#include "cli/options.hpp"
+#include "cli/progress.hpp"
+#include "cli/runtime.hpp"
+
+namespace ramp::cli {
+namespace {
+
+struct InfoOptions {
+  bool no_measure = false;
+};
+
+struct Variable {
+  const char* name;
+  const char* meaning;
+};
+constexpr Variable kVariables[] = {
+    {"RAMP_NUM_THREADS", "workers of the CPU backend, where --threads is not given"},
+    {"RAMP_CPU_ISA", "ISA level of the CPU backend, where --isa is not given"},
+    {"RAMP_CACHE_DIR", "where compiled kernels are kept"},
+    {"XDG_CACHE_HOME", "its ramp/ directory serves where RAMP_CACHE_DIR is not set"},
+    {"HOME", "its .cache/ramp/ directory serves where neither is set"},
+    {"TMPDIR", "where 'ramp demo' makes its temporary directory"}};
+
+// Each backend with the reason why it cannot be had, or its facts.
+Json backends() {
+  Json list = Json::array();
+  for (const auto& [kind, name] : {std::pair(RAMP_BACKEND_CPU, "cpu"), std::pair(RAMP_BACKEND_REFERENCE, "reference"),
+                                   std::pair(RAMP_BACKEND_CUDA, "cuda")}) {
+    BackendChoice choice;
+    choice.backend = name;
+    Json entry = {{"name", name}};
+    try {
+      Io quiet;
+      quiet.quiet = true;
+      const ContextPtr context = make_context(choice, quiet);
+      const ContextFacts facts = facts_of(context.get());
+      entry["available"] = true;
+      entry["workers"] = facts.workers;
+      entry["isa"] = facts.isa;
+      entry["device"] = facts.device;
+    } catch (const core::Error& e) {
+      // A wrong environment variable is the user's to mend, not a missing backend.
+      if (e.status() == RAMP_ERROR_INVALID_ARGUMENT) throw;
+      entry["available"] = false;
+      entry["reason"] = e.what();
+    }
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
+Json measurements(const Io& io) {
+  const int threads = core::available_cores();
+  Progress progress(io, "measuring this machine");
+  const Bandwidth b = measure_read_bandwidth(threads, 0.8, [&](double f) { progress.update(0.7 * f); });
+  const Peak one = measure_fp32_peak(1, 0.1);
+  const Peak all = measure_fp32_peak(threads, 0.2);
+  return {{"read_gbps", b.gbps},
+          {"read_gbps_median", b.median_gbps},
+          {"read_buffer_bytes", b.buffer_bytes},
+          {"read_passes", b.passes},
+          {"read_beyond_cache", b.beyond_cache},
+          {"fp32_gflops", all.gflops},
+          {"fp32_gflops_one_core", one.gflops},
+          {"fp32_kind", all.kind},
+          {"threads", threads}};
+}
+
+std::string caches_text(const Json& list) {
+  std::vector<std::string> parts;
+  for (const Json& c : list)
+    parts.push_back(fmt::format("L{}{} {} (shared by {})", c["level"].get<int>(),
+                                c["type"] == "data"          ? "d"
+                                : c["type"] == "instruction" ? "i"
+                                                             : "",
+                                cache_text(c["bytes"].get<int64_t>()), c["shared_by"].get<int>()));
+  return parts.empty() ? "unknown" : join(parts, ", ");
+}
+
+std::string words(const Json& list) {
+  std::vector<std::string> parts;
+  for (const Json& item : list) parts.push_back(item.get<std::string>());
+  return parts.empty() ? "none" : join(parts, " ");
+}
+
+void print(Io& io, const Json& j) {
+  const auto line = [&](const char* name, const std::string& value) { io.print(fmt::format("{:<13}{}\n", name, value)); };
+  const auto text = [](const Json& value) { return value.get<std::string>(); };
+  const Json& build = j["build"];
+  line("version", text(j["version"]));
+  line("build", fmt::format("{}, {}{}", text(build["compiler"]), text(build["type"]),
+                            build["sanitize"] == "" ? "" : ", sanitizers " + text(build["sanitize"])));
+  line("flags", text(build["flags"]));
+  line("cuda", text(build["cuda"]));
+  const Json& cpu = j["cpu"];
+  line("cpu", fmt::format("{}, {} core{} available", text(cpu["model"]), cpu["cores"].get<int>(),
+                          cpu["cores"] == 1 ? "" : "s"));
+  line("caches", caches_text(cpu["caches"]));
+  line("memory", bytes_text(cpu["memory_available_bytes"].get<double>()) + " available");
+  line("extensions", words(cpu["extensions"]));
+  line("isa levels", fmt::format("{} (in use: {})", words(cpu["isa_levels"]), text(cpu["isa_in_use"])));
+  for (const Json& b : j["backends"])
+    line(&b == &j["backends"].front() ? "backends" : "",
+         b["available"] == true ? fmt::format("{}: {} worker{}{}", text(b["name"]), b["workers"].get<int>(),
+                                              b["workers"] == 1 ? "" : "s", b["isa"] == "" ? "" : ", " + text(b["isa"]))
+                                : fmt::format("{}: not available ({})", text(b["name"]), text(b["reason"])));
+  if (j.contains("measured")) {
+    const Json& m = j["measured"];
+    line("read", fmt::format("{} GB/s measured: best of {} passes over {} by {} threads (median {}){}",
+                             number(m["read_gbps"]), m["read_passes"].get<int>(),
+                             cache_text(m["read_buffer_bytes"].get<int64_t>()), m["threads"].get<int>(),
+                             number(m["read_gbps_median"]),
+                             m["read_beyond_cache"] == true ? "" : "; the buffer is not twice the last-level cache"));
+    line("fp32 peak", fmt::format("{} GFLOP/s measured: {} on registers, {} threads ({} on one core)",
+                                  number(m["fp32_gflops"]), text(m["fp32_kind"]), m["threads"].get<int>(),
+                                  number(m["fp32_gflops_one_core"])));
+  }
+  for (const Json& v : j["environment"])
+    line(&v == &j["environment"].front() ? "environment" : "",
+         fmt::format("{} {}: {}", text(v["name"]), v["value"].is_null() ? "(not set)" : "= " + text(v["value"]),
+                     text(v["meaning"])));
+}
+
+int info(Io& io, const InfoOptions& o) {
+  Json j;
+  j["version"] = ramp_version();
+  j["build"] = {{"compiler", RAMP_BUILD_COMPILER},
+                {"type", RAMP_BUILD_TYPE},
+                {"flags", RAMP_BUILD_FLAGS},
+                {"sanitize", RAMP_BUILD_SANITIZE},
+                {"cuda", RAMP_BUILD_CUDA}};
+  Json cache_list = Json::array();
+  for (const Cache& c : caches())
+    cache_list.push_back({{"level", c.level}, {"type", c.type}, {"bytes", c.bytes}, {"shared_by", c.shared_by}});
+  Json levels = Json::array();
+  for (const core::CpuKernels* level : core::available_isa_levels()) levels.push_back(level->isa);
+  j["backends"] = backends();
+  j["cpu"] = {{"model", core::cpu_model_name()},
+              {"cores", core::available_cores()},
+              {"caches", cache_list},
+              {"memory_available_bytes", available_memory()},
+              {"extensions", vector_extensions()},
+              {"isa_levels", levels},
+              {"isa_in_use", j["backends"][0].value("isa", "none")}};
+  if (!o.no_measure) j["measured"] = measurements(io);
+  j["environment"] = Json::array();
+  for (const Variable& v : kVariables) {
+    const auto value = core::env(v.name);
+    j["environment"].push_back({{"name", v.name}, {"value", value ? Json(*value) : Json()}, {"meaning", v.meaning}});
+  }
+  print(io, j);
+  io.emit(std::move(j));
+  return kOk;
+}
+
+Body setup(CLI::App& app) {
+  auto o = std::make_shared<InfoOptions>();
+  add_switch(app, "--no-measure", o->no_measure, "leave out the measurements (about a second)");
+  examples(app, {{"ramp info", "the whole page, measured read bandwidth and fp32 peak included"},
+                 {"ramp info --json --no-measure", "facts only, for a script"}});
+  return [o](Io& io) { return info(io, *o); };
+}
+const Register kRegister{{"info", "this build and this machine: backends, ISA levels, measured bandwidth and peak", 10,
+                          setup}};
+
+}  // namespace
+}  // namespace ramp::cli

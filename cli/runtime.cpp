@@ -1,0 +1,141 @@
+// Owners, options and threads behind runtime.hpp.
+#include "cli/runtime.hpp"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "abi/handles.hpp"
+#include "base/env.hpp"
+#include "base/error.hpp"
+#include "cli/options.hpp"
+#include "cli/progress.hpp"
+
+namespace ramp::cli {
+namespace {
+
+void log_line(void*, ramp_log_level level, const char* message) {
+  if (level <= RAMP_LOG_WARNING) say(fmt::format("{}: {}", level == RAMP_LOG_ERROR ? "error" : "warning", message));
+}
+
+}  // namespace
+
+void check(ramp_status status) {
+  if (status != RAMP_OK) throw core::Error(status, ramp_last_error());
+}
+
+void add_backend_options(CLI::App& app, BackendChoice& choice) {
+  add_choice(app, "--backend", choice.backend, backend_names(), "what runs the block")->group("Running");
+  add_integer(app, "--threads", choice.threads, {1, 4096}, "N",
+              "workers of the CPU backend (default: RAMP_NUM_THREADS, else one per available core)")
+      ->group("Running");
+  add_text(app, "--isa", choice.isa, "NAME",
+           "ISA level of the CPU backend, as 'ramp info' lists them (default: RAMP_CPU_ISA, else the best)")
+      ->group("Running");
+}
+
+void add_determinism_option(CLI::App& app, std::string& determinism) {
+  add_choice(app, "--determinism", determinism, determinism_names(),
+             "repeatable: same inputs, same bits; batch-invariant: a token's bits do not depend on its neighbours; "
+             "fast: reductions in any order")
+      ->group("Running");
+}
+
+ContextPtr make_context(const BackendChoice& choice, const Io& io) {
+  ramp_context_options options = ramp_context_options_init();
+  options.backend = parse_backend(choice.backend);
+  options.device.type = options.backend == RAMP_BACKEND_CUDA ? RAMP_DEVICE_CUDA : RAMP_DEVICE_CPU;
+  options.num_threads = static_cast<int32_t>(choice.threads);
+  options.isa = choice.isa.empty() ? nullptr : choice.isa.c_str();
+  options.log = io.quiet ? nullptr : log_line;
+  ramp_context* context = nullptr;
+  try {
+    check(ramp_context_create(&options, &context));
+  } catch (const core::Error& e) {
+    // The ABI's "isa" is our "--isa", unless the environment set it.
+    const std::string message = e.what();
+    if (!choice.isa.empty() && message.starts_with("isa:")) throw core::Error(e.status(), "--" + message);
+    throw;
+  }
+  return ContextPtr(context);
+}
+
+ContextFacts facts_of(const ramp_context* context) {
+  ramp_context_info info = ramp_context_info_init();
+  check(ramp_context_get_info(context, &info));
+  return {info.backend_name, info.isa, info.device_name, info.num_workers};
+}
+
+core::Backend& backend_of(ramp_context* context) {
+  return *core::context_of(context).backend;
+}
+const core::ExpertWeights& values_of(const ramp_weights* weights) {
+  return *core::weights_of(weights).weights;
+}
+
+std::vector<std::string> config_names(ramp_context* context, const ramp_weights* weights) {
+  std::vector<std::string> names;
+  for (int32_t i = 0;; ++i) {
+    const char* const name = ramp_config_name(context, weights, i);
+    if (name == nullptr) return names;
+    names.emplace_back(name);
+  }
+}
+
+int32_t config_number(ramp_context* context, const ramp_weights* weights, const std::string& name) {
+  if (name == "auto") return 0;
+  const std::vector<std::string> names = config_names(context, weights);
+  for (size_t i = 0; i < names.size(); ++i)
+    if (names[i] == name) return static_cast<int32_t>(i) + 1;
+  core::fail_argument("--config", fmt::format("'{}'", core::printable(name)),
+                      fmt::format("'auto' or one of the {} configs that 'ramp configs' lists", names.size()),
+                      names.empty() ? std::string("this backend has no configs to choose from")
+                                    : fmt::format("for example '{}'{}", names.front(), did_you_mean(name, names)));
+}
+
+void Workspace::reserve(uint64_t bytes) {
+  constexpr uint64_t kAlignment = 256;
+  if (bytes <= bytes_) return;
+  buffer_ = {};  // first, so that both are never held at once
+  buffer_ = core::AlignedBuffer(bytes + kAlignment);
+  const auto address = reinterpret_cast<uintptr_t>(buffer_.data());
+  data_ = buffer_.as<std::byte>() + (kAlignment - address % kAlignment) % kAlignment;
+  bytes_ = bytes;
+}
+
+void parallel_for(int64_t count, const std::function<void(int64_t)>& task, int threads) {
+  const int64_t wanted = threads > 0 ? threads : core::available_cores();
+  const auto workers = static_cast<int>(std::min(count, wanted));
+  std::atomic<int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex mutex;
+  const auto body = [&] {
+    try {
+      for (int64_t i = next++; i < count; i = next++) task(i);
+    } catch (...) {
+      next = count;
+      const std::lock_guard lock(mutex);
+      if (failure == nullptr) failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < workers; ++t) others.emplace_back(body);
+  body();
+  for (std::thread& t : others) t.join();
+  if (failure != nullptr) std::rethrow_exception(failure);
+}
+
+std::function<void(int64_t, const std::function<void(int64_t)>&)> progress_for(Progress& progress) {
+  return [&progress](int64_t count, const std::function<void(int64_t)>& task) {
+    std::atomic<int64_t> done{0};
+    parallel_for(count, [&](int64_t i) {
+      task(i);
+      progress.update(static_cast<double>(++done) / static_cast<double>(count));
+    });
+  };
+}
+
+}  // namespace ramp::cli
