@@ -22,9 +22,9 @@ enum WaveParameter : size_t {
 };
 using WaveVector = std::array<double, kWaveParameters>;
 
-// Hyper-parameters. They were chosen once, on the training rows and a plateau search over four measured model
-// shapes of one kernel; docs/cost-model.md shows how flat the plateau is and what leave-one-model-out choice
-// would have given. They are never tuned per model.
+// Hyper-parameters. They were set once, with the measurements of four model shapes of one kernel in view (test
+// rows included), as a round point on a plateau; docs/cost-model.md shows how flat the plateau is and what
+// choosing them with one shape left out gives. They are never tuned per model.
 struct WaveHyper {
   // --- form of the prediction ---
   double additive_share = 0.25;  // share of (latency + weights + output) that adds up; the rest overlaps
