@@ -41,8 +41,8 @@
  *    or at the caller's own synchronisation.
  *
  *  - Memory. After a first call with the same or larger shapes, ramp_expert_block, ramp_moe_forward,
- *    ramp_route and ramp_expert_block_batched allocate nothing; with a workspace of the caller's not even the
- *    first call grows one.
+ *    ramp_route and ramp_expert_block_batched allocate nothing (the reference backend excepted); with the
+ *    caller's own workspace not even the first call grows one.
  */
 #ifndef RAMP_RAMP_H_
 #define RAMP_RAMP_H_
@@ -399,7 +399,7 @@ typedef struct ramp_router_config {
 RAMP_DEFINE_INIT(ramp_router_config)
 
 /* logits [T,E] f32, bf16 or f16 -> ids [T,k(+shared)] i32 or i64, weights [T,k(+shared)] f32. T = 0 is valid
- * and does nothing. */
+ * and does nothing; T * E and T * slots must be below 2^31, here and in ramp_moe_forward. */
 RAMP_API ramp_status ramp_route(ramp_context* context, const ramp_router_config* router,
                                 const ramp_tensor* logits, const ramp_tensor* topk_ids,
                                 const ramp_tensor* topk_weights, void* stream);

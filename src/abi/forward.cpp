@@ -100,6 +100,7 @@ void run_forward(ramp_context& context, const ramp_moe_forward_args& args, void*
   route.router = check_public_router(embedded_router(args.router), num_logits, device);
   const int64_t slots = block.top_k = router_slots(route.router);
   check_rows(tokens, "T", slots, "slots");
+  check_rows(tokens, "T", num_logits, "E_global");
 
   block.y = check_output(args.y, "y", {RAMP_BF16, RAMP_F16, RAMP_F32}, {tokens, w.hidden}, device);
   const BlockExtras extras =

@@ -22,6 +22,7 @@ void run_route(ramp_context& context, const ramp_router_config& router, const ra
   call.router = check_public_router(router, num_logits, device);
   const int64_t slots = router_slots(call.router);
   check_rows(tokens, "T", slots, "slots");
+  check_rows(tokens, "T", num_logits, "E");
   call.ids = check_output(ids, "topk_ids", {RAMP_I32, RAMP_I64}, {tokens, slots}, device);
   call.weights = check_output(weights, "topk_weights", {RAMP_F32}, {tokens, slots}, device);
 

@@ -1,0 +1,150 @@
+// Memory of the expert block: outputs and workspaces that overlap something, workspaces that are too small or
+// misaligned, and the workspace queries.
+#include "abi/bad_block.hpp"
+
+namespace abi_test {
+namespace {
+
+std::vector<BadCall> bad_memory() {
+  constexpr int32_t kB = RAMP_FORMAT_BF16;
+  constexpr int32_t kBlock = RAMP_FORMAT_FP8_BLOCK;
+  constexpr int32_t kX = RAMP_BF16;
+  return {
+      // aliasing
+      {"YIsX", kB, RAMP_F32, [](BlockWorld& w) { w.args().y = w.args().x; }, kInvalid, {"y", "overlap x"}},
+      {"YTouchesX",
+       kB,
+       RAMP_F32,
+       [](BlockWorld& w) { w.args().x.data = static_cast<std::byte*>(w.args().y.data) + 4 * kH * 3; },
+       kInvalid,
+       {"y", "overlap x"}},
+      {"YIsAddend",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.args().shared_addend = w.args().y; },
+       kInvalid,
+       {"y", "overlap shared_addend"}},
+      {"YOverIds",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.args().topk_ids.data = w.args().y.data; },
+       kInvalid,
+       {"y", "overlap topk_ids"}},
+      {"YOverWeights",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.args().topk_weights.data = w.args().y.data; },
+       kInvalid,
+       {"y", "overlap topk_weights"}},
+      {"YOverMap",
+       kB,
+       kX,
+       [](BlockWorld& w) {
+         w.args().expert_map = w.map.view();
+         w.args().expert_map.data = w.args().y.data;
+       },
+       kInvalid,
+       {"y", "overlap expert_map"}},
+      {"YOverExperts",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.args().y.data = w.model.w2.bytes.data(); },
+       kInvalid,
+       {"y", "overlap weights.w2"}},
+      {"YOverScales",
+       kBlock,
+       kX,
+       [](BlockWorld& w) { w.args().y.data = w.model.w13_scale.bytes.data(); },
+       kInvalid,
+       {"y", "overlap weights.w13_scale"}},
+      {"YOverCounters",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.args().counters.data = w.args().y.data; },
+       kInvalid,
+       {"counters", "overlap y"}},
+      {"YInWorkspace",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.args().y.data = static_cast<std::byte*>(w.workspace) + 512; },
+       kInvalid,
+       {"workspace", "overlap y"}},
+      {"XInWorkspace",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.args().x.data = static_cast<std::byte*>(w.workspace) + 512; },
+       kInvalid,
+       {"workspace", "overlap x"}},
+      {"WorkspaceOverExperts",
+       kB,
+       kX,
+       [](BlockWorld& w) {
+         const auto at = reinterpret_cast<uintptr_t>(w.model.w13.bytes.data());
+         w.workspace = reinterpret_cast<void*>((at + 255) / 256 * 256);
+       },
+       kInvalid,
+       {"workspace", "overlap weights.w13"}},
+      // workspace
+      {"WorkspaceSmall",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.workspace_bytes = w.needed - 1; },
+       RAMP_ERROR_WORKSPACE_TOO_SMALL,
+       {"workspace_bytes", "at least", "ramp_expert_block_workspace"}},
+      {"WorkspaceEmpty",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.workspace_bytes = 0; },
+       RAMP_ERROR_WORKSPACE_TOO_SMALL,
+       {"workspace_bytes: got 0"}},
+      {"WorkspaceMisaligned",
+       kB,
+       kX,
+       [](BlockWorld& w) {
+         w.workspace = static_cast<std::byte*>(w.workspace) + 64;
+         w.workspace_bytes -= 64;
+       },
+       kInvalid,
+       {"workspace", "multiple of 256"}},
+      {"WorkspaceNullWithBytes",
+       kB,
+       kX,
+       [](BlockWorld& w) { w.workspace = nullptr; },
+       kInvalid,
+       {"workspace", "NULL"}},
+  };
+}
+
+class BadMemory : public testing::TestWithParam<size_t> {};
+
+TEST_P(BadMemory, IsRefusedAndWritesNothing) {
+  expect_refused(bad_memory()[GetParam()]);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, BadMemory, testing::Range(size_t{0}, bad_memory().size()),
+                         case_names(bad_memory));
+
+TEST(BlockWorkspace, QueryRefusesImpossibleSizes) {
+  BlockWorld w(RAMP_FORMAT_BF16);
+  uint64_t bytes = 77;
+  const auto ask = [&](int64_t tokens, int64_t k) {
+    return ramp_expert_block_workspace(w.context.get(), w.weights.get(), tokens, k, &bytes);
+  };
+  expect_error(ask(-1, 2), kInvalid, {"max_tokens: got -1"});
+  expect_error(ask(4, 0), kInvalid, {"top_k: got 0"});
+  expect_error(ask(4, -1), kInvalid, {"top_k"});
+  expect_error(ask(INT64_MAX, 2), kInvalid, {"max_tokens * top_k"});
+  expect_error(ask(int64_t{1} << 31, 1), kInvalid, {"2147483647"});
+  EXPECT_EQ(bytes, 77U);
+  EXPECT_EQ(ask(0, 2), RAMP_OK);
+  EXPECT_EQ(bytes, 0U);
+  uint64_t previous = 0;
+  for (const int64_t t : {1, 2, 3, 7, 8, 64, 1000}) {
+    ASSERT_EQ(ask(t, 2), RAMP_OK);
+    EXPECT_GE(bytes, previous) << t;  // enough for any T <= max_tokens
+    previous = bytes;
+  }
+}
+
+}  // namespace
+}  // namespace abi_test
