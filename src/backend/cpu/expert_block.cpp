@@ -72,7 +72,7 @@ struct Gemm1 {
   Operand x;
   Finish finish = Finish::kInTile;
   int64_t columns_per_panel = 0;  // intermediate values that a panel gives: 16 gated, else 32
-  int64_t splits = 1, split_depth = 0;
+  int64_t splits = 1;
   int64_t panel0 = 0, panels = 0;  // of this block of columns
 };
 
@@ -88,9 +88,6 @@ Gemm1 plan_gemm1(const Job& j) noexcept {
   // A split is honoured while its partial sums fit the workspace's budget: it is meant for few rows.
   const int64_t floats = std::max<int64_t>(j.rows * j.rows13, 1);
   g.splits = std::clamp<int64_t>(static_cast<int64_t>(j.staged.size()) / floats, 1, j.config.split_k);
-  const int64_t steps = ceil_div(j.hidden, j.config.tile_k);
-  g.split_depth = ceil_div(steps, g.splits) * j.config.tile_k;
-  g.splits = ceil_div(j.hidden, g.split_depth);  // no empty parts
   const int64_t slice_columns = slice_panels(j) * g.columns_per_panel;
   if (g.splits > 1) {
     g.finish = Finish::kPartial;
@@ -171,8 +168,10 @@ void gemm1_task(const Job& j, const Gemm1& g, int64_t task, int32_t worker) noex
   const int64_t panel = tile.slice * per_slice;
   t.panel0 = g.panel0 + panel;
   t.panels = std::min(per_slice, g.panels - panel);
-  t.k0 = tile.split * g.split_depth;
-  t.k1 = std::min(j.hidden, t.k0 + g.split_depth);
+  // Whole depth steps, as evenly as they go.
+  const int64_t steps = ceil_div(j.hidden, j.config.tile_k);
+  t.k0 = tile.split * steps / g.splits * j.config.tile_k;
+  t.k1 = std::min(j.hidden, (tile.split + 1) * steps / g.splits * j.config.tile_k);
   gemm_tile(j, g.x, j.w13, t, s);
 
   if (g.finish == Finish::kPartial) {

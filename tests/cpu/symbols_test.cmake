@@ -1,0 +1,23 @@
+# No function compiled with an ISA level's flags may be shared with the rest of the program: the objects of the
+# kernel files must have no weak (inline, template) symbols, and one global one each, their table.
+# Arguments: NM, OBJECTS (list).
+foreach(object IN LISTS OBJECTS)
+  if(NOT object MATCHES "isa_(baseline|avx2|avx512)[.]cpp")
+    continue()
+  endif()
+  set(level ${CMAKE_MATCH_1})
+  execute_process(COMMAND ${NM} -C --defined-only --extern-only ${object} OUTPUT_VARIABLE symbols RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "${NM} failed on ${object}")
+  endif()
+  string(STRIP "${symbols}" symbols)
+  string(REPLACE "\n" ";" lines "${symbols}")
+  list(LENGTH lines count)
+  if(NOT count EQUAL 1 OR NOT symbols MATCHES " T ramp::core::kernels_${level}\\(\\)$")
+    message(FATAL_ERROR "${object}: got symbols\n${symbols}\nexpected one, ramp::core::kernels_${level}(); see kernels.inc.hpp")
+  endif()
+  math(EXPR seen "${seen}+1")
+endforeach()
+if(NOT seen GREATER 0)
+  message(FATAL_ERROR "no kernel objects among: ${OBJECTS}")
+endif()
