@@ -28,8 +28,9 @@ struct DotSums {
   double absolute = 0;  // of |a*w|
   double square = 0;    // of (a*w)^2
 };
-// The dot product as fp32 computes it, in any order with chains of at most `depth` additions. `extra`:
-// roundings besides the additions (products, dequantisation, scales).
+// Over n elements, a multiple of 32.
+DotSums dot_sums(const double* a, const double* w, int64_t n) noexcept;
+// The dot product as fp32 computes it, in any order with chains of at most `depth` additions.
 Uncertain fp32_dot(const DotSums& s, double depth) noexcept;
 
 // act(gate) * up in fp32 from uncertain arguments, rounded once.
@@ -49,6 +50,9 @@ struct Requantized {
   bool infinite = false;  // an infinity went in or came out
 };
 Requantized requantize_uncertain(const ExpertWeights& w, const std::vector<Uncertain>& h);
+
+// One element of GEMM2: exact sums over the requantised row, plus what its uncertainties can do to them.
+Uncertain gemm2_element(const Requantized& q, const double* w, int64_t n, double depth) noexcept;
 
 // Half the distance between neighbours of dtype at magnitude v (the largest rounding error there).
 double half_spacing(ramp_dtype dtype, double v) noexcept;
