@@ -151,7 +151,7 @@ ramp_tensor check_optional(const ramp_tensor& t, std::string_view name,
 void MemoryMap::add(std::string_view name, const ramp_tensor& t, ByteRange range, bool written) noexcept {
   if (t.ndim > 0) range = byte_range(t);
   if (range.begin == range.end || count_ == regions_.size()) return;
-  regions_[count_++] = {name, t, range, written};
+  regions_[count_++] = {name, with_strides(t), range, written};
 }
 
 void MemoryMap::writes(std::string_view name, const void* data, uint64_t bytes) noexcept {

@@ -124,6 +124,38 @@ TEST_P(BadMemory, IsRefusedAndWritesNothing) {
 INSTANTIATE_TEST_SUITE_P(All, BadMemory, testing::Range(size_t{0}, bad_memory().size()),
                          case_names(bad_memory));
 
+// Views in the gaps between y's rows are no overlap; ones that run into the next row are, whatever their own
+// strides say.
+TEST(Interleaved, GapsBetweenRowsAreFreeToUse) {
+  BlockWorld w(RAMP_FORMAT_BF16);
+  constexpr int64_t kPitch = kH + 16;
+  Array sheet(RAMP_F32, {kT, kPitch});
+  w.args().y = sheet.view();
+  w.args().y.shape[1] = kH;
+  w.args().y.stride[0] = kPitch;
+  w.args().y.stride[1] = 1;
+  const auto map_at = [&](int64_t column) {
+    auto* at = reinterpret_cast<int32_t*>(sheet.bytes.data()) + column;
+    for (int32_t e = 0; e < kE; ++e) at[e] = e;
+    w.args().expert_map = view(at, RAMP_I32, {kE});
+  };
+  for (const int64_t free : {kH, kPitch - kE, kPitch + kH + 1}) {
+    map_at(free);
+    EXPECT_EQ(w.run(), RAMP_OK) << free << ": " << ramp_last_error();
+  }
+  for (const int64_t taken : {int64_t{0}, kH - 1, kPitch - kE + 1, kPitch - 1, kPitch + 5}) {
+    map_at(taken);
+    expect_error(w.run(), kInvalid, {"y", "overlap expert_map"});
+  }
+  // One token: rows have no pitch, yet the gap behind the only row is free.
+  for (ramp_tensor* t : {&w.args().x, &w.args().y, &w.args().topk_ids, &w.args().topk_weights})
+    t->shape[0] = 1;
+  map_at(kH);
+  EXPECT_EQ(w.run(), RAMP_OK) << ramp_last_error();
+  map_at(kH - 1);
+  expect_error(w.run(), kInvalid, {"y", "overlap expert_map"});
+}
+
 TEST(BlockWorkspace, QueryRefusesImpossibleSizes) {
   BlockWorld w(RAMP_FORMAT_BF16);
   uint64_t bytes = 77;
