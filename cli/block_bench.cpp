@@ -15,7 +15,8 @@ namespace {
 // Rows `tokens` of a contiguous [T, n] tensor.
 HostTensor gather_rows(const ramp_tensor& from, const std::vector<int64_t>& tokens) {
   const int64_t columns = from.shape[1];
-  HostTensor to = make_host_tensor(static_cast<ramp_dtype>(from.dtype), {static_cast<int64_t>(tokens.size()), columns});
+  HostTensor to =
+      make_host_tensor(static_cast<ramp_dtype>(from.dtype), {static_cast<int64_t>(tokens.size()), columns});
   const auto bytes = static_cast<size_t>(columns * core::dtype_bytes(static_cast<ramp_dtype>(from.dtype)));
   for (size_t i = 0; i < tokens.size(); ++i)
     std::memcpy(to.data.as<std::byte>() + i * bytes,
@@ -31,8 +32,8 @@ ramp_dtype natural_dtype(ramp_format format) {
   return RAMP_BF16;
 }
 
-BlockBench::BlockBench(ramp_context* context, const std::vector<RunnableLayer>& layers, const LayerSource& source,
-                       ramp_determinism determinism, uint64_t seed)
+BlockBench::BlockBench(ramp_context* context, const std::vector<RunnableLayer>& layers,
+                       const LayerSource& source, ramp_determinism determinism, uint64_t seed)
     : context_(context),
       layers_(layers),
       shape_(source.shape()),
@@ -41,10 +42,12 @@ BlockBench::BlockBench(ramp_context* context, const std::vector<RunnableLayer>& 
       determinism_(determinism),
       seed_(seed) {}
 
-std::vector<BlockBench::LayerRouting> BlockBench::make_routing(const core::WorkloadSpec& spec, int64_t tokens) const {
+std::vector<BlockBench::LayerRouting> BlockBench::make_routing(const core::WorkloadSpec& spec,
+                                                               int64_t tokens) const {
   std::vector<LayerRouting> list;
   for (size_t l = 0; l < layers_.size(); ++l) {
-    // A trace's seed is its step: layers take the steps from the first on, again from the beginning at the end.
+    // A trace's seed is its step: layers take the steps from the first on, again from the beginning at the
+    // end.
     const core::Routing r = core::make_routing(spec, shape_.experts, shape_.top_k, tokens, seed_ + l);
     LayerRouting layer;
     layer.ids = make_host_tensor(RAMP_I32, {tokens, shape_.top_k});
@@ -61,8 +64,9 @@ std::vector<BlockBench::LayerRouting> BlockBench::make_routing(const core::Workl
 void BlockBench::describe(const std::vector<LayerRouting>& routing, Measurement& m) const {
   const auto layers = static_cast<double>(routing.size());
   const auto expert = static_cast<double>(core::expert_bytes(shape_, format_, activation_));
-  const double per_row = 2.0 * static_cast<double>(shape_.hidden) *
-                         static_cast<double>(core::w13_rows(shape_.intermediate, activation_) + shape_.intermediate);
+  const double per_row =
+      2.0 * static_cast<double>(shape_.hidden) *
+      static_cast<double>(core::w13_rows(shape_.intermediate, activation_) + shape_.intermediate);
   for (const LayerRouting& r : routing) {
     const core::HistogramStats s = core::describe(r.histogram);
     m.active += static_cast<double>(s.active) / layers;
@@ -77,12 +81,13 @@ void BlockBench::describe(const std::vector<LayerRouting>& routing, Measurement&
 
 CheckSample BlockBench::cut_sample(const LayerRouting& routing, int64_t tokens, double budget) const {
   const std::vector<int64_t> chosen = sample_tokens(tokens, shape_.top_k, shape_, activation_, budget);
-  return {gather_rows(x_.view, chosen), gather_rows(routing.ids.view, chosen), gather_rows(routing.weights.view, chosen),
-          gather_rows(y_.view, chosen), determinism_};
+  return {gather_rows(x_.view, chosen), gather_rows(routing.ids.view, chosen),
+          gather_rows(routing.weights.view, chosen), gather_rows(y_.view, chosen), determinism_};
 }
 
 Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, const std::string& config,
-                                const Sampling& sampling, double check_budget) {
+                                const Sampling& sampling, double check_budget,
+                                const std::function<void(double)>& progress) {
   Measurement m;
   m.tokens = tokens;
   m.routing = core::workload_name(spec);
@@ -129,11 +134,20 @@ Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, 
     InterruptGuard::check();
     times.push_back(pass() * 1e6 / static_cast<double>(layers_.size()));
     const auto count = static_cast<int64_t>(times.size());
-    if (sampling.repeats > 0 ? count >= sampling.repeats
-                             : count >= Sampling::kMostPasses ||
-                                   (count >= Sampling::kLeastPasses &&
-                                    std::chrono::duration<double>(Clock::now() - start).count() >= sampling.seconds))
-      break;
+    const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+    const bool done = sampling.repeats > 0
+                          ? count >= sampling.repeats
+                          : count >= Sampling::kMostPasses ||
+                                (count >= Sampling::kLeastPasses && elapsed >= sampling.seconds);
+    if (done) break;
+    if (progress) {
+      const double by_count =
+          static_cast<double>(count) /
+          static_cast<double>(sampling.repeats > 0 ? sampling.repeats : Sampling::kMostPasses);
+      progress(sampling.repeats > 0 || sampling.seconds == 0
+                   ? by_count
+                   : std::min(1.0, std::max(by_count, elapsed / sampling.seconds)));
+    }
   }
   m.passes = static_cast<int64_t>(times.size());
   m.us = percentiles(std::move(times));

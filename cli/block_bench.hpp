@@ -1,8 +1,10 @@
-// Timing the expert block: `layers` layers with distinct weights and distinct routing run one after the other,
-// pass after pass; a pass's time over the number of layers is one sample. Used by `ramp bench` and `ramp demo`.
+// Timing the expert block: `layers` layers with distinct weights and distinct routing run one after the
+// other, pass after pass; a pass's time over the number of layers is one sample. Used by `ramp bench` and
+// `ramp demo`.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,8 +17,9 @@
 
 namespace ramp::cli {
 
-// A few tokens of layer 0, cut out of a run so that they can be checked after the packed weights are gone. The
-// result of a token does not depend on the others, so the block of these tokens alone is the same computation.
+// A few tokens of layer 0, cut out of a run so that they can be checked after the packed weights are gone.
+// The result of a token does not depend on the others, so the block of these tokens alone is the same
+// computation.
 struct CheckSample {
   HostTensor x, ids, weights, y;
   ramp_determinism determinism = RAMP_REPEATABLE;
@@ -53,8 +56,10 @@ class BlockBench {
              ramp_determinism determinism, uint64_t seed);
 
   // config: "auto" or a name. check_budget: multiply-adds of reference work for the sample; 0: no sample.
+  // progress: called between passes with the fraction done.
   Measurement measure(const core::WorkloadSpec& routing, int64_t tokens, const std::string& config,
-                      const Sampling& sampling, double check_budget);
+                      const Sampling& sampling, double check_budget,
+                      const std::function<void(double)>& progress = {});
 
  private:
   struct LayerRouting {

@@ -28,8 +28,10 @@ Register::Register(Command command) {
 }
 
 const char* exit_code_help() {
-  return "0 ok; 1 a check failed, or an internal error; 2 wrong option or argument; 3 file missing, malformed "
-         "or not writable; 4 not possible on this machine or build (backend, device, memory); 130 interrupted";
+  return "0 ok; 1 a check failed, or an internal error; 2 wrong option or argument; 3 file missing, "
+         "malformed "
+         "or not writable; 4 not possible on this machine or build (backend, device, memory); 130 "
+         "interrupted";
 }
 
 }  // namespace ramp::cli

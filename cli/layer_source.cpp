@@ -31,7 +31,8 @@ void pack_layer(ramp_context* context, ramp_weights* weights, const Io& io) {
 
 }  // namespace
 
-RandomSource::RandomSource(core::ModelShape shape, ramp_format format, ramp_activation activation, uint64_t seed)
+RandomSource::RandomSource(core::ModelShape shape, ramp_format format, ramp_activation activation,
+                           uint64_t seed)
     : seed_(seed) {
   shape_ = std::move(shape);
   format_ = format;
@@ -68,7 +69,8 @@ Json RandomSource::describe() const {
   return {{"kind", "random"}, {"model", shape_.name}, {"seed", seed_}};
 }
 
-CheckpointSource::CheckpointSource(const std::string& path, int64_t layer, int64_t first_expert, int64_t num_experts)
+CheckpointSource::CheckpointSource(const std::string& path, int64_t layer, int64_t first_expert,
+                                   int64_t num_experts)
     : path_(path), layer_(layer), first_expert_(first_expert), info_(ramp_layer_info_init()) {
   ramp_checkpoint* opened = nullptr;
   check(ramp_checkpoint_open(path.c_str(), &opened));
@@ -97,11 +99,10 @@ RunnableLayer CheckpointSource::runnable(ramp_context* context, bool pack, const
   {
     Progress progress(io, fmt::format("loading layer {}", layer_));
     const double before = anonymous_bytes();
-    const auto total =
-        static_cast<double>(shape_.experts * core::expert_bytes(shape_, format_, activation_));
+    const auto total = static_cast<double>(shape_.experts * core::expert_bytes(shape_, format_, activation_));
     const Ticker ticker(progress, [=] { return (anonymous_bytes() - before) / total; });
-    check(ramp_checkpoint_load_weights(context, checkpoint_.get(), layer_, first_expert_, shape_.experts, nullptr,
-                                       &handle));
+    check(ramp_checkpoint_load_weights(context, checkpoint_.get(), layer_, first_expert_, shape_.experts,
+                                       nullptr, &handle));
   }
   layer.handle.reset(handle);
   if (pack) pack_layer(context, handle, io);

@@ -1,6 +1,6 @@
 // Where a layer's expert weights come from: a checkpoint or the synthetic generator. A source can give them
-// twice: as a handle that runs (packed), and as plain values that the fp64 reference reads. They are made anew
-// each time, so that both need not be in memory at once.
+// twice: as a handle that runs (packed), and as plain values that the fp64 reference reads. They are made
+// anew each time, so that both need not be in memory at once.
 #pragma once
 
 #include <cstdint>

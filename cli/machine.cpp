@@ -79,7 +79,8 @@ int64_t available_memory() {
   // A container's own limit is tighter than the machine's memory (cgroup v2, then v1).
   for (const auto& [limit_path, used_path] :
        {std::pair("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        std::pair("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")}) {
+        std::pair("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                  "/sys/fs/cgroup/memory/memory.usage_in_bytes")}) {
     int64_t limit = 0;
     int64_t used = 0;
     if (!(std::istringstream(first_line(limit_path)) >> limit)) continue;

@@ -46,7 +46,8 @@ class HouseFormatter : public CLI::FormatterBase {
 
 struct Program {
   CLI::App app{
-      "ramp: the expert block of a Mixture-of-Experts layer, as fast as the hardware allows for this routing"};
+      "ramp: the expert block of a Mixture-of-Experts layer, as fast as the hardware allows for this "
+      "routing"};
   Io io;
   std::map<const CLI::App*, Body> bodies;
   bool version = false;
@@ -104,7 +105,8 @@ std::string complaint(const Program& program, const CLI::ParseError& error) {
   if (const auto at = text.find(" is required"); at != std::string::npos)
     return fmt::format("{}: got nothing, expected a value; {}", text.substr(0, at), see);
   if (const auto at = text.find(" requires "); at != std::string::npos)
-    return fmt::format("{}: got it alone, expected it with {}; {}", text.substr(0, at), text.substr(at + 10), see);
+    return fmt::format("{}: got it alone, expected it with {}; {}", text.substr(0, at), text.substr(at + 10),
+                       see);
   if (const auto at = text.find(" excludes "); at != std::string::npos)
     return fmt::format("{}: got it together with {}, expected one of the two; {}", text.substr(0, at),
                        text.substr(at + 10), see);
@@ -115,7 +117,8 @@ std::string complaint(const Program& program, const CLI::ParseError& error) {
     const auto end = text.find_first_of(": ,", dash);
     const std::string name = dash == std::string::npos ? "argument" : text.substr(dash, end - dash);
     return missing ? fmt::format("{}: got no value, expected one; {}", name, see)
-                   : fmt::format("{}: got it more than once or with too many values, expected one; {}", name, see);
+                   : fmt::format("{}: got it more than once or with too many values, expected one; {}", name,
+                                 see);
   }
   if (text.find(": got ") != std::string::npos) return text;  // our own validators
   return fmt::format("{}; {}", text, see);
@@ -170,7 +173,8 @@ int main(int argc, char** argv) {
     say("interrupted");
     return kInterrupted;
   } catch (const std::bad_alloc&) {
-    say("memory: got no more from the system, expected enough for the arguments; use fewer tokens, layers or a "
+    say("memory: got no more from the system, expected enough for the arguments; use fewer tokens, layers or "
+        "a "
         "smaller model");
     return kUnsupported;
   } catch (const std::exception& e) {

@@ -23,8 +23,9 @@ double since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Runs `work(thread, pass)` on all threads in lockstep: pass 0 to warm up, then for about `seconds` and at least
-// `least` passes; returns each timed pass's time. Passes begin and end at barriers, so the slowest thread counts.
+// Runs `work(thread, pass)` on all threads in lockstep: pass 0 to warm up, then for about `seconds` and at
+// least `least` passes; returns each timed pass's time. Passes begin and end at barriers, so the slowest
+// thread counts.
 template <typename Work>
 std::vector<double> timed_passes(int threads, double seconds, int least, const Work& work) {
   std::vector<double> times;
@@ -199,8 +200,10 @@ Peak measure_fp32_peak(int threads, double seconds) {
   constexpr int64_t kProbe = 200'000;
   const Clock::time_point t0 = Clock::now();
   g_sink_float = loop(kProbe);
-  const int64_t rounds = std::max<int64_t>(kProbe, static_cast<int64_t>(kProbe * 0.01 / std::max(since(t0), 1e-6)));
-  const std::vector<double> times = timed_passes(threads, seconds, 5, [&](int, int) { g_sink_float = loop(rounds); });
+  const int64_t rounds =
+      std::max<int64_t>(kProbe, static_cast<int64_t>(kProbe * 0.01 / std::max(since(t0), 1e-6)));
+  const std::vector<double> times =
+      timed_passes(threads, seconds, 5, [&](int, int) { g_sink_float = loop(rounds); });
   const double best = *std::min_element(times.begin(), times.end());
   result.gflops = static_cast<double>(per_round * rounds) * threads / best / 1e9;
   return result;

@@ -15,10 +15,11 @@
 namespace ramp::cli {
 namespace {
 
-constexpr std::array<std::pair<ramp_backend, const char*>, 4> kBackends = {{{RAMP_BACKEND_AUTO, "auto"},
-                                                                           {RAMP_BACKEND_REFERENCE, "reference"},
-                                                                           {RAMP_BACKEND_CPU, "cpu"},
-                                                                           {RAMP_BACKEND_CUDA, "cuda"}}};
+constexpr std::array<std::pair<ramp_backend, const char*>, 4> kBackends = {
+    {{RAMP_BACKEND_AUTO, "auto"},
+     {RAMP_BACKEND_REFERENCE, "reference"},
+     {RAMP_BACKEND_CPU, "cpu"},
+     {RAMP_BACKEND_CUDA, "cuda"}}};
 constexpr std::array<std::pair<ramp_determinism, const char*>, 3> kDeterminism = {
     {{RAMP_REPEATABLE, "repeatable"}, {RAMP_BATCH_INVARIANT, "batch-invariant"}, {RAMP_FAST, "fast"}}};
 
@@ -77,7 +78,8 @@ CLI::Option* add_text(CLI::App& app, const std::string& name, std::string& value
 CLI::Option* add_integer(CLI::App& app, const std::string& name, int64_t& value, IntegerRange range,
                          const std::string& metavar, std::string description) {
   const bool absent = value < range.low || value > range.high;
-  return app.add_option(name, value, with_default(std::move(description), absent ? "" : std::to_string(value)))
+  return app
+      .add_option(name, value, with_default(std::move(description), absent ? "" : std::to_string(value)))
       ->type_name(metavar)
       ->check(CLI::Validator(
           [range](std::string& text) {
@@ -160,7 +162,8 @@ std::vector<std::string> determinism_names() {
 ramp_determinism parse_determinism(std::string_view name) {
   for (const auto& [value, text] : kDeterminism)
     if (name == text) return value;
-  core::fail_argument("--determinism", fmt::format("'{}'", name), "one of " + join(determinism_names(), ", "));
+  core::fail_argument("--determinism", fmt::format("'{}'", name),
+                      "one of " + join(determinism_names(), ", "));
 }
 const char* determinism_name(int32_t value) {
   for (const auto& [known, text] : kDeterminism)
@@ -182,12 +185,13 @@ core::ModelShape model_from(std::string_view argument, std::string_view text) {
     }
   }
   core::fail_argument(argument, fmt::format("'{}'", core::printable(text)), "a known model or E,k,H,I",
-                      fmt::format("{}known models: {}",
-                                  [&] {
-                                    const std::string hint = did_you_mean(text, names);
-                                    return hint.empty() ? hint : hint.substr(2) + " ";
-                                  }(),
-                                  join(names, ", ")));
+                      fmt::format(
+                          "{}known models: {}",
+                          [&] {
+                            const std::string hint = did_you_mean(text, names);
+                            return hint.empty() ? hint : hint.substr(2) + " ";
+                          }(),
+                          join(names, ", ")));
 }
 
 std::vector<core::ModelShape> models_from(std::string_view argument, const std::vector<std::string>& texts) {
@@ -232,8 +236,9 @@ core::WorkloadSpec workload_from(std::string_view argument, std::string_view tex
   } catch (const core::Error& e) {
     const std::string message = e.what();
     const size_t colon = message.find(": got ");
-    throw core::Error(e.status(), colon == std::string::npos ? fmt::format("{}: {}", argument, message)
-                                                             : fmt::format("{}{}", argument, message.substr(colon)));
+    throw core::Error(e.status(), colon == std::string::npos
+                                      ? fmt::format("{}: {}", argument, message)
+                                      : fmt::format("{}{}", argument, message.substr(colon)));
   }
 }
 
@@ -260,9 +265,11 @@ std::vector<std::string> near_names(std::string_view text, const std::vector<std
   for (const std::string& c : candidates) {
     const bool begins = text.size() >= 2 && c.starts_with(text);
     const size_t distance = begins ? 0 : edits(text, c);
-    if (distance <= std::max<size_t>(1, std::min(text.size(), c.size()) / 3)) ranked.emplace_back(distance, c);
+    if (distance <= std::max<size_t>(1, std::min(text.size(), c.size()) / 3))
+      ranked.emplace_back(distance, c);
   }
-  std::stable_sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::stable_sort(ranked.begin(), ranked.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<std::string> names;
   for (size_t i = 0; i < std::min<size_t>(3, ranked.size()); ++i) names.push_back(ranked[i].second);
   return names;

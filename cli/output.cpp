@@ -24,9 +24,10 @@ void write_stdout(std::string_view text) {
   errno = 0;
   const bool ok = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
   if (!ok)
-    core::fail(RAMP_ERROR_IO, fmt::format("standard output: got '{}', expected to write {} bytes; redirect it to a "
-                                          "place with room",
-                                          std::generic_category().message(errno), text.size()));
+    core::fail(RAMP_ERROR_IO,
+               fmt::format("standard output: got '{}', expected to write {} bytes; redirect it to a "
+                           "place with room",
+                           std::generic_category().message(errno), text.size()));
 }
 
 }  // namespace
@@ -89,6 +90,10 @@ std::string number(double value) {
   if (size < 100) return fmt::format("{:.2f}", value);
   if (size < 1000) return fmt::format("{:.1f}", value);
   return fmt::format("{:.0f}", value);
+}
+
+std::string count_text(double mean) {
+  return mean == std::floor(mean) ? fmt::format("{:.0f}", mean) : fmt::format("{:.1f}", mean);
 }
 
 std::string bytes_text(double bytes) {

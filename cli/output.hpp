@@ -55,7 +55,8 @@ void say(std::string_view text);
 
 // Numbers for people: three or four significant digits, never exponents for usual sizes.
 std::string number(double value);
-std::string bytes_text(double bytes);  // "1.50 GB" (powers of ten), "480 MiB" is cache_text
+std::string count_text(double mean);    // of counts: "8", "38.5"
+std::string bytes_text(double bytes);   // "1.50 GB" (powers of ten), "480 MiB" is cache_text
 std::string cache_text(int64_t bytes);  // powers of two: "32 KiB"
 
 }  // namespace ramp::cli

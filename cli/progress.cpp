@@ -15,7 +15,7 @@
 namespace ramp::cli {
 namespace {
 
-constexpr double kSilent = 1.0;         // seconds before the first sign of life
+constexpr double kSilent = 1.0;          // seconds before the first sign of life
 constexpr double kTerminalPeriod = 0.1;  // between rewrites of the line
 constexpr double kLogPeriod = 5.0;       // between lines where there is no terminal
 
@@ -70,7 +70,8 @@ void Progress::show(double fraction, const std::string& what) {
   if (!what.empty()) what_ = what;
   const Clock::time_point now = Clock::now();
   const double elapsed = seconds(now - start_);
-  if (elapsed < kSilent || (shown_ && seconds(now - last_) < (terminal_ ? kTerminalPeriod : kLogPeriod))) return;
+  if (elapsed < kSilent || (shown_ && seconds(now - last_) < (terminal_ ? kTerminalPeriod : kLogPeriod)))
+    return;
   last_ = now;
   shown_ = true;
   std::string line = fmt::format("ramp: {}", label_);

@@ -10,7 +10,9 @@ namespace ramp::cli {
 namespace {
 
 constexpr std::array<std::pair<ramp_scoring, const char*>, 3> kScoring = {
-    {{RAMP_SCORING_SOFTMAX, "softmax"}, {RAMP_SCORING_TOPK_SOFTMAX, "topk-softmax"}, {RAMP_SCORING_SIGMOID, "sigmoid"}}};
+    {{RAMP_SCORING_SOFTMAX, "softmax"},
+     {RAMP_SCORING_TOPK_SOFTMAX, "topk-softmax"},
+     {RAMP_SCORING_SIGMOID, "sigmoid"}}};
 constexpr std::array<std::pair<ramp_group_score, const char*>, 2> kGroupScore = {
     {{RAMP_GROUP_SCORE_MAX, "max"}, {RAMP_GROUP_SCORE_TOP2_SUM, "top2-sum"}}};
 
@@ -38,10 +40,12 @@ constexpr int64_t kMost = int64_t{1} << 20;
 }  // namespace
 
 void add_router_options(CLI::App& app, RouterFlags& f) {
-  constexpr const char* kGroup = "Router (with --logits or --router; default: the checkpoint's, else softmax)";
+  constexpr const char* kGroup =
+      "Router (with --logits or --router; default: the checkpoint's, else softmax)";
   f.app = &app;
   add_choice(app, "--scoring", f.scoring, names_of(kScoring), "how logits become scores")->group(kGroup);
-  add_integer(app, "--top-k", f.top_k, {1, kMost}, "K", "experts per token (default: the checkpoint's or model's)")
+  add_integer(app, "--top-k", f.top_k, {1, kMost}, "K",
+              "experts per token (default: the checkpoint's or model's)")
       ->group(kGroup);
   add_switch(app, "--renormalize", f.renormalize, "divide the k weights by their sum")->group(kGroup);
   add_switch(app, "--no-renormalize", f.no_renormalize, "leave the weights as scored")
@@ -54,12 +58,14 @@ void add_router_options(CLI::App& app, RouterFlags& f) {
   add_integer(app, "--router-shared-experts", f.shared, {0, 1024}, "N",
               "experts after the routed ones that every token uses with weight 1")
       ->group(kGroup);
-  add_integer(app, "--capacity", f.capacity, {0}, "N", "slots per expert, in token order; 0: no limit")->group(kGroup);
+  add_integer(app, "--capacity", f.capacity, {0}, "N", "slots per expert, in token order; 0: no limit")
+      ->group(kGroup);
   add_text(app, "--selection-bias", f.bias, "FILE", "f32 [E] .npy added to the scores for selection only")
       ->group(kGroup);
 }
 
-ramp_router_config make_router(const RouterFlags& f, ramp_router_config base, int64_t num_logits, HostTensor& bias) {
+ramp_router_config make_router(const RouterFlags& f, ramp_router_config base, int64_t num_logits,
+                               HostTensor& bias) {
   const auto given = [&](const char* name) { return f.app->count(name) > 0; };
   if (given("--scoring")) base.scoring = value_of(kScoring, f.scoring);
   if (given("--top-k")) base.top_k = static_cast<int32_t>(f.top_k);

@@ -17,19 +17,19 @@ namespace {
 
 constexpr int64_t kMostTokens = int64_t{1} << 30;
 
-
 bool is_fp8(ramp_format f) {
   return core::weight_dtype(f) == RAMP_E4M3;
 }
 
 // T from the first input that knows it; --tokens must agree where given.
 int64_t token_count(const InputFlags& f, const RunInputs& in) {
-  for (const auto& [option, tensor] : {std::pair("--x", &in.x), std::pair("--ids", &in.ids),
-                                       std::pair("--logits", &in.logits)}) {
+  for (const auto& [option, tensor] :
+       {std::pair("--x", &in.x), std::pair("--ids", &in.ids), std::pair("--logits", &in.logits)}) {
     if (!tensor->present()) continue;
     const int64_t tokens = tensor->view.shape[0];
     if (f.tokens != 0 && f.tokens != tokens)
-      core::fail_argument("--tokens", std::to_string(f.tokens), fmt::format("{}, the rows of {}", tokens, option),
+      core::fail_argument("--tokens", std::to_string(f.tokens),
+                          fmt::format("{}, the rows of {}", tokens, option),
                           "leave --tokens out when files give the inputs");
     return tokens;
   }
@@ -48,15 +48,17 @@ void load_x(const InputFlags& f, const LayerSource& source, RunInputs& in) {
   const bool wants_scale = quantised && source.format() != RAMP_FORMAT_FP8_TENSOR;
   if (wants_scale != !f.x_scale.empty())
     core::fail_argument("--x-scale", wants_scale ? "nothing" : f.x_scale,
-                        wants_scale ? "the scales of the quantised x" : "no scales: x is not quantised, or its scale is "
-                                                                        "static (fp8_tensor)");
+                        wants_scale ? "the scales of the quantised x"
+                                    : "no scales: x is not quantised, or its scale is "
+                                      "static (fp8_tensor)");
   if (!wants_scale) return;
   const int64_t groups = source.format() == RAMP_FORMAT_FP8_BLOCK ? (hidden + 127) / 128 : 1;
   in.x_scale = read_tensor("--x-scale", f.x_scale,
                            {{RAMP_F32}, {in.x.view.shape[0], groups}, fmt::format("[T, {}]", groups)});
 }
 
-void load_map(const InputFlags& f, const LayerSource& source, const CheckpointSource* checkpoint, RunInputs& in) {
+void load_map(const InputFlags& f, const LayerSource& source, const CheckpointSource* checkpoint,
+              RunInputs& in) {
   if (!f.expert_map.empty()) {
     HostTensor raw = read_tensor("--expert-map", f.expert_map,
                                  {{RAMP_I32, RAMP_I64}, {-1}, "[E_global]: local expert of each id, or -1"});
@@ -86,7 +88,8 @@ int64_t global_experts(const LayerSource& source, const RunInputs& in) {
   return in.expert_map.present() ? in.expert_map.view.shape[0] : source.shape().experts;
 }
 
-void set_up_router(const InputFlags& f, const LayerSource& source, const CheckpointSource* checkpoint, RunInputs& in) {
+void set_up_router(const InputFlags& f, const LayerSource& source, const CheckpointSource* checkpoint,
+                   RunInputs& in) {
   ramp_router_config base = ramp_router_config_init();
   base.top_k = static_cast<int32_t>(source.shape().top_k);
   if (checkpoint != nullptr) base = checkpoint->info().router;
@@ -116,8 +119,8 @@ void generate_routing(const InputFlags& f, const LayerSource& source, RunInputs&
   if (top_k < 1)
     core::fail_argument("--top-k", "nothing", "experts per token",
                         "this checkpoint has no config.json that would say it");
-  const core::Routing routing = core::make_routing(spec, global_experts(source, in), top_k, in.tokens,
-                                                   static_cast<uint64_t>(f.seed));
+  const core::Routing routing =
+      core::make_routing(spec, global_experts(source, in), top_k, in.tokens, static_cast<uint64_t>(f.seed));
   in.slots = top_k;
   in.routing = core::workload_name(spec);
   in.ids = make_host_tensor(RAMP_I32, {in.tokens, top_k});
@@ -130,7 +133,8 @@ void generate_routing(const InputFlags& f, const LayerSource& source, RunInputs&
 
 void add_input_options(CLI::App& app, InputFlags& f) {
   constexpr const char* kGroup = "Inputs (.npy; what is missing is generated)";
-  add_text(app, "--x", f.x, "FILE", "activations [T, H]: float32, float16, bf16 (as uint16), or e4m3 (as uint8)")
+  add_text(app, "--x", f.x, "FILE",
+           "activations [T, H]: float32, float16, bf16 (as uint16), or e4m3 (as uint8)")
       ->group(kGroup);
   add_text(app, "--x-scale", f.x_scale, "FILE", "scales of an e4m3 x: float32 [T, ceil(H/128)] or [T, 1]")
       ->group(kGroup);
@@ -169,23 +173,26 @@ RunInputs make_inputs(const InputFlags& f, const LayerSource& source, const Chec
   if (!f.x.empty()) load_x(f, source, in);
   if (f.x.empty() && !f.x_scale.empty()) core::fail_argument("--x-scale", f.x_scale, "it with --x");
   if (!f.ids.empty())
-    in.ids = read_tensor("--ids", f.ids, {{RAMP_I32, RAMP_I64}, {in.x.present() ? in.x.view.shape[0] : -1, -1}, "[T, k]"});
+    in.ids = read_tensor("--ids", f.ids,
+                         {{RAMP_I32, RAMP_I64}, {in.x.present() ? in.x.view.shape[0] : -1, -1}, "[T, k]"});
   if (!f.logits.empty()) {
     const int64_t rows = in.x.present() ? in.x.view.shape[0] : -1;
     // Shared experts of the router are among the experts, but have no logits.
     const int64_t columns = experts - f.router_flags.shared;
-    in.logits = read_tensor("--logits", f.logits,
-                            {{RAMP_F32, RAMP_BF16, RAMP_F16}, {rows, columns}, fmt::format("[T, {}]", columns)});
+    in.logits =
+        read_tensor("--logits", f.logits,
+                    {{RAMP_F32, RAMP_BF16, RAMP_F16}, {rows, columns}, fmt::format("[T, {}]", columns)});
   }
   in.tokens = token_count(f, in);
 
   if (f.router) {
     if (checkpoint == nullptr)
-      core::fail_argument("--router", "random weights", "--checkpoint", "only a checkpoint has router weights");
+      core::fail_argument("--router", "random weights", "--checkpoint",
+                          "only a checkpoint has router weights");
     in.router_weight = checkpoint->info().router_weight;
     if (in.router_weight.data == nullptr)
-      core::fail_argument("--router", "a checkpoint without router weights for this layer", "'gate.weight' in the file",
-                          "give --logits or --ids", RAMP_ERROR_BAD_FILE);
+      core::fail_argument("--router", "a checkpoint without router weights for this layer",
+                          "'gate.weight' in the file", "give --logits or --ids", RAMP_ERROR_BAD_FILE);
   }
   if (f.router || in.logits.present()) {
     in.routing = f.router ? "router" : "logits";
@@ -200,8 +207,9 @@ RunInputs make_inputs(const InputFlags& f, const LayerSource& source, const Chec
       io.note("--topk-weights not given: every slot has weight 1/k");
       in.topk_weights = equal_weights(in.tokens, in.slots);
     } else {
-      in.topk_weights = read_tensor("--topk-weights", f.topk_weights,
-                                    {{RAMP_F32}, {in.tokens, in.slots}, fmt::format("[{}, {}], as --ids", in.tokens, in.slots)});
+      in.topk_weights = read_tensor(
+          "--topk-weights", f.topk_weights,
+          {{RAMP_F32}, {in.tokens, in.slots}, fmt::format("[{}, {}], as --ids", in.tokens, in.slots)});
     }
   } else {
     generate_routing(f, source, in);
@@ -209,13 +217,14 @@ RunInputs make_inputs(const InputFlags& f, const LayerSource& source, const Chec
 
   if (!in.x.present()) {
     in.x = make_host_tensor(natural_dtype(source.format()), {in.tokens, hidden});
-    core::fill_activations(in.x.view.data, natural_dtype(source.format()), in.tokens, hidden,
-                           static_cast<uint64_t>(f.seed),
-                           [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
+    core::fill_activations(
+        in.x.view.data, natural_dtype(source.format()), in.tokens, hidden, static_cast<uint64_t>(f.seed),
+        [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
   }
   if (!f.shared_addend.empty())
-    in.shared_addend = read_tensor("--shared-addend", f.shared_addend,
-                                   {{RAMP_F32, RAMP_BF16, RAMP_F16}, {in.tokens, hidden}, fmt::format("[{}, {}]", in.tokens, hidden)});
+    in.shared_addend = read_tensor(
+        "--shared-addend", f.shared_addend,
+        {{RAMP_F32, RAMP_BF16, RAMP_F16}, {in.tokens, hidden}, fmt::format("[{}, {}]", in.tokens, hidden)});
   return in;
 }
 

@@ -23,10 +23,10 @@ void add_input_options(CLI::App& app, InputFlags& flags);
 // Ready for the ABI: every tensor that is present has passed its shape check.
 struct RunInputs {
   int64_t tokens = 0;
-  int64_t slots = 0;        // k, shared experts of the router included
-  int64_t num_logits = 0;   // with a router
-  bool routed = false;      // true: ids and weights are outputs of the router
-  std::string routing;      // "files", "logits", "router" or the workload's name
+  int64_t slots = 0;       // k, shared experts of the router included
+  int64_t num_logits = 0;  // with a router
+  bool routed = false;     // true: ids and weights are outputs of the router
+  std::string routing;     // "files", "logits", "router" or the workload's name
   HostTensor x, x_scale, ids, topk_weights, logits, expert_map, shared_addend, selection_bias;
   ramp_tensor router_weight{};  // view into the checkpoint
   ramp_router_config router = ramp_router_config_init();

@@ -18,7 +18,8 @@ namespace ramp::cli {
 namespace {
 
 void log_line(void*, ramp_log_level level, const char* message) {
-  if (level <= RAMP_LOG_WARNING) say(fmt::format("{}: {}", level == RAMP_LOG_ERROR ? "error" : "warning", message));
+  if (level <= RAMP_LOG_WARNING)
+    say(fmt::format("{}: {}", level == RAMP_LOG_ERROR ? "error" : "warning", message));
 }
 
 }  // namespace
@@ -39,8 +40,9 @@ void add_backend_options(CLI::App& app, BackendChoice& choice) {
 
 void add_determinism_option(CLI::App& app, std::string& determinism) {
   add_choice(app, "--determinism", determinism, determinism_names(),
-             "repeatable: same inputs, same bits; batch-invariant: a token's bits do not depend on its neighbours; "
-             "fast: reductions in any order")
+             "what the bits of y depend on: the inputs alone, for each token its own inputs alone, or also "
+             "the schedule "
+             "(respectively)")
       ->group("Running");
 }
 
@@ -92,8 +94,9 @@ int32_t config_number(ramp_context* context, const ramp_weights* weights, const 
     if (names[i] == name) return static_cast<int32_t>(i) + 1;
   core::fail_argument("--config", fmt::format("'{}'", core::printable(name)),
                       fmt::format("'auto' or one of the {} configs that 'ramp configs' lists", names.size()),
-                      names.empty() ? std::string("this backend has no configs to choose from")
-                                    : fmt::format("for example '{}'{}", names.front(), did_you_mean(name, names)));
+                      names.empty()
+                          ? std::string("this backend has no configs to choose from")
+                          : fmt::format("for example '{}'{}", names.front(), did_you_mean(name, names)));
 }
 
 void Workspace::reserve(uint64_t bytes) {

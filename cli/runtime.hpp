@@ -42,8 +42,8 @@ struct ContextFacts {
 };
 ContextFacts facts_of(const ramp_context* context);
 
-// The seam behind a context and the weights behind a handle, for what the ABI does not offer: lists of configs
-// with reasons, the config that would be chosen, checkpoint-layout values for the reference.
+// The seam behind a context and the weights behind a handle, for what the ABI does not offer: lists of
+// configs with reasons, the config that would be chosen, checkpoint-layout values for the reference.
 core::Backend& backend_of(ramp_context* context);
 const core::ExpertWeights& values_of(const ramp_weights* weights);
 

@@ -32,9 +32,9 @@ Logits logits_of(const ramp_tensor& logits, const ramp_tensor& x, const ramp_ten
     double sum = 0;
     double size = 0;
     for (int64_t h = 0; h < hidden; ++h) {
-      const double p =
-          static_cast<double>(core::load_f32(x.data, static_cast<ramp_dtype>(x.dtype), token * x.stride[0] + h)) *
-          core::load_f32(w.data, static_cast<ramp_dtype>(w.dtype), e * w.stride[0] + h);
+      const double p = static_cast<double>(core::load_f32(x.data, static_cast<ramp_dtype>(x.dtype),
+                                                          token * x.stride[0] + h)) *
+                       core::load_f32(w.data, static_cast<ramp_dtype>(w.dtype), e * w.stride[0] + h);
       sum += p;
       size += std::fabs(p);
     }
@@ -46,8 +46,9 @@ Logits logits_of(const ramp_tensor& logits, const ramp_tensor& x, const ramp_ten
 
 }  // namespace
 
-RouterCheck check_router_choice(const ramp_router_config& router, const ramp_tensor& logits, const ramp_tensor& x,
-                                const ramp_tensor& router_weight, const ramp_tensor& ids, const ramp_tensor& weights,
+RouterCheck check_router_choice(const ramp_router_config& router, const ramp_tensor& logits,
+                                const ramp_tensor& x, const ramp_tensor& router_weight,
+                                const ramp_tensor& ids, const ramp_tensor& weights,
                                 const std::vector<int64_t>& tokens) {
   RouterCheck result;
   if (router.capacity != 0) return result;
@@ -62,7 +63,8 @@ RouterCheck check_router_choice(const ramp_router_config& router, const ramp_ten
     core::route_token_f64(router, row.values, want_ids, want_weights, &gap);
     bool same = true;
     for (size_t j = 0; j < slots; ++j)
-      same = same && integer_at(ids, token * static_cast<int64_t>(slots) + static_cast<int64_t>(j)) == want_ids[j];
+      same = same &&
+             integer_at(ids, token * static_cast<int64_t>(slots) + static_cast<int64_t>(j)) == want_ids[j];
     // Two scores may each be off by the logits' error, and by a rounding of the score itself (fp32, size <= 1
     // plus a bias).
     if (!same) {
@@ -70,7 +72,8 @@ RouterCheck check_router_choice(const ramp_router_config& router, const ramp_ten
       continue;
     }
     for (size_t j = 0; j < slots; ++j) {
-      const double got = static_cast<const float*>(weights.data)[token * static_cast<int64_t>(slots) + static_cast<int64_t>(j)];
+      const double got = static_cast<const float*>(
+          weights.data)[token * static_cast<int64_t>(slots) + static_cast<int64_t>(j)];
       // A logit's error moves a softmax or sigmoid weight by at most twice as much.
       const double difference = std::fabs(got - want_weights[j]) / scale - 2 * row.error;
       result.weight_error = std::max(result.weight_error, difference);
@@ -89,10 +92,13 @@ Json to_json(const RouterCheck& r) {
 
 std::vector<int64_t> sample_tokens(int64_t tokens, int64_t top_k, const core::ModelShape& model,
                                    ramp_activation activation, double budget) {
-  const double per_row = static_cast<double>(model.hidden) *
-                         static_cast<double>(core::w13_rows(model.intermediate, activation) + model.intermediate);
+  const double per_row =
+      static_cast<double>(model.hidden) *
+      static_cast<double>(core::w13_rows(model.intermediate, activation) + model.intermediate);
   const double affordable = budget / (per_row * static_cast<double>(std::max<int64_t>(1, top_k)));
-  const int64_t count = std::min(tokens, std::max<int64_t>(1, static_cast<int64_t>(affordable)));
+  const int64_t count = affordable >= static_cast<double>(tokens)
+                            ? tokens
+                            : std::max<int64_t>(1, static_cast<int64_t>(affordable));
   std::vector<int64_t> list;
   list.reserve(static_cast<size_t>(count));
   // i * (T-1) / (n-1): the first and the last, and steps of at least one in between.

@@ -21,8 +21,8 @@ inline constexpr double kFullBudget = 3e9;
 // Routing against the fp64 oracle for these tokens.
 struct RouterCheck {
   int64_t tokens = 0;
-  int64_t near_ties = 0;   // tokens whose choice differs where the scores do not decide (docs/numerics.md)
-  int64_t wrong = 0;       // tokens with another choice
+  int64_t near_ties = 0;    // tokens whose choice differs where the scores do not decide (docs/numerics.md)
+  int64_t wrong = 0;        // tokens with another choice
   double weight_error = 0;  // largest difference of a weight, over tokens with the oracle's choice
   [[nodiscard]] bool ok() const noexcept { return wrong == 0 && weight_error <= kWeightTolerance; }
   // Weights are fp32 values of at most the scaling factor (checked relative to it): softmax over up to a few
@@ -30,8 +30,9 @@ struct RouterCheck {
   static constexpr double kWeightTolerance = 1e-5;
 };
 // Exactly one of logits and (x, router_weight) is present. Not applicable with a capacity: no tokens then.
-RouterCheck check_router_choice(const ramp_router_config& router, const ramp_tensor& logits, const ramp_tensor& x,
-                                const ramp_tensor& router_weight, const ramp_tensor& ids, const ramp_tensor& weights,
+RouterCheck check_router_choice(const ramp_router_config& router, const ramp_tensor& logits,
+                                const ramp_tensor& x, const ramp_tensor& router_weight,
+                                const ramp_tensor& ids, const ramp_tensor& weights,
                                 const std::vector<int64_t>& tokens);
 Json to_json(const RouterCheck& r);
 

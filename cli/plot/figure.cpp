@@ -300,9 +300,10 @@ Panel region_map(const Source& s) {
               fmt::format("ρ critical {:.0f}: A below, B above", t.rho_critical)},
              {Rule::Kind::kHorizontal, t.group_m_lambda_kappa,
               fmt::format("GROUP_M above λκ = {:.0f}", t.group_m_lambda_kappa)},
-             {Rule::Kind::kProportional, t.split_k_kappa,
-              fmt::format("κ = {:.0f}: split-K left of it", t.split_k_kappa), true}};
-  p.caption = "Published thresholds from the machine's constants; split-K also needs fewer than 0.2 waves.";
+             {Rule::Kind::kProportional, t.split_k_kappa, fmt::format("κ = {:.0f}", t.split_k_kappa)}};
+  p.caption = fmt::format(
+      "Published thresholds, from the machine's constants. Split-K: left of κ = {:.0f} and below {:g} waves.",
+      t.split_k_kappa, t.split_k_omega);
   return p;
 }
 
