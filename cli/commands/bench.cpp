@@ -17,7 +17,8 @@ namespace ramp::cli {
 namespace {
 
 struct BenchOptions {
-  std::vector<std::string> models = {"olmoe"}, routing = {"uniform"}, formats = {"fp8_block"}, configs = {"auto"};
+  std::vector<std::string> models = {"olmoe"}, routing = {"uniform"}, formats = {"fp8_block"},
+                           configs = {"auto"};
   std::string tokens = "1,8,64", activation = "silu_and_mul", determinism = "repeatable";
   BackendChoice backend;
   int64_t layers = 0, repeats = 0, seed = 0;
@@ -39,30 +40,37 @@ int64_t layer_bytes(const Case& c, ramp_activation activation) {
   return c.model.experts * core::expert_bytes(c.model, c.format, activation);
 }
 
-// Layers: as asked for, else enough that one token's experts in all layers are twice the last-level cache, 2 to
-// 5; in both cases no more than memory holds.
+// Layers: as asked for, else enough that one token's experts in all layers are twice the last-level cache, 2
+// to 5; in both cases no more than memory holds.
 void plan_layers(Case& c, const BenchOptions& o, ramp_activation activation, const Io& io) {
   const int64_t bytes = layer_bytes(c, activation);
-  const int64_t token_bytes = std::max<int64_t>(1, c.model.top_k * core::expert_bytes(c.model, c.format, activation));
+  const int64_t token_bytes =
+      std::max<int64_t>(1, c.model.top_k * core::expert_bytes(c.model, c.format, activation));
   const int64_t wanted =
-      o.layers > 0 ? o.layers : std::clamp<int64_t>((2 * last_level_cache_bytes() + token_bytes - 1) / token_bytes, 2, 5);
+      o.layers > 0
+          ? o.layers
+          : std::clamp<int64_t>((2 * last_level_cache_bytes() + token_bytes - 1) / token_bytes, 2, 5);
   const int64_t memory = available_memory();
-  const auto fits = memory == 0 ? wanted : static_cast<int64_t>(kMemoryShare * static_cast<double>(memory) / static_cast<double>(bytes));
+  const auto fits =
+      memory == 0
+          ? wanted
+          : static_cast<int64_t>(kMemoryShare * static_cast<double>(memory) / static_cast<double>(bytes));
   if (fits < 1)
     core::fail_argument(fmt::format("--model {}", c.model.name),
-                        fmt::format("{} of weights in {} for one layer", bytes_text(static_cast<double>(bytes)),
-                                    core::format_name(c.format)),
+                        fmt::format("{} of weights in {} for one layer",
+                                    bytes_text(static_cast<double>(bytes)), core::format_name(c.format)),
                         fmt::format("at most {:.0f}% of the {} of free memory", 100 * kMemoryShare,
                                     bytes_text(static_cast<double>(memory))),
                         "take a smaller model or format", RAMP_ERROR_OUT_OF_MEMORY);
   c.layers = std::min(wanted, fits);
   if (c.layers < wanted)
-    io.note(fmt::format("{} in {}: {} layer{} instead of {}, limited by {:.0f}% of the free memory ({})", c.model.name,
-                        core::format_name(c.format), c.layers, c.layers == 1 ? "" : "s", wanted, 100 * kMemoryShare,
-                        bytes_text(static_cast<double>(memory))));
+    io.note(fmt::format("{} in {}: {} layer{} instead of {}, limited by {:.0f}% of the free memory ({})",
+                        c.model.name, core::format_name(c.format), c.layers, c.layers == 1 ? "" : "s", wanted,
+                        100 * kMemoryShare, bytes_text(static_cast<double>(memory))));
 }
 
-std::vector<std::string> expand_configs(const BenchOptions& o, ramp_context* context, const ramp_weights* weights) {
+std::vector<std::string> expand_configs(const BenchOptions& o, ramp_context* context,
+                                        const ramp_weights* weights) {
   std::vector<std::string> list;
   for (const std::string& text : o.configs) {
     for (const std::string& name : split(text, ',')) {
@@ -99,8 +107,7 @@ struct Bench {
   [[nodiscard]] std::vector<Row> measure_case(const Case& c) const {
     std::vector<Row> rows;
     std::vector<RunnableLayer> layers;
-    for (int64_t l = 0; l < c.layers; ++l)
-      layers.push_back(source(c, l).runnable(context.get(), true, io));
+    for (int64_t l = 0; l < c.layers; ++l) layers.push_back(source(c, l).runnable(context.get(), true, io));
     const RandomSource first = source(c, 0);
     BlockBench bench(context.get(), layers, first, determinism, static_cast<uint64_t>(o.seed));
     const std::vector<std::string> configs = expand_configs(o, context.get(), layers.front().handle.get());
@@ -114,7 +121,9 @@ struct Bench {
         for (const std::string& config : configs) {
           done = static_cast<double>(rows.size()) / total;
           progress.update(done, fmt::format("T = {}, {}, {}", t, core::workload_name(spec), config));
-          rows.push_back({bench.measure(spec, t, config, {o.seconds, o.repeats}, budget), config, {}, false});
+          const auto moved = [&](double f) { done = (static_cast<double>(rows.size()) + f) / total; };
+          rows.push_back(
+              {bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved), config, {}, false});
         }
       }
     }
@@ -127,15 +136,17 @@ struct Bench {
     Progress progress(io, "checking against fp64");
     for (size_t i = 0; i < rows.size(); ++i) {
       progress.update(static_cast<double>(i) / static_cast<double>(rows.size()));
-      rows[i].check = check_sample(rows[i].m.sample, *values->weights,
-                                   [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
+      rows[i].check =
+          check_sample(rows[i].m.sample, *values->weights,
+                       [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
       rows[i].checked = true;
       rows[i].m.sample = {};
     }
   }
 
   [[nodiscard]] RandomSource source(const Case& c, int64_t layer) const {
-    return {c.model, c.format, activation, static_cast<uint64_t>(o.seed) + 1000 + static_cast<uint64_t>(layer)};
+    return {c.model, c.format, activation,
+            static_cast<uint64_t>(o.seed) + 1000 + static_cast<uint64_t>(layer)};
   }
 
   [[nodiscard]] double floor_us(const Measurement& m) const { return m.weight_bytes / read_gbps / 1e3; }
@@ -175,9 +186,10 @@ struct Bench {
             {"layers", c.layers},
             {"passes", m.passes},
             {"weights_beyond_cache", beyond_cache(c, m)},
-            {"protocol", fmt::format("median of {} passes over {} layer{} with distinct weights and routing, after one "
-                                     "warm-up pass; time per layer, whole block",
-                                     m.passes, c.layers, c.layers == 1 ? "" : "s")}};
+            {"protocol",
+             fmt::format("median of {} passes over {} layer{} with distinct weights and routing, after one "
+                         "warm-up pass; time per layer, whole block",
+                         m.passes, c.layers, c.layers == 1 ? "" : "s")}};
   }
   // Whether the active experts of one pass are more than the last-level cache holds.
   [[nodiscard]] bool beyond_cache(const Case& c, const Measurement& m) const {
@@ -192,8 +204,8 @@ std::vector<std::string> cells(const Bench& b, const Case& c, const Row& r) {
           core::format_name(c.format),
           std::to_string(m.tokens),
           m.routing,
-          number(m.active),
-          number(m.max_load),
+          count_text(m.active),
+          count_text(m.max_load),
           m.config,
           number(m.us.median),
           number(m.us.p10),
@@ -203,20 +215,27 @@ std::vector<std::string> cells(const Bench& b, const Case& c, const Row& r) {
           number(floor),
           number(m.us.median / floor),
           r.checked ? fmt::format("{:.1e}", r.check.relative_error) : "-",
-          !r.checked       ? "-"
+          !r.checked     ? "-"
           : r.check.ok() ? "ok"
                          : "FAILED"};
 }
 
 int bench(Io& io, const BenchOptions& o) {
   if (o.check && o.no_check) core::fail_argument("--check", "it together with --no-check", "one of the two");
-  Bench b{io, o, core::parse_activation(o.activation), parse_determinism(o.determinism), workloads_from(o.routing),
-          integers_from("--tokens", o.tokens, {1, int64_t{1} << 30}), nullptr, {}, 0, last_level_cache_bytes()};
+  Bench b{io,
+          o,
+          core::parse_activation(o.activation),
+          parse_determinism(o.determinism),
+          workloads_from(o.routing),
+          integers_from("--tokens", o.tokens, {1, int64_t{1} << 30}),
+          nullptr,
+          {},
+          0,
+          last_level_cache_bytes()};
   std::vector<Case> cases;
   for (const core::ModelShape& model : models_from("--model", o.models))
     for (const std::string& list : o.formats)
-      for (const std::string& format : split(list, ','))
-        cases.push_back({model, core::parse_format(format)});
+      for (const std::string& format : split(list, ',')) cases.push_back({model, core::parse_format(format)});
   b.context = make_context(o.backend, io);
   b.facts = facts_of(b.context.get());
   for (Case& c : cases) plan_layers(c, o, b.activation, io);
@@ -227,9 +246,22 @@ int bench(Io& io, const BenchOptions& o) {
     b.read_gbps = measure_read_bandwidth(b.facts.workers, 0.4, [&](double f) { progress.update(f); }).gbps;
   }
   Json list = Json::array();
-  Table table({{"model", Table::Align::kLeft}, {"format", Table::Align::kLeft}, {"tokens"},
-               {"routing", Table::Align::kLeft}, {"active"}, {"max load"}, {"config", Table::Align::kLeft}, {"us"},
-               {"p10"}, {"p90"}, {"GB/s"}, {"TFLOP/s"}, {"floor us"}, {"x floor"}, {"rel error"}, {"check"}});
+  Table table({{"model", Table::Align::kLeft},
+               {"format", Table::Align::kLeft},
+               {"tokens"},
+               {"routing", Table::Align::kLeft},
+               {"active"},
+               {"max load"},
+               {"config", Table::Align::kLeft},
+               {"us"},
+               {"p10"},
+               {"p90"},
+               {"GB/s"},
+               {"TFLOP/s"},
+               {"floor us"},
+               {"x floor"},
+               {"rel error"},
+               {"check"}});
   int failed = 0;
   bool cached = false;
   for (const Case& c : cases) {
@@ -242,13 +274,17 @@ int bench(Io& io, const BenchOptions& o) {
       cached = cached || !b.beyond_cache(c, row.m);
     }
   }
-  io.print(fmt::format("{}{}, {} worker{}, {}; {}\n", b.facts.backend, b.facts.isa.empty() ? "" : " " + b.facts.isa,
-                       b.facts.workers, b.facts.workers == 1 ? "" : "s", b.facts.device, o.determinism));
+  io.print(fmt::format("{}{}, {} worker{}, {}; {}\n", b.facts.backend,
+                       b.facts.isa.empty() ? "" : " " + b.facts.isa, b.facts.workers,
+                       b.facts.workers == 1 ? "" : "s", b.facts.device, o.determinism));
   io.print(table.text());
   io.print(fmt::format("us: median per layer, whole block. floor: active weight bytes / {} GB/s {}.\n",
                        number(b.read_gbps), o.read_gbps == 0 ? "measured read bandwidth" : "as given"));
-  if (cached) io.note("the active weights of some points fit the last-level cache: those may run below the floor");
-  if (failed > 0) say(fmt::format("check: got {} of {} points beyond their error bound, expected none", failed, list.size()));
+  if (cached)
+    io.note("the active weights of some points fit the last-level cache: those may run below the floor");
+  if (failed > 0)
+    say(fmt::format("check: got {} of {} points beyond their error bound, expected none", failed,
+                    list.size()));
   io.emit(std::move(list));
   return failed > 0 ? kFailed : kOk;
 }
@@ -256,11 +292,13 @@ int bench(Io& io, const BenchOptions& o) {
 Body setup(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
   constexpr const char* kPoints = "Points";
-  add_list(app, "--model", o->models, "MODEL[,MODEL..]", "known models or E,k,H,I; may be repeated")->group(kPoints);
+  add_list(app, "--model", o->models, "MODEL[,MODEL..]", "known models or E,k,H,I; may be repeated")
+      ->group(kPoints);
   add_list(app, "--format", o->formats, "NAME[,NAME..]", "weight formats: " + join(format_names(), ", "))
       ->group(kPoints);
   add_text(app, "--tokens", o->tokens, "T[,T..]", "token counts")->group(kPoints);
-  add_list(app, "--routing", o->routing, "ROUTING[;ROUTING..]", "as 'ramp workload' takes it; may be repeated")
+  add_list(app, "--routing", o->routing, "ROUTING[;ROUTING..]",
+           "as 'ramp workload' takes it; may be repeated")
       ->group(kPoints);
   add_list(app, "--config", o->configs, "NAME[,NAME..]",
            "auto: the dispatcher chooses; all: every legal config; or names that 'ramp configs' lists")
@@ -268,19 +306,23 @@ Body setup(CLI::App& app) {
   add_choice(app, "--activation", o->activation, activation_names(), "activation")->group(kPoints);
   add_integer(app, "--seed", o->seed, {0}, "N", "of weights, activations and routing")->group(kPoints);
   constexpr const char* kProtocol = "Protocol";
-  add_integer(app, "--layers", o->layers, {1, 1000}, "L",
-              "layers with distinct weights and routing, fewer where memory does not allow (default: 2 to 5, so that "
-              "weights come from memory, not from the cache)")
+  add_integer(
+      app, "--layers", o->layers, {1, 1000}, "L",
+      "layers with distinct weights and routing, fewer where memory does not allow (default: 2 to 5, so that "
+      "weights come from memory, not from the cache)")
       ->group(kProtocol);
-  add_real(app, "--seconds", o->seconds, 0, 3600, "S", "time per point, at least three passes")->group(kProtocol);
+  add_real(app, "--seconds", o->seconds, 0, 3600, "S", "time per point, at least three passes")
+      ->group(kProtocol);
   add_integer(app, "--repeats", o->repeats, {1, 1000000}, "N", "exactly N passes instead")->group(kProtocol);
-  CLI::Option* bandwidth = app.add_option("--read-gbps", o->read_gbps,
-                                          "take this read bandwidth for floor_us instead of measuring it (about a second)");
+  CLI::Option* bandwidth =
+      app.add_option("--read-gbps", o->read_gbps,
+                     "take this read bandwidth for floor_us instead of measuring it (about a second)");
   bandwidth->type_name("X")->group(kProtocol)->check(CLI::Validator(
       [](std::string& text) {
         const double value = std::strtod(text.c_str(), nullptr);
-        return value > 0 && value < 1e9 ? std::string()
-                                        : fmt::format("got '{}', expected a bandwidth in GB/s above 0", core::printable(text));
+        return value > 0 && value < 1e9
+                   ? std::string()
+                   : fmt::format("got '{}', expected a bandwidth in GB/s above 0", core::printable(text));
       },
       ""));
   add_switch(app, "--check", o->check, "check more rows of layer 0 against fp64 (about ten times the work)")
@@ -296,7 +338,8 @@ Body setup(CLI::App& app) {
                   "every legal config, to see what the dispatcher's choice is worth"}});
   return [o](Io& io) { return bench(io, *o); };
 }
-const Register kRegister{{"bench", "measure the expert block: time, bandwidth, floor and error per point", 30, setup}};
+const Register kRegister{
+    {"bench", "measure the expert block: time, bandwidth, floor and error per point", 30, setup}};
 
 }  // namespace
 }  // namespace ramp::cli

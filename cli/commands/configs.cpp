@@ -33,17 +33,23 @@ int configs(Io& io, const ConfigsOptions& o) {
   const ContextFacts facts = facts_of(context.get());
   const core::ConfigList list = backend_of(context.get()).configs(model, format, activation, true);
 
-  io.print(fmt::format("{} ({} experts, k = {}, H = {}, I = {}) in {} on {}{}: {} legal, {} rejected\n", model.name,
-                       model.experts, model.top_k, model.hidden, model.intermediate, core::format_name(format),
-                       facts.backend, facts.isa.empty() ? "" : " " + facts.isa, list.legal.size(),
-                       list.rejected.size()));
-  Table table({{"config", Table::Align::kLeft}, {"tile m"}, {"tile n"}, {"tile k"}, {"stages"}, {"split k"},
+  io.print(fmt::format("{} ({} experts, k = {}, H = {}, I = {}) in {} on {}{}: {} legal, {} rejected\n",
+                       model.name, model.experts, model.top_k, model.hidden, model.intermediate,
+                       core::format_name(format), facts.backend, facts.isa.empty() ? "" : " " + facts.isa,
+                       list.legal.size(), list.rejected.size()));
+  Table table({{"config", Table::Align::kLeft},
+               {"tile m"},
+               {"tile n"},
+               {"tile k"},
+               {"stages"},
+               {"split k"},
                {"order", Table::Align::kLeft}});
   Json legal = Json::array();
   for (const core::KernelConfig& c : list.legal) {
     legal.push_back(to_json(c));
-    table.add({core::config_name(c), std::to_string(c.tile_m), std::to_string(c.tile_n), std::to_string(c.tile_k),
-               std::to_string(c.stages), std::to_string(c.split_k), core::order_name(c.order)});
+    table.add({core::config_name(c), std::to_string(c.tile_m), std::to_string(c.tile_n),
+               std::to_string(c.tile_k), std::to_string(c.stages), std::to_string(c.split_k),
+               core::order_name(c.order)});
   }
   if (!table.empty()) io.print(table.text());
   Json rejected = Json::array();
@@ -78,10 +84,12 @@ Body setup(CLI::App& app) {
   add_switch(app, "-v,--verbose", o->verbose, "the reason of each rejection (JSON always has them)");
   add_backend_options(app, o->backend);
   examples(app, {{"ramp configs --model olmoe --format fp8_block", "what the dispatcher can choose from"},
-                 {"ramp configs --model 8,2,96,64 --format bf16 -v", "why the other candidates are not legal here"}});
+                 {"ramp configs --model 8,2,96,64 --format bf16 -v",
+                  "why the other candidates are not legal here"}});
   return [o](Io& io) { return configs(io, *o); };
 }
-const Register kRegister{{"configs", "legal configs of a model on a backend, and why others are rejected", 50, setup}};
+const Register kRegister{
+    {"configs", "legal configs of a model on a backend, and why others are rejected", 50, setup}};
 
 }  // namespace
 }  // namespace ramp::cli

@@ -131,15 +131,25 @@ int demo(Io& io, const DemoOptions& o) {
   }
   layers.clear();
 
-  io.print(fmt::format("checkpoint  {} files, {}: {} names, {}, {} layers, E = {}, k = {}, H = {}, I = {}\n", files,
-                       bytes_text(static_cast<double>(bytes)), first.info().architecture,
+  io.print(fmt::format("checkpoint  {} files, {}: {} names, {}, {} layers, E = {}, k = {}, H = {}, I = {}\n",
+                       files, bytes_text(static_cast<double>(bytes)), first.info().architecture,
                        core::format_name(first.format()), first.info().num_layers, shape.experts, shape.top_k,
                        shape.hidden, shape.intermediate));
   io.print(fmt::format("backend     {}{}, {} worker{}, {}\n\n", facts.backend,
                        facts.isa.empty() ? "" : " " + facts.isa, facts.workers, facts.workers == 1 ? "" : "s",
                        facts.device));
-  Table table({{"tokens"}, {"routing", Table::Align::kLeft}, {"active"}, {"max/mean"}, {"entropy"},
-               {"config", Table::Align::kLeft}, {"us"}, {"GB/s"}, {"GFLOP/s"}, {"error"}, {"of bound"}, {"check"}});
+  Table table({{"tokens"},
+               {"routing", Table::Align::kLeft},
+               {"active"},
+               {"max/mean"},
+               {"entropy"},
+               {"config", Table::Align::kLeft},
+               {"us"},
+               {"GB/s"},
+               {"GFLOP/s"},
+               {"error"},
+               {"of bound"},
+               {"check"}});
   Json list = Json::array();
   size_t passed = 0;
   double worst = 0;
@@ -153,10 +163,10 @@ int demo(Io& io, const DemoOptions& o) {
       const core::CheckResult r =
           check_sample(m.sample, *values->weights,
                        [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
-      table.add({std::to_string(m.tokens), m.routing, number(m.active), number(m.max_over_mean),
+      table.add({std::to_string(m.tokens), m.routing, count_text(m.active), number(m.max_over_mean),
                  fmt::format("{:.3f}", m.entropy), m.config, number(m.us.median), number(m.gbps()),
-                 number(m.tflops() * 1e3), fmt::format("{:.1e}", r.relative_error), fmt::format("{:.2f}", bound_ratio(r)),
-                 r.ok() ? "ok" : "FAILED"});
+                 number(m.tflops() * 1e3), fmt::format("{:.1e}", r.relative_error),
+                 fmt::format("{:.2f}", bound_ratio(r)), r.ok() ? "ok" : "FAILED"});
       list.push_back(describe(m, r));
       passed += r.ok() ? 1 : 0;
       worst = std::max(worst, bound_ratio(r));
@@ -165,9 +175,10 @@ int demo(Io& io, const DemoOptions& o) {
   }
   io.print(table.text());
   const bool ok = passed == points.size();
-  io.print(fmt::format("\n{}: {} of {} points agree with fp64 within their derived error bounds ({} rows checked, at "
-                       "most {:.2f} of a bound)\n",
-                       ok ? "PASSED" : "FAILED", passed, points.size(), rows, worst));
+  io.print(fmt::format(
+      "\n{}: {} of {} points agree with fp64 within their derived error bounds ({} rows checked, at "
+      "most {:.2f} of a bound)\n",
+      ok ? "PASSED" : "FAILED", passed, points.size(), rows, worst));
   if (o.keep) io.print(fmt::format("kept: {}\n", path));
   io.emit({{"checkpoint",
             {{"files", files},
@@ -191,15 +202,17 @@ int demo(Io& io, const DemoOptions& o) {
 
 Body setup(CLI::App& app) {
   auto o = std::make_shared<DemoOptions>();
-  add_text(app, "--dir", o->directory, "DIR", "where the temporary directory is made (default: TMPDIR, else /tmp)");
+  add_text(app, "--dir", o->directory, "DIR",
+           "where the temporary directory is made (default: TMPDIR, else /tmp)");
   add_switch(app, "--keep", o->keep, "keep the checkpoint and say where it is");
   add_backend_options(app, o->backend);
-  examples(app, {{"ramp demo", "the main job, on a made-up checkpoint of about 200 MB that is removed afterwards"},
-                 {"ramp demo --keep --dir .", "the same, and the checkpoint stays for 'ramp run --checkpoint'"}});
+  examples(app,
+           {{"ramp demo", "the main job, on a made-up checkpoint of about 200 MB that is removed afterwards"},
+            {"ramp demo --keep --dir .", "the same, and the checkpoint stays for 'ramp run --checkpoint'"}});
   return [o](Io& io) { return demo(io, *o); };
 }
-const Register kRegister{{"demo", "make a small checkpoint, load it, run its expert block, check it against fp64", 1,
-                          setup}};
+const Register kRegister{
+    {"demo", "make a small checkpoint, load it, run its expert block, check it against fp64", 1, setup}};
 
 }  // namespace
 }  // namespace ramp::cli

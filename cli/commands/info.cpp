@@ -34,8 +34,9 @@ constexpr Variable kVariables[] = {
 // Each backend with the reason why it cannot be had, or its facts.
 Json backends() {
   Json list = Json::array();
-  for (const auto& [kind, name] : {std::pair(RAMP_BACKEND_CPU, "cpu"), std::pair(RAMP_BACKEND_REFERENCE, "reference"),
-                                   std::pair(RAMP_BACKEND_CUDA, "cuda")}) {
+  for (const auto& [kind, name] :
+       {std::pair(RAMP_BACKEND_CPU, "cpu"), std::pair(RAMP_BACKEND_REFERENCE, "reference"),
+        std::pair(RAMP_BACKEND_CUDA, "cuda")}) {
     BackendChoice choice;
     choice.backend = name;
     Json entry = {{"name", name}};
@@ -94,7 +95,9 @@ std::string words(const Json& list) {
 }
 
 void print(Io& io, const Json& j) {
-  const auto line = [&](const char* name, const std::string& value) { io.print(fmt::format("{:<13}{}\n", name, value)); };
+  const auto line = [&](const char* name, const std::string& value) {
+    io.print(fmt::format("{:<13}{}\n", name, value));
+  };
   const auto text = [](const Json& value) { return value.get<std::string>(); };
   const Json& build = j["build"];
   line("version", text(j["version"]));
@@ -111,24 +114,26 @@ void print(Io& io, const Json& j) {
   line("isa levels", fmt::format("{} (in use: {})", words(cpu["isa_levels"]), text(cpu["isa_in_use"])));
   for (const Json& b : j["backends"])
     line(&b == &j["backends"].front() ? "backends" : "",
-         b["available"] == true ? fmt::format("{}: {} worker{}{}", text(b["name"]), b["workers"].get<int>(),
-                                              b["workers"] == 1 ? "" : "s", b["isa"] == "" ? "" : ", " + text(b["isa"]))
-                                : fmt::format("{}: not available ({})", text(b["name"]), text(b["reason"])));
+         b["available"] == true
+             ? fmt::format("{}: {} worker{}{}", text(b["name"]), b["workers"].get<int>(),
+                           b["workers"] == 1 ? "" : "s", b["isa"] == "" ? "" : ", " + text(b["isa"]))
+             : fmt::format("{}: not available ({})", text(b["name"]), text(b["reason"])));
   if (j.contains("measured")) {
     const Json& m = j["measured"];
-    line("read", fmt::format("{} GB/s measured: best of {} passes over {} by {} threads (median {}){}",
-                             number(m["read_gbps"]), m["read_passes"].get<int>(),
-                             cache_text(m["read_buffer_bytes"].get<int64_t>()), m["threads"].get<int>(),
-                             number(m["read_gbps_median"]),
-                             m["read_beyond_cache"] == true ? "" : "; the buffer is not twice the last-level cache"));
+    line("read",
+         fmt::format("{} GB/s measured: best of {} passes over {} by {} threads (median {}){}",
+                     number(m["read_gbps"]), m["read_passes"].get<int>(),
+                     cache_text(m["read_buffer_bytes"].get<int64_t>()), m["threads"].get<int>(),
+                     number(m["read_gbps_median"]),
+                     m["read_beyond_cache"] == true ? "" : "; the buffer is not twice the last-level cache"));
     line("fp32 peak", fmt::format("{} GFLOP/s measured: {} on registers, {} threads ({} on one core)",
                                   number(m["fp32_gflops"]), text(m["fp32_kind"]), m["threads"].get<int>(),
                                   number(m["fp32_gflops_one_core"])));
   }
   for (const Json& v : j["environment"])
     line(&v == &j["environment"].front() ? "environment" : "",
-         fmt::format("{} {}: {}", text(v["name"]), v["value"].is_null() ? "(not set)" : "= " + text(v["value"]),
-                     text(v["meaning"])));
+         fmt::format("{} {}: {}", text(v["name"]),
+                     v["value"].is_null() ? "(not set)" : "= " + text(v["value"]), text(v["meaning"])));
 }
 
 int info(Io& io, const InfoOptions& o) {
@@ -141,7 +146,8 @@ int info(Io& io, const InfoOptions& o) {
                 {"cuda", RAMP_BUILD_CUDA}};
   Json cache_list = Json::array();
   for (const Cache& c : caches())
-    cache_list.push_back({{"level", c.level}, {"type", c.type}, {"bytes", c.bytes}, {"shared_by", c.shared_by}});
+    cache_list.push_back(
+        {{"level", c.level}, {"type", c.type}, {"bytes", c.bytes}, {"shared_by", c.shared_by}});
   Json levels = Json::array();
   for (const core::CpuKernels* level : core::available_isa_levels()) levels.push_back(level->isa);
   j["backends"] = backends();
@@ -156,7 +162,8 @@ int info(Io& io, const InfoOptions& o) {
   j["environment"] = Json::array();
   for (const Variable& v : kVariables) {
     const auto value = core::env(v.name);
-    j["environment"].push_back({{"name", v.name}, {"value", value ? Json(*value) : Json()}, {"meaning", v.meaning}});
+    j["environment"].push_back(
+        {{"name", v.name}, {"value", value ? Json(*value) : Json()}, {"meaning", v.meaning}});
   }
   print(io, j);
   io.emit(std::move(j));
@@ -170,8 +177,8 @@ Body setup(CLI::App& app) {
                  {"ramp info --json --no-measure", "facts only, for a script"}});
   return [o](Io& io) { return info(io, *o); };
 }
-const Register kRegister{{"info", "this build and this machine: backends, ISA levels, measured bandwidth and peak", 10,
-                          setup}};
+const Register kRegister{
+    {"info", "this build and this machine: backends, ISA levels, measured bandwidth and peak", 10, setup}};
 
 }  // namespace
 }  // namespace ramp::cli

@@ -35,7 +35,8 @@ std::unique_ptr<LayerSource> make_source(const RunOptions& o) {
   if (!o.checkpoint.empty())
     return std::make_unique<CheckpointSource>(o.checkpoint, o.layer, o.first_expert, o.num_experts);
   return std::make_unique<RandomSource>(model_from("--model", o.model), core::parse_format(o.format),
-                                        core::parse_activation(o.activation), static_cast<uint64_t>(o.inputs.seed));
+                                        core::parse_activation(o.activation),
+                                        static_cast<uint64_t>(o.inputs.seed));
 }
 
 struct BlockOutputs {
@@ -46,7 +47,8 @@ struct BlockOutputs {
 HostTensor make_y(const RunOptions& o, const RunInputs& in, int64_t hidden) {
   ramp_dtype dtype = in.x.view.dtype == RAMP_E4M3 ? RAMP_BF16 : static_cast<ramp_dtype>(in.x.view.dtype);
   if (!o.output_dtype.empty()) dtype = core::parse_dtype(o.output_dtype);
-  return o.per_slot ? make_host_tensor(dtype, {in.tokens, in.slots, hidden}) : make_host_tensor(dtype, {in.tokens, hidden});
+  return o.per_slot ? make_host_tensor(dtype, {in.tokens, in.slots, hidden})
+                    : make_host_tensor(dtype, {in.tokens, hidden});
 }
 
 // Router and block in one call; the routing comes back in in.ids and in.topk_weights.
@@ -89,7 +91,8 @@ void run_block(ramp_context* context, const ramp_weights* weights, const RunOpti
   check(ramp_expert_block(context, &args, nullptr, 0, nullptr));
 }
 
-BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSource& source, RunInputs& in, const Io& io) {
+BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSource& source, RunInputs& in,
+                     const Io& io) {
   const RunnableLayer layer = source.runnable(context, !o.no_pack, io);
   BlockOutputs out;
   const int32_t config = config_number(context, layer.handle.get(), o.config);
@@ -105,8 +108,8 @@ BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSour
     if (!forward_gives_y) unused = make_host_tensor(RAMP_F32, {in.tokens, source.shape().hidden});
     RunInputs& inputs = in;
     counters[0] = counters[1] = 0;
-    run_forward(context, layer.handle.get(), o, inputs, forward_gives_y ? out.y.view : unused.view, out.counters.view,
-                config);
+    run_forward(context, layer.handle.get(), o, inputs, forward_gives_y ? out.y.view : unused.view,
+                out.counters.view, config);
   }
   if (!forward_gives_y) {
     counters[0] = counters[1] = 0;
@@ -115,14 +118,14 @@ BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSour
   out.config = o.config;
   if (config == 0) {
     const std::vector<int32_t> histogram = local_histogram(in, source.shape().experts);
-    out.config = core::config_name(
-        backend_of(context).choose(values_of(layer.handle.get()), histogram, parse_determinism(o.determinism)));
+    out.config = core::config_name(backend_of(context).choose(values_of(layer.handle.get()), histogram,
+                                                              parse_determinism(o.determinism)));
   }
   return out;
 }
 
-core::CheckResult verify(const RunOptions& o, const LayerSource& source, const RunInputs& in, const ramp_tensor& y,
-                         const std::vector<int64_t>& tokens, const Io& io) {
+core::CheckResult verify(const RunOptions& o, const LayerSource& source, const RunInputs& in,
+                         const ramp_tensor& y, const std::vector<int64_t>& tokens, const Io& io) {
   const std::unique_ptr<LayerValues> values = source.values(io);
   core::BlockCall call;
   call.weights = values->weights.get();
@@ -183,23 +186,27 @@ int run(Io& io, const RunOptions& o) {
             {"normalised_entropy", stats.normalised_entropy},
             {"masked", counters[0]},
             {"out_of_range", counters[1]}};
-  io.print(fmt::format("{} experts, k = {}, H = {}, I = {}, {}, {} on {}{}, {} worker{}\n", shape.experts, in.slots,
-                       shape.hidden, shape.intermediate, core::format_name(source->format()),
+  io.print(fmt::format("{} experts, k = {}, H = {}, I = {}, {}, {} on {}{}, {} worker{}\n", shape.experts,
+                       in.slots, shape.hidden, shape.intermediate, core::format_name(source->format()),
                        core::activation_name(source->activation()), facts.backend,
-                       facts.isa.empty() ? "" : " " + facts.isa, facts.workers, facts.workers == 1 ? "" : "s"));
-  io.print(fmt::format("{} tokens, routing {}: {} active experts, max/mean {}, config {}\n", in.tokens, in.routing,
-                       stats.active, number(stats.max_over_mean), out.config));
+                       facts.isa.empty() ? "" : " " + facts.isa, facts.workers,
+                       facts.workers == 1 ? "" : "s"));
+  io.print(fmt::format("{} tokens, routing {}: {} active experts, max/mean {}, config {}\n", in.tokens,
+                       in.routing, stats.active, number(stats.max_over_mean), out.config));
   if (counters[0] + counters[1] > 0)
-    io.print(fmt::format("{} slots masked, {} ids out of range: they contribute nothing\n", counters[0], counters[1]));
+    io.print(fmt::format("{} slots masked, {} ids out of range: they contribute nothing\n", counters[0],
+                         counters[1]));
 
   j["output"] = nullptr;
   if (!o.output.empty()) {
     core::write_npy(o.output, out.y.view);
-    j["output"] = {{"path", o.output}, {"dtype", core::dtype_name(out.y.view.dtype)}, {"shape", Json::array()}};
+    j["output"] = {
+        {"path", o.output}, {"dtype", core::dtype_name(out.y.view.dtype)}, {"shape", Json::array()}};
     for (int32_t d = 0; d < out.y.view.ndim; ++d) j["output"]["shape"].push_back(out.y.view.shape[d]);
     io.print(fmt::format("wrote {}: {}\n", o.output, core::shape_text(out.y.view)));
   }
-  for (const auto& [path, tensor] : {std::pair(&o.save_ids, &in.ids), std::pair(&o.save_weights, &in.topk_weights)}) {
+  for (const auto& [path, tensor] :
+       {std::pair(&o.save_ids, &in.ids), std::pair(&o.save_weights, &in.topk_weights)}) {
     if (path->empty()) continue;
     core::write_npy(*path, tensor->view);
     io.print(fmt::format("wrote {}: {}\n", *path, core::shape_text(tensor->view)));
@@ -209,24 +216,27 @@ int run(Io& io, const RunOptions& o) {
   j["check"] = nullptr;
   if (o.check || o.check_all) {
     const double budget = o.check_all ? 1e300 : kFullBudget;
-    const std::vector<int64_t> tokens = sample_tokens(in.tokens, in.slots, shape, source->activation(), budget);
+    const std::vector<int64_t> tokens =
+        sample_tokens(in.tokens, in.slots, shape, source->activation(), budget);
     const core::CheckResult result = verify(o, *source, in, out.y.view, tokens, io);
     j["check"] = to_json(result);
-    io.print(fmt::format("check against fp64, {} of {} tokens: {}\n", tokens.size(), in.tokens, result.text()));
+    io.print(
+        fmt::format("check against fp64, {} of {} tokens: {}\n", tokens.size(), in.tokens, result.text()));
     code = result.ok() ? kOk : kFailed;
     if (in.routed) {
-      const RouterCheck routing =
-          check_router_choice(in.router, in.logits.view, in.x.view, in.router_weight, in.ids.view,
-                              in.topk_weights.view, tokens);
+      const RouterCheck routing = check_router_choice(in.router, in.logits.view, in.x.view, in.router_weight,
+                                                      in.ids.view, in.topk_weights.view, tokens);
       j["router_check"] = to_json(routing);
-      io.print(routing.tokens == 0 ? "routing not checked: a capacity drops slots\n"
-                                   : fmt::format("routing against fp64, {} tokens: {} wrong, {} near ties, weights "
-                                                 "within {}\n",
-                                                 routing.tokens, routing.wrong, routing.near_ties,
-                                                 number(routing.weight_error)));
+      io.print(routing.tokens == 0
+                   ? "routing not checked: a capacity drops slots\n"
+                   : fmt::format("routing against fp64, {} tokens: {} wrong, {} near ties, weights "
+                                 "within {}\n",
+                                 routing.tokens, routing.wrong, routing.near_ties,
+                                 number(routing.weight_error)));
       if (!routing.ok()) code = kFailed;
     }
-    if (code != kOk) say("check: got a result beyond its error bound, expected it within; see the 'check' line or key");
+    if (code != kOk)
+      say("check: got a result beyond its error bound, expected it within; see the 'check' line or key");
   }
   io.emit(std::move(j));
   return code;
@@ -235,13 +245,15 @@ int run(Io& io, const RunOptions& o) {
 Body setup(CLI::App& app) {
   auto o = std::make_shared<RunOptions>();
   constexpr const char* kWeights = "Weights";
-  add_text(app, "--checkpoint", o->checkpoint, "PATH",
-           "Hugging Face directory, or one .safetensors file (Mixtral, OLMoE, Qwen2/3-MoE, DeepSeek-V2/V3 names)")
+  add_text(
+      app, "--checkpoint", o->checkpoint, "PATH",
+      "Hugging Face directory, or one .safetensors file (Mixtral, OLMoE, Qwen2/3-MoE, DeepSeek-V2/V3 names)")
       ->group(kWeights);
   add_integer(app, "--layer", o->layer, {0, 100000}, "N", "layer (default: the first one with experts)")
       ->group(kWeights)
       ->needs("--checkpoint");
-  add_integer(app, "--first-expert", o->first_expert, {0}, "N", "load a part of the layer's experts: the first")
+  add_integer(app, "--first-expert", o->first_expert, {0}, "N",
+              "load a part of the layer's experts: the first")
       ->group(kWeights)
       ->needs("--checkpoint");
   add_integer(app, "--num-experts", o->num_experts, {1}, "N", "... and how many (default: all that follow)")
@@ -256,26 +268,31 @@ Body setup(CLI::App& app) {
   add_choice(app, "--activation", o->activation, activation_names(), "activation with random weights")
       ->group(kWeights)
       ->excludes("--checkpoint");
-  add_switch(app, "--no-pack", o->no_pack, "run from the checkpoint's layout, without packing")->group(kWeights);
+  add_switch(app, "--no-pack", o->no_pack, "run from the checkpoint's layout, without packing")
+      ->group(kWeights);
   add_input_options(app, o->inputs);
   add_backend_options(app, o->backend);
   add_determinism_option(app, o->determinism);
-  add_text(app, "--config", o->config, "NAME", "a config that 'ramp configs' lists, or auto: the dispatcher chooses")
+  add_text(app, "--config", o->config, "NAME",
+           "a config that 'ramp configs' lists, or auto: the dispatcher chooses")
       ->group("Running");
   add_switch(app, "--weight-on-input", o->weight_on_input, "the router weight multiplies x, not the output")
       ->group("Running");
   constexpr const char* kOutput = "Output";
   add_text(app, "-o,--output", o->output, "FILE", "write y as .npy, [T, H]; it appears whole or not at all")
       ->group(kOutput);
-  add_choice(app, "--output-dtype", o->output_dtype, {"bf16", "f16", "f32"}, "dtype of y (default: that of x)")
+  add_choice(app, "--output-dtype", o->output_dtype, {"bf16", "f16", "f32"},
+             "dtype of y (default: that of x)")
       ->group(kOutput);
   add_switch(app, "--per-slot", o->per_slot, "one row per (token, slot) instead of their sum: [T, k, H]")
       ->group(kOutput);
   add_text(app, "--save-ids", o->save_ids, "FILE", "write the ids that were used")->group(kOutput);
-  add_text(app, "--save-weights", o->save_weights, "FILE", "write the router weights that were used")->group(kOutput);
-  add_switch(app, "--check", o->check,
-             "check against the fp64 reference within derived bounds (a sample of the tokens where all would take "
-             "long); exit code 1 on failure")
+  add_text(app, "--save-weights", o->save_weights, "FILE", "write the router weights that were used")
+      ->group(kOutput);
+  add_switch(
+      app, "--check", o->check,
+      "check against the fp64 reference within derived bounds (a sample of the tokens where all would take "
+      "long); exit code 1 on failure")
       ->group(kOutput);
   add_switch(app, "--check-all", o->check_all, "the same for every token")->group(kOutput);
   examples(app, {{"ramp run --checkpoint DIR --layer 0 --tokens 32 --check --output y.npy",
@@ -289,7 +306,8 @@ Body setup(CLI::App& app) {
                   "random weights, skewed routing, the verdict as JSON"}});
   return [o](Io& io) { return run(io, *o); };
 }
-const Register kRegister{{"run", "run one expert block: checkpoint or random weights, .npy in, y.npy out", 20, setup}};
+const Register kRegister{
+    {"run", "run one expert block: checkpoint or random weights, .npy in, y.npy out", 20, setup}};
 
 }  // namespace
 }  // namespace ramp::cli

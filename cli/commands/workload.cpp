@@ -1,4 +1,6 @@
 // `ramp workload`: generate, describe and save routing; statistics of a trace.
+#include "routing/workload.hpp"
+
 #include <fmt/format.h>
 
 #include <memory>
@@ -11,7 +13,6 @@
 #include "cli/command.hpp"
 #include "cli/options.hpp"
 #include "routing/sorted_rows.hpp"
-#include "routing/workload.hpp"
 
 namespace ramp::cli {
 namespace {
@@ -22,43 +23,21 @@ struct WorkloadOptions {
   bool histogram = false;
 };
 
-struct Step {
-  int64_t tokens = 0;
-  int64_t masked = 0, out_of_range = 0;
-  std::vector<int32_t> histogram;
-  core::HistogramStats stats;
-};
-
-Step describe_ids(const ramp_tensor& ids, int64_t experts) {
-  Step step;
-  step.tokens = ids.shape[0];
-  step.histogram.resize(static_cast<size_t>(experts));
-  core::histogram(ids, {}, step.histogram);
-  for (int64_t t = 0; t < ids.shape[0]; ++t) {
-    for (int64_t j = 0; j < ids.shape[1]; ++j) {
-      const int64_t at = t * ids.stride[0] + j;
-      const int64_t id = ids.dtype == RAMP_I64 ? static_cast<const int64_t*>(ids.data)[at]
-                                               : static_cast<const int32_t*>(ids.data)[at];
-      const int32_t where = core::local_expert(id, {}, experts);
-      step.masked += where == -1 ? 1 : 0;
-      step.out_of_range += where == -2 ? 1 : 0;
-    }
-  }
-  step.stats = core::describe(step.histogram);
-  return step;
+std::vector<int32_t> histogram_of(const ramp_tensor& ids, int64_t experts) {
+  std::vector<int32_t> counts(static_cast<size_t>(experts));
+  core::histogram(ids, {}, counts);
+  return counts;
 }
 
-Json to_json(const Step& s, bool histogram) {
-  Json j = {{"tokens", s.tokens},
-            {"rows", s.stats.rows},
-            {"active", s.stats.active},
-            {"max_load", s.stats.max_load},
-            {"max_over_mean", s.stats.max_over_mean},
-            {"normalised_entropy", s.stats.normalised_entropy},
-            {"masked", s.masked},
-            {"out_of_range", s.out_of_range}};
-  if (histogram) j["histogram"] = s.histogram;
-  return j;
+Json to_json(const core::StepStats& s, int64_t tokens) {
+  return {{"tokens", tokens},
+          {"rows", s.histogram.rows},
+          {"active", s.histogram.active},
+          {"max_load", s.histogram.max_load},
+          {"max_over_mean", s.histogram.max_over_mean},
+          {"normalised_entropy", s.histogram.normalised_entropy},
+          {"masked", s.masked},
+          {"out_of_range", s.out_of_range}};
 }
 
 // A row of bars, one per expert in falling order of load, at most 64 wide.
@@ -76,17 +55,23 @@ std::string bars(std::vector<int32_t> histogram) {
   return out;
 }
 
-std::vector<std::string> cells(const std::string& name, const Step& s) {
+std::vector<std::string> cells(const std::string& name, const core::StepStats& s, int64_t tokens) {
   return {name,
-          std::to_string(s.tokens),
-          std::to_string(s.stats.rows),
-          fmt::format("{}/{}", s.stats.active, s.stats.experts),
-          std::to_string(s.stats.max_load),
-          number(s.stats.max_over_mean),
-          fmt::format("{:.4f}", s.stats.normalised_entropy)};
+          std::to_string(tokens),
+          std::to_string(s.histogram.rows),
+          fmt::format("{}/{}", s.histogram.active, s.histogram.experts),
+          std::to_string(s.histogram.max_load),
+          number(s.histogram.max_over_mean),
+          fmt::format("{:.4f}", s.histogram.normalised_entropy)};
 }
 Table stats_table() {
-  return Table({{"step", Table::Align::kLeft}, {"tokens"}, {"rows"}, {"active"}, {"max load"}, {"max/mean"}, {"entropy"}});
+  return Table({{"step", Table::Align::kLeft},
+                {"tokens"},
+                {"rows"},
+                {"active"},
+                {"max load"},
+                {"max/mean"},
+                {"entropy"}});
 }
 
 // E and k: from --model, or --experts and --top-k; a trace needs only E.
@@ -98,7 +83,8 @@ core::ModelShape shape_of(const WorkloadOptions& o, bool trace) {
   if (shape.experts == 0 && !trace)
     core::fail_argument("--model", "nothing", "a model, or --experts with --top-k",
                         "for example: ramp workload zipf:1.2 --model olmoe --tokens 64");
-  if (shape.top_k == 0 && !trace) core::fail_argument("--top-k", "nothing", "experts per token, with --experts");
+  if (shape.top_k == 0 && !trace)
+    core::fail_argument("--top-k", "nothing", "experts per token, with --experts");
   return shape;
 }
 
@@ -122,59 +108,55 @@ int describe_trace(Io& io, const WorkloadOptions& o, const std::string& path) {
   constexpr int64_t kMostExperts = 1 << 20;
   if (guessed) experts = std::max<int64_t>(1, largest_id(all) + 1);
   if (experts > kMostExperts)
-    core::fail_argument(path, fmt::format("an id of {}", experts - 1), fmt::format("ids below {}", kMostExperts),
+    core::fail_argument(path, fmt::format("an id of {}", experts - 1),
+                        fmt::format("ids below {}", kMostExperts),
                         "give --experts or --model, so that other ids count as out of range");
   if (guessed)
-    io.note(fmt::format("experts not given: {} taken, the largest id plus one; give --experts or --model", experts));
+    io.note(fmt::format("experts not given: {} taken, the largest id plus one; give --experts or --model",
+                        experts));
 
-  const int64_t steps = all.ndim == 3 ? all.shape[0] : 1;
-  const int64_t tokens = all.shape[all.ndim - 2];
-  const int64_t top_k = all.shape[all.ndim - 1];
+  const core::TraceStats trace = core::describe_trace(all, experts);
+  const auto steps = static_cast<int64_t>(trace.steps.size());
   const int64_t width = core::dtype_bytes(static_cast<ramp_dtype>(all.dtype));
-  std::vector<Step> list;
-  Step total;
-  total.histogram.resize(static_cast<size_t>(experts));
-  double entropy = 0;
-  double active = 0;
-  double skew = 0;
-  for (int64_t s = 0; s < steps; ++s) {
-    const auto* data = static_cast<const std::byte*>(all.data) + s * tokens * top_k * width;
-    list.push_back(
-        describe_ids(core::make_tensor(data, static_cast<ramp_dtype>(all.dtype), {tokens, top_k}), experts));
-    const Step& step = list.back();
-    total.tokens += step.tokens;
-    total.masked += step.masked;
-    total.out_of_range += step.out_of_range;
-    for (size_t e = 0; e < total.histogram.size(); ++e) total.histogram[e] += step.histogram[e];
-    entropy += step.stats.normalised_entropy / static_cast<double>(steps);
-    active += static_cast<double>(step.stats.active) / static_cast<double>(steps);
-    skew += step.stats.max_over_mean / static_cast<double>(steps);
-  }
-  total.stats = core::describe(total.histogram);
-
+  const auto rows = [&](int64_t first, int64_t count) {  // of steps [first, first + count), as one batch
+    const auto* data = static_cast<const std::byte*>(all.data) + first * trace.tokens * trace.top_k * width;
+    return core::make_tensor(data, static_cast<ramp_dtype>(all.dtype), {count * trace.tokens, trace.top_k});
+  };
   Json per_step = Json::array();
   Table table = stats_table();
   constexpr int64_t kShown = 40;
   for (int64_t s = 0; s < steps; ++s) {
-    per_step.push_back(to_json(list[static_cast<size_t>(s)], o.histogram));
-    if (s < kShown) table.add(cells(std::to_string(s), list[static_cast<size_t>(s)]));
+    const core::StepStats& stats = trace.steps[static_cast<size_t>(s)];
+    per_step.push_back(to_json(stats, trace.tokens));
+    if (o.histogram) per_step.back()["histogram"] = histogram_of(rows(s, 1), experts);
+    if (s < kShown) table.add(cells(std::to_string(s), stats, trace.tokens));
   }
-  table.add(cells("all", total));
-  io.print(fmt::format("{}: {} step{} of {} tokens, k = {}, E = {}\n", path, steps, steps == 1 ? "" : "s", tokens,
-                       top_k, experts));
+  table.add(cells("all", trace.total, steps * trace.tokens));
+  const std::vector<int32_t> histogram = histogram_of(rows(0, steps), experts);
+  io.print(fmt::format("{}: {} step{} of {} tokens, k = {}, E = {}\n", path, steps, steps == 1 ? "" : "s",
+                       trace.tokens, trace.top_k, experts));
   io.print(table.text());
   if (steps > kShown) io.print(fmt::format("({} more steps: --json lists all)\n", steps - kShown));
-  io.print(fmt::format("mean of the steps: {} active, max/mean {}, entropy {:.4f}\n", number(active), number(skew),
-                       entropy));
-  if (total.masked + total.out_of_range > 0)
-    io.print(fmt::format("{} slots masked (-1), {} out of range\n", total.masked, total.out_of_range));
-  if (o.histogram) io.print(bars(total.histogram) + "\n");
+  io.print(fmt::format(
+      "over the steps, mean (max): {} ({}) active, max/mean {} ({}), entropy {:.4f} ({:.4f})\n",
+      number(trace.active.mean), count_text(trace.active.max), number(trace.max_over_mean.mean),
+      number(trace.max_over_mean.max), trace.normalised_entropy.mean, trace.normalised_entropy.max));
+  if (trace.total.masked + trace.total.out_of_range > 0)
+    io.print(
+        fmt::format("{} slots masked (-1), {} out of range\n", trace.total.masked, trace.total.out_of_range));
+  io.print(fmt::format("load by expert, falling: {}\n", bars(histogram)));
+  Json aggregate = to_json(trace.total, steps * trace.tokens);
+  aggregate["histogram"] = histogram;
+  const auto mean_max = [](const core::MeanMax& m) { return Json{{"mean", m.mean}, {"max", m.max}}; };
   io.emit({{"source", path},
            {"experts", experts},
-           {"top_k", top_k},
+           {"top_k", trace.top_k},
            {"steps", per_step},
-           {"aggregate", to_json(total, true)},
-           {"mean_of_steps", {{"active", active}, {"max_over_mean", skew}, {"normalised_entropy", entropy}}}});
+           {"aggregate", aggregate},
+           {"over_steps",
+            {{"active", mean_max(trace.active)},
+             {"max_over_mean", mean_max(trace.max_over_mean)},
+             {"normalised_entropy", mean_max(trace.normalised_entropy)}}}});
   return kOk;
 }
 
@@ -184,8 +166,10 @@ int generate(Io& io, const WorkloadOptions& o, const core::WorkloadSpec& spec) {
   core::Routing routing =
       core::make_routing(spec, shape.experts, shape.top_k, o.tokens, static_cast<uint64_t>(o.seed));
   const ramp_tensor ids = core::make_tensor(routing.ids.data(), RAMP_I32, {routing.tokens, routing.top_k});
-  const ramp_tensor weights = core::make_tensor(routing.weights.data(), RAMP_F32, {routing.tokens, routing.top_k});
-  const Step step = describe_ids(ids, shape.experts);
+  const ramp_tensor weights =
+      core::make_tensor(routing.weights.data(), RAMP_F32, {routing.tokens, routing.top_k});
+  const core::StepStats stats = core::describe_trace(ids, shape.experts).total;
+  const std::vector<int32_t> histogram = histogram_of(ids, shape.experts);
   Json saved = Json::array();
   if (!o.save.empty()) {
     core::write_npy(o.save, ids);
@@ -196,17 +180,20 @@ int generate(Io& io, const WorkloadOptions& o, const core::WorkloadSpec& spec) {
     saved.push_back(o.save_weights);
   }
   Table table = stats_table();
-  table.add(cells("0", step));
-  io.print(fmt::format("{}: E = {}, k = {}, seed {}\n", core::workload_name(spec), shape.experts, shape.top_k, o.seed));
+  table.add(cells("0", stats, routing.tokens));
+  io.print(fmt::format("{}: E = {}, k = {}, seed {}\n", core::workload_name(spec), shape.experts, shape.top_k,
+                       o.seed));
   io.print(table.text());
-  io.print(fmt::format("load by expert, falling: {}\n", bars(step.histogram)));
+  io.print(fmt::format("load by expert, falling: {}\n", bars(histogram)));
   for (const Json& path : saved) io.print(fmt::format("wrote {}\n", path.get<std::string>()));
+  Json aggregate = to_json(stats, routing.tokens);
+  aggregate["histogram"] = histogram;
   Json document = {{"source", core::workload_name(spec)},
                    {"experts", shape.experts},
                    {"top_k", shape.top_k},
                    {"seed", o.seed},
-                   {"steps", Json::array({to_json(step, o.histogram)})},
-                   {"aggregate", to_json(step, true)},
+                   {"steps", Json::array({to_json(stats, routing.tokens)})},
+                   {"aggregate", aggregate},
                    {"saved", saved}};
   io.emit(std::move(document));
   return kOk;
@@ -214,9 +201,10 @@ int generate(Io& io, const WorkloadOptions& o, const core::WorkloadSpec& spec) {
 
 Body setup(CLI::App& app) {
   auto o = std::make_shared<WorkloadOptions>();
-  app.add_option("routing", o->routing,
-                 "balanced, uniform, zipf:S, dirichlet:A, ddist:X, single, or a trace: a .npy file of integer ids "
-                 "[tokens, k] or [steps, tokens, k]")
+  app.add_option(
+         "routing", o->routing,
+         "balanced, uniform, zipf:S, dirichlet:A, ddist:X, single, or a trace: a .npy file of integer ids "
+         "[tokens, k] or [steps, tokens, k]")
       ->type_name("ROUTING")
       ->required();
   add_text(app, "--model", o->model, "MODEL", "takes E and k from a known model or E,k,H,I");
@@ -224,27 +212,31 @@ Body setup(CLI::App& app) {
   add_integer(app, "--top-k", o->top_k, {1, 1 << 20}, "K", "experts per token, instead of the model's");
   add_integer(app, "--tokens", o->tokens, {1, int64_t{1} << 31}, "T", "tokens to generate");
   add_integer(app, "--seed", o->seed, {0}, "N", "which draw; of a trace with steps, which step");
-  add_switch(app, "--histogram", o->histogram, "also the load of every expert");
+  add_switch(app, "--histogram", o->histogram, "in JSON, also the load of every expert in every step");
   add_text(app, "--save", o->save, "FILE", "write the ids as int32 [T, k] .npy")->group("Output");
   add_text(app, "--save-weights", o->save_weights, "FILE", "write the router weights as float32 [T, k] .npy")
       ->group("Output");
-  examples(app, {{"ramp workload zipf:1.2 --model olmoe --tokens 512", "how skewed Zipf popularity of 1.2 is"},
-                 {"ramp workload ddist:0.9 --experts 32 --top-k 4 --tokens 64 --save ids.npy --save-weights w.npy",
-                  "generate routing and keep it for 'ramp run --ids ids.npy --topk-weights w.npy'"},
-                 {"ramp workload trace.npy --model qwen3-30b --json", "statistics of a recorded trace, step by step"}});
+  examples(
+      app,
+      {{"ramp workload zipf:1.2 --model olmoe --tokens 512", "how skewed Zipf popularity of 1.2 is"},
+       {"ramp workload ddist:0.9 --experts 32 --top-k 4 --tokens 64 --save ids.npy --save-weights w.npy",
+        "generate routing and keep it for 'ramp run --ids ids.npy --topk-weights w.npy'"},
+       {"ramp workload trace.npy --model qwen3-30b --json", "statistics of a recorded trace, step by step"}});
   return [o](Io& io) {
     const core::WorkloadSpec spec = workload_from("ROUTING", o->routing);
     // A trace without --tokens and --save is described as it is; with them, its first tokens are cut out.
     if (spec.kind == core::WorkloadKind::kTrace && o->tokens == 0) {
       if (!o->save.empty() || !o->save_weights.empty())
-        core::fail_argument("--save", "a trace without --tokens", "--tokens, --model or --experts and --top-k",
+        core::fail_argument("--save", "a trace without --tokens",
+                            "--tokens, --model or --experts and --top-k",
                             "say how many tokens of the trace to save");
       return describe_trace(io, *o, spec.path);
     }
     return generate(io, *o, spec);
   };
 }
-const Register kRegister{{"workload", "generate, describe and save routing; statistics of a trace", 40, setup}};
+const Register kRegister{
+    {"workload", "generate, describe and save routing; statistics of a trace", 40, setup}};
 
 }  // namespace
 }  // namespace ramp::cli
