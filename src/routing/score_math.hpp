@@ -89,9 +89,9 @@ RAMP_SCORE_FN float sigmoid_f32(float x) {
 // NaN or -inf gives 0 and, if m is +inf, every +inf gives 1 and all else 0. A row of NaN and -inf gives all
 // zeros.
 RAMP_SCORE_FN float softmax_term(float x, float m) {
-  const float e = exp_f32(x - m);                   // m = +inf: 0 for every finite x
-  const float term = x == m ? 1.0F : e;             // inf - inf is NaN, but the term is 1
-  return x > -__builtin_huge_valf() ? term : 0.0F;  // false for NaN
+  const float e = exp_f32(x - m);               // m = +inf: 0 for every finite x
+  const float term = x == m ? 1.0F : e;         // inf - inf is NaN, but the term is 1
+  return x >= -0x1.fffffep+127F ? term : 0.0F;  // false for -inf and NaN
 }
 
 // The sum of v[0..n) in the order of a warp: lane l adds v[l], v[l+32], v[l+64], ... from 0 on, then lanes

@@ -30,6 +30,14 @@ void* operator new[](size_t n) {
 void* operator new(size_t n, std::align_val_t a) {
   return counted(n, static_cast<size_t>(a));
 }
+// (The algorithms of the standard library ask for temporary room with this one.)
+void* operator new(size_t n, const std::nothrow_t&) noexcept {
+  ++g_allocations;
+  return std::malloc(n);
+}
+void operator delete(void* p, const std::nothrow_t&) noexcept {
+  std::free(p);
+}
 void operator delete(void* p) noexcept {
   std::free(p);
 }
