@@ -12,6 +12,7 @@
 #include "base/tensor.hpp"
 #include "cli/command.hpp"
 #include "cli/options.hpp"
+#include "cli/tensors.hpp"
 #include "routing/sorted_rows.hpp"
 
 namespace ramp::cli {
@@ -97,12 +98,32 @@ int64_t largest_id(const ramp_tensor& ids) {
   return top;
 }
 
+// Ids of two or three dimensions; unsigned ones, which traces of few experts are stored as, are widened.
+HostTensor read_trace(const std::string& path) {
+  core::NpyArray array = core::read_npy(path);
+  HostTensor t;
+  t.view = array.view();
+  const bool bytes = array.dtype == RAMP_U8;
+  const bool words = array.descr == "<u2";
+  if ((!bytes && !words && array.dtype != RAMP_I32 && array.dtype != RAMP_I64) || t.view.ndim < 2 ||
+      t.view.ndim > 3)
+    core::fail_argument(path, core::shape_text(t.view), "integer ids [tokens, k] or [steps, tokens, k]",
+                        "save int32, int64, uint8 or uint16 ids with numpy.save", RAMP_ERROR_BAD_FILE);
+  t.data = std::move(array.data);
+  if (!bytes && !words) return t;
+  const int64_t count = core::numel(t.view);
+  core::AlignedBuffer wide(static_cast<uint64_t>(count) * sizeof(int32_t));
+  for (int64_t i = 0; i < count; ++i)
+    wide.as<int32_t>()[i] = bytes ? t.data.as<uint8_t>()[i] : t.data.as<uint16_t>()[i];
+  t.data = std::move(wide);
+  t.view.data = t.data.data();
+  t.view.dtype = RAMP_I32;
+  return t;
+}
+
 int describe_trace(Io& io, const WorkloadOptions& o, const std::string& path) {
-  const core::NpyArray file = core::read_npy(path);
-  const ramp_tensor all = file.view();
-  if ((all.dtype != RAMP_I32 && all.dtype != RAMP_I64) || all.ndim < 2 || all.ndim > 3)
-    core::fail_argument(path, core::shape_text(all), "int32 or int64 ids [tokens, k] or [steps, tokens, k]",
-                        "save the ids with numpy.save", RAMP_ERROR_BAD_FILE);
+  const HostTensor file = read_trace(path);
+  const ramp_tensor& all = file.view;
   int64_t experts = shape_of(o, true).experts;
   const bool guessed = experts == 0;
   constexpr int64_t kMostExperts = 1 << 20;

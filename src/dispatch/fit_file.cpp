@@ -70,8 +70,7 @@ std::string fit_text(const Fit& fit) {
                                {"version", kFitVersion},
                                {"metadata", metadata_to_json(fit.metadata)},
                                {"models", models}};
-  // Doubles are written with the digits that read back to the same bits.
-  return root.dump(1, ' ', true) + "\n";
+  return json_text_of(root, 1);
 }
 
 void write_fit(const std::string& path, const Fit& fit) {

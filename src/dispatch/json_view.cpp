@@ -64,6 +64,15 @@ std::string read_bounded(const std::string& path, size_t max_bytes) {
   return read_text(path);
 }
 
+std::string json_text_of(const nlohmann::json& document, int indent) {
+  try {
+    return document.dump(indent, ' ', true) + "\n";
+  } catch (const nlohmann::json::type_error&) {
+    fail_argument("name", "text that is not UTF-8", "UTF-8 names of kernels, configs, models and points",
+                  "rename it");
+  }
+}
+
 void JsonView::bad(std::string_view got, std::string_view expected) const {
   fail_argument(key_.empty() ? origin_->name : fmt::format("{}: {}", origin_->name, key_), got, expected,
                 origin_->fix, RAMP_ERROR_BAD_FILE);

@@ -16,6 +16,10 @@ nlohmann::json parse_json_file(std::string_view text, const std::string& name, s
 // The file's text, read only if it is not longer than that. Throws Error(IO) or Error(BAD_FILE).
 std::string read_bounded(const std::string& path, size_t max_bytes);
 
+// The document as ASCII text with a final newline; doubles in the digits that read back to the same bits.
+// Throws Error(INVALID_ARGUMENT) for strings that are not UTF-8. indent: -1 = one line.
+std::string json_text_of(const nlohmann::json& document, int indent);
+
 // What the file is and how to get a good one; shared by all views of one document.
 struct JsonOrigin {
   std::string name;  // path, or what stands for it

@@ -177,7 +177,7 @@ std::string profile_text(const Metadata& metadata, const Dataset& d) {
                                {"configs", {{"columns", columns}, {"rows", rows}}},
                                {"models", models},
                                {"points", points}};
-  return root.dump(-1, ' ', true) + "\n";
+  return json_text_of(root, -1);
 }
 
 void write_profile(const std::string& path, const Metadata& metadata, const Dataset& data) {

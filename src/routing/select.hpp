@@ -25,7 +25,8 @@ inline float candidate_key(uint64_t c) noexcept {
   return std::bit_cast<float>((bits & 0x80000000U) != 0 ? bits ^ 0x80000000U : ~bits);
 }
 inline int64_t candidate_id(uint64_t c) noexcept {
-  return static_cast<int64_t>(~static_cast<uint32_t>(c));
+  const uint32_t id = ~static_cast<uint32_t>(c);
+  return id;
 }
 
 // Collects candidates in any order; finish() leaves the best k in `best`, best first. For small k an

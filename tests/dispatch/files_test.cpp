@@ -104,6 +104,17 @@ TEST(ProfileFile, AwkwardValuesSurvive) {
   expect_has(message, {"line break"});
 }
 
+TEST(ProfileFile, NamesAreUtf8) {
+  Dataset d = synthetic_dataset();
+  d.configs.names[0] = "größer, \xe5\xa4\xa7";
+  expect_same(d, parse_profile(profile_text({}, d), "t", {}).profile.data);
+  d.configs.names[0] = "\xff\xfe";
+  expect_has(error_of([&] { (void)profile_text({}, d); }, RAMP_ERROR_INVALID_ARGUMENT), {"UTF-8"});
+  expect_has(
+      error_of([&] { (void)fit_text(fit_dataset(d, "wave", h200(), {})); }, RAMP_ERROR_INVALID_ARGUMENT),
+      {"UTF-8"});
+}
+
 TEST(FitFile, RoundTripIsBitwise) {
   const Dataset d = read_dataset(kMeasured);
   for (const std::string_view model : cost_model_names()) {

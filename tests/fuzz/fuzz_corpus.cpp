@@ -10,6 +10,7 @@
 #include "base/npy.hpp"
 #include "base/tensor.hpp"
 #include "dispatch/fit_file.hpp"
+#include "dispatch/profile_file.hpp"
 #include "loader/safetensors.hpp"
 
 namespace {
@@ -104,6 +105,12 @@ void fit_seeds(const std::string& dir) {
   }
 }
 
+void profile_seeds(const std::string& dir) {
+  int n = 0;
+  for (const char* configs : kConfigs)
+    write_profile(dir + "/profile_" + std::to_string(n++), {}, parse_dataset(kPoints, configs, kTimings));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -113,13 +120,15 @@ int main(int argc, char** argv) {
   }
   try {
     const std::string root = argv[1];
-    for (const char* name : {"fuzz_safetensors", "fuzz_npy", "fuzz_model_config", "fuzz_dataset", "fuzz_fit"})
+    for (const char* name :
+         {"fuzz_safetensors", "fuzz_npy", "fuzz_model_config", "fuzz_dataset", "fuzz_fit", "fuzz_profile"})
       std::filesystem::create_directories(root + "/" + name);
     safetensors_seeds(root + "/fuzz_safetensors");
     npy_seeds(root + "/fuzz_npy");
     config_seeds(root + "/fuzz_model_config");
     dataset_seeds(root + "/fuzz_dataset");
     fit_seeds(root + "/fuzz_fit");
+    profile_seeds(root + "/fuzz_profile");
   } catch (const std::exception& e) {
     std::fprintf(stderr, "fuzz_corpus: %s\n", e.what());
     return 1;

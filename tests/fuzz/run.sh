@@ -25,7 +25,7 @@ run_one() {
 
 status=0
 pids=()
-for target in fuzz_safetensors fuzz_npy fuzz_model_config fuzz_dataset fuzz_fit; do
+for target in fuzz_safetensors fuzz_npy fuzz_model_config fuzz_dataset fuzz_fit fuzz_profile; do
   while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do sleep 0.2; done
   run_one "$target" &
   pids+=($!)
