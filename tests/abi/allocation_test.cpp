@@ -15,7 +15,9 @@ void note() {
 }  // namespace
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#include <sanitizer/allocator_interface.h>
+// As in the sanitizers' allocator_interface.h, which not every compiler package brings.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void*, size_t),
+                                                         void (*free_hook)(const volatile void*));
 namespace {
 const int g_hooks = __sanitizer_install_malloc_and_free_hooks([](const volatile void*, size_t) { note(); },
                                                               [](const volatile void*) {});
