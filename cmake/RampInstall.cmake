@@ -9,7 +9,7 @@ install(TARGETS ramp EXPORT rampTargets
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT ramp_runtime NAMELINK_COMPONENT ramp_development
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT ramp_development)
 install(FILES ${PROJECT_SOURCE_DIR}/include/ramp/ramp.h ${PROJECT_SOURCE_DIR}/include/ramp/dispatch.h
-              ${PROJECT_SOURCE_DIR}/include/ramp/ramp.hpp ${PROJECT_BINARY_DIR}/include/ramp/version.h
+              ${PROJECT_SOURCE_DIR}/include/ramp/dispatch.hpp ${PROJECT_SOURCE_DIR}/include/ramp/ramp.hpp ${PROJECT_BINARY_DIR}/include/ramp/version.h
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/ramp COMPONENT ramp_development)
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT ramp_runtime)
 
