@@ -44,7 +44,7 @@ typedef struct ramp_kernel_config {
   int32_t split_k;     /* depth split over this many tiles; 0 = 1 */
   int32_t group_m;     /* GROUP_M swizzle; 0 = none */
   const double* extra; /* [num_extra_columns], finite; NULL if there are none */
-} ramp_kernel_config; /* a field that is 0 in all configs is a column that the kernel does not have */
+} ramp_kernel_config;  /* a field that is 0 in all configs is a column that the kernel does not have */
 RAMP_DEFINE_INIT(ramp_kernel_config)
 
 /* The machine that the kernel runs on. What is 0 or NULL is not known, and is not compared when files are
