@@ -71,7 +71,7 @@ TEST_P(Packing, RoundTripsBitExactly) {
   }
 }
 
-// The layout itself: element (row r, depth k) of a panel at [k][r].
+// The layout itself: element (row r, depth k) of a panel at [k / pack][r][k % pack].
 TEST_P(Packing, PutsEveryElementWhereKernelsReadIt) {
   const auto [format, activation] = GetParam();
   BlockCase c(spec_of(format, activation, 96, 64));
@@ -85,7 +85,8 @@ TEST_P(Packing, PutsEveryElementWhereKernelsReadIt) {
         for (int64_t lane = 0; lane < kPanelRows; ++lane) {
           const int64_t row = lane < kHalfPanel ? m.first_row(p) + lane : m.second_row(p) + lane - kHalfPanel;
           for (int64_t k = 0; k < m.depth; ++k) {
-            ASSERT_EQ(std::memcmp(m.panel(e, p, k) + lane * m.width,
+            const int64_t pack = m.dtype == RAMP_E4M3 ? 4 : m.dtype == RAMP_BF16 ? 2 : 1;
+            ASSERT_EQ(std::memcmp(m.panel(e, p, k / pack * pack) + (lane * pack + k % pack) * m.width,
                                   static_cast<const std::byte*>(source.data) +
                                       ((e * m.rows + row) * m.depth + k) * m.width,
                                   static_cast<size_t>(m.width)),

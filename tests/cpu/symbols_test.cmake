@@ -2,7 +2,7 @@
 # kernel files must have no weak (inline, template) symbols, and one global one each, their table.
 # Arguments: NM, OBJECTS (list).
 foreach(object IN LISTS OBJECTS)
-  if(NOT object MATCHES "isa_(baseline|avx2|avx512)[.]cpp")
+  if(NOT object MATCHES "isa_(baseline|avx2|avx512|avx512_bf16|amx)[.]cpp")
     continue()
   endif()
   set(level ${CMAKE_MATCH_1})

@@ -29,7 +29,6 @@ enum class Rule : int32_t {
   kSplitRows,
   kSplitDepth,
   kStages,
-  kStagesRows,
   kOrder,
   kOrderRows,
   kGroup,
@@ -54,7 +53,6 @@ Rule broken_rule(const KernelConfig& c, int64_t hidden, int64_t intermediate, ra
   if (c.split_k > 1 && c.tile_m > kFewRows) return Rule::kSplitRows;
   if (c.split_k > depth_steps(hidden, c.tile_k)) return Rule::kSplitDepth;
   if (c.stages < 1 || c.stages > kMaxStages) return Rule::kStages;
-  if (c.stages > 1 && c.tile_m > kFewRows) return Rule::kStagesRows;
   switch (c.order) {
     case TaskOrder::kColumnMajor:
       return Rule::kLegal;
@@ -96,10 +94,6 @@ std::string rule_text(Rule rule, const KernelConfig& c, int64_t hidden, int64_t 
                          depth_steps(hidden, c.tile_k), hidden);
     case Rule::kStages:
       return fmt::format("stages {} is not in 1..{}", c.stages, kMaxStages);
-    case Rule::kStagesRows:
-      return fmt::format(
-          "stages {} with tile_m {}: prefetching is for tiles bound by reading weights (tile_m <= {})",
-          c.stages, c.tile_m, kFewRows);
     case Rule::kOrder:
       return "order is not column, row or grouped";
     case Rule::kOrderRows:
@@ -127,11 +121,15 @@ bool cpu_config_legal(const KernelConfig& c, int64_t hidden, int64_t intermediat
   return broken_rule(c, hidden, intermediate, format, activation) == Rule::kLegal;
 }
 
+bool cpu_uses_tile_unit(const KernelConfig& c, ramp_determinism determinism) noexcept {
+  return determinism == RAMP_BATCH_INVARIANT || c.tile_m > kFewRows;
+}
+
 ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                        bool with_rejected) {
   constexpr std::array<int32_t, 6> kRows = {1, 4, 8, 16, 32, 64};
-  constexpr std::array<int32_t, 4> kSlices = {32, 64, 128, 256};
-  constexpr std::array<int32_t, 2> kDepths = {128, 512};
+  constexpr std::array<int32_t, 6> kSlices = {32, 64, 128, 256, 512, 1024};
+  constexpr std::array<int32_t, 3> kDepths = {128, 512, 2048};
   constexpr std::array<int32_t, 3> kSplits = {1, 2, 4};
   constexpr std::array<int32_t, 2> kStages = {1, 4};
   constexpr std::array<int32_t, 3> kGroups = {0, -1, 4};  // column, row, grouped by 4
@@ -190,12 +188,12 @@ KernelConfig cpu_default_config(std::span<const int32_t> histogram, int64_t hidd
   const TokenTiling tokens = tile_tokens(histogram, c.tile_m);
   const int64_t wanted = kTilesPerWorker * workers;
   const auto tiles = [&] { return tokens.m_tiles * ((n1 + c.tile_n - 1) / c.tile_n) * c.split_k; };
-  c.tile_n = kMaxTileN;
+  c.tile_n = 256;
   while (c.tile_n > kPanelRows && (c.tile_n > n1 || tiles() < wanted)) c.tile_n /= 2;
   const bool few = c.tile_m <= kFewRows;
   // Few rows: long depth steps (the accumulators pass through memory less often). Many: x rows and the
   // decoded weights of a step stay in the L1 and L2 caches.
-  c.tile_k = few ? kMaxTileK : 128;
+  c.tile_k = 512;
   while (c.tile_k > std::max<int64_t>(hidden, kScaleGroup)) c.tile_k /= 2;
   // A split costs bits that depend on the config, hence never in batch-invariant mode.
   if (few && determinism != RAMP_BATCH_INVARIANT && tokens.m_tiles > 0) {

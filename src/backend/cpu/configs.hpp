@@ -25,6 +25,12 @@ std::string cpu_config_rejection(const KernelConfig& c, const ModelShape& model,
 bool cpu_config_legal(const KernelConfig& c, int64_t hidden, int64_t intermediate, ramp_format format,
                       ramp_activation activation) noexcept;
 
+// Whether a config's bf16 dot products run on the matrix unit, where the ISA level has one. Tiles bound by
+// reading weights (tile_m <= 8) do without: the vector unit streams a little faster (docs/kernel-log.md).
+// Depends on nothing but these two, so that a row's bits never depend on its neighbours; batch-invariant
+// mode takes one unit for all.
+bool cpu_uses_tile_unit(const KernelConfig& c, ramp_determinism determinism) noexcept;
+
 ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                        bool with_rejected);
 

@@ -178,7 +178,7 @@ void gemm1_task(const Job& j, const Gemm1& g, int64_t task, int32_t worker) noex
     for (int64_t i = 0; i < t.rows; ++i) {
       float* const out =
           j.staged.data() + (tile.split * j.rows + t.row0 + i) * j.rows13 + t.panel0 * kPanelRows;
-      std::memcpy(out, s.c + i * kMaxTileN, static_cast<size_t>(t.panels * kPanelRows) * sizeof(float));
+      std::memcpy(out, s.c + i * kSumStride, static_cast<size_t>(t.panels * kPanelRows) * sizeof(float));
     }
     return;
   }
@@ -190,7 +190,7 @@ void gemm1_task(const Job& j, const Gemm1& g, int64_t task, int32_t worker) noex
   const int64_t column = t.panel0 * g.columns_per_panel;
   for (int64_t i = 0; i < t.rows; ++i) {
     const int64_t p = t.row0 + i;
-    a.c = s.c + i * kMaxTileN;
+    a.c = s.c + i * kSumStride;
     a.row_scale = row_scale(j, g.x, p);
     if (g.finish == Finish::kStaged) {
       a.out =
@@ -310,7 +310,7 @@ void gemm2_task(const Job& j, const Gemm2& g, int64_t task, int32_t worker) noex
   }
   for (int64_t i = 0; i < t.rows; ++i) {
     const int64_t p = t.row0 + i;
-    const float* const c = s.c + i * kMaxTileN;
+    const float* const c = s.c + i * kSumStride;
     const float scale = row_scale(j, g.h, p) * weight_scale;
     if (!j.per_slot) {
       j.kernels->store_scaled(c, n, scale, lanes, RAMP_F32,

@@ -28,9 +28,11 @@ int64_t source_row(const Job& job, const Operand& a, int64_t p) noexcept {
   return a.sorted ? p : job.x_row(job.sorted_slots[static_cast<size_t>(p)]);
 }
 
-// Row p, depth [k, k + n) -> fp32.
-void load_piece(const Job& job, const Operand& a, int64_t p, int64_t k, int64_t n, float* dst) noexcept {
+// Row p, depth [k, k + n) -> tile scratch, fp32 or bf16 as the layout says.
+void load_piece(const Job& job, const Operand& a, int64_t p, int64_t k, int64_t n, RowLayout layout,
+                std::byte* dst) noexcept {
   LoadArgs l{};
+  l.layout = layout;
   l.src = a.data + a.map.at(source_row(job, a, p)) + k * dtype_bytes(a.dtype);
   l.dst = dst;
   l.n = n;
@@ -49,7 +51,7 @@ void load_piece(const Job& job, const Operand& a, int64_t p, int64_t k, int64_t 
   const auto* src = static_cast<const std::byte*>(l.src);
   for (int64_t at = 0; at < n; at += step) {
     l.src = src + static_cast<size_t>(at) * width;
-    l.dst = dst + at;
+    l.dst = dst + at * (layout == kRowF32 ? 4 : 2);
     l.n = std::min(step, n - at);
     l.scale = activation_scale(job, a, p, (k + at) / kScaleGroup);
     job.kernels->load_row(&l);
@@ -143,24 +145,54 @@ float activation_scale(const Job& job, const Operand& a, int64_t p, int64_t grou
   return a.weighted_scale ? scale * slot_weight(job, p) : scale;
 }
 
+namespace {
+
+// How a matrix reaches the kernels.
+struct Route {
+  bool dot = false;     // bf16 dot products
+  bool direct = false;  // packed panels as they lie, else decoded to scratch first
+  RowLayout rows = kRowF32;
+  int32_t w_dtype = RAMP_F32;  // of what the kernel reads
+};
+Route route_of(const Job& job, const WeightMatrix& w, int64_t rows) noexcept {
+  const CpuKernels& kernels = *job.kernels;
+  Route r;
+  r.dot = kernels.has_dot != 0 && (w.dtype == RAMP_BF16 || w.dtype == RAMP_E4M3);
+  const bool cheap = w.dtype == RAMP_F32 || w.dtype == RAMP_BF16;
+  r.direct = w.packed && (r.dot || cheap || rows <= kernels.direct_rows);
+  if (r.dot) r.rows = w.dtype == RAMP_BF16 ? kRowBf16 : kRowBf16Quads;
+  r.w_dtype = r.direct ? w.dtype : r.dot ? RAMP_BF16 : RAMP_F32;
+  return r;
+}
+
+}  // namespace
+
 void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const TileRange& t,
                const TileScratch& s) noexcept {
   const CpuKernels& kernels = *job.kernels;
   const bool grouped = job.quantisation == Quantisation::kGroup;
-  const bool direct = w.packed && (w.dtype == RAMP_F32 || t.rows <= kernels.direct_rows);
+  const Route route = route_of(job, w, t.rows);
   const int64_t tile_k = job.config.tile_k;
   const int64_t ahead = job.config.stages - 1;
   for (int64_t i = 0; i < t.rows; ++i) {
-    std::memset(s.c + i * kMaxTileN, 0, static_cast<size_t>(t.panels) * kPanelRows * sizeof(float));
+    std::memset(s.c + i * kSumStride, 0, static_cast<size_t>(t.panels) * kPanelRows * sizeof(float));
   }
   GemmArgs g{};
-  g.c_stride = kMaxTileN;
+  g.a = s.a;
+  g.c_stride = kSumStride;
   g.rows = static_cast<int32_t>(t.rows);
-  g.w_dtype = direct ? w.dtype : RAMP_F32;
-  const int64_t width = direct ? w.width : 4;
+  g.w_dtype = route.w_dtype;
+  g.dot = route.dot ? 1 : 0;
+  g.tile_unit = route.dot && job.tile_unit ? 1 : 0;
+  g.nan_codes = w.nan_codes ? 1 : 0;
+  g.decoded = s.w;
+  g.scales = grouped ? s.scales : nullptr;
+  const int64_t row_bytes = kRowStride * (route.rows == kRowF32 ? 4 : 2);
   for (int64_t k = t.k0; k < t.k1; k += tile_k) {
     const int64_t depth = std::min(tile_k, t.k1 - k);
-    for (int64_t i = 0; i < t.rows; ++i) load_piece(job, a, t.row0 + i, k, depth, s.a + i * kRowStride);
+    for (int64_t i = 0; i < t.rows; ++i) {
+      load_piece(job, a, t.row0 + i, k, depth, route.rows, reinterpret_cast<std::byte*>(s.a) + i * row_bytes);
+    }
     if (grouped) {
       for (int64_t at = 0; at < depth; at += kScaleGroup) {
         float* const scales = s.scales + at / kScaleGroup * kMaxTileM;
@@ -169,38 +201,29 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
         }
       }
     }
+    g.depth = static_cast<int32_t>(depth);
     for (int64_t panel = 0; panel < t.panels; ++panel) {
       const int64_t at_panel = t.panel0 + panel;
       const auto prefetch =
           static_cast<int32_t>(w.packed ? prefetch_distance(w, t, panel, ahead, tile_k) : 0);
-      const std::byte* weights = reinterpret_cast<const std::byte*>(s.w);
-      if (direct) {
-        weights = w.panel(t.expert, at_panel, k);
+      g.w = s.w;
+      if (route.direct) {
+        g.w = w.panel(t.expert, at_panel, k);
         g.prefetch = prefetch;
       } else if (w.packed) {
         kernels.decode_panel(w.panel(t.expert, at_panel, k), w.dtype, depth, prefetch, s.w);
       } else {
         kernels.decode_rows(w.row(t.expert, w.first_row(at_panel), k),
-                            w.row(t.expert, w.second_row(at_panel), k), w.row_stride, w.dtype, depth, s.w);
+                            w.row(t.expert, w.second_row(at_panel), k), w.row_stride, w.dtype, depth, g.dot,
+                            s.w);
       }
       g.c = s.c + panel * kPanelRows;
-      if (!grouped) {
-        g.w = weights;
-        g.a = s.a;
-        g.depth = static_cast<int32_t>(depth);
-        kernels.gemm(&g);
-        continue;
+      if (grouped) {
+        const PanelScales scales = panel_scales(job, w, t.expert, at_panel);
+        g.w_scale[0] = scales.half[0] + k / kScaleGroup;
+        g.w_scale[1] = scales.half[1] + k / kScaleGroup;
       }
-      const PanelScales scales = panel_scales(job, w, t.expert, at_panel);
-      for (int64_t at = 0; at < depth; at += kScaleGroup) {
-        g.w = weights + at * kPanelRows * width;
-        g.a = s.a + at;
-        g.depth = static_cast<int32_t>(std::min<int64_t>(kScaleGroup, depth - at));
-        g.scales = s.scales + at / kScaleGroup * kMaxTileM;
-        g.w_scale[0] = scales.half[0][(k + at) / kScaleGroup];
-        g.w_scale[1] = scales.half[1][(k + at) / kScaleGroup];
-        kernels.gemm(&g);
-      }
+      kernels.gemm(&g);
     }
   }
 }

@@ -10,12 +10,14 @@
 
 #if defined(RAMP_CPU_X86_KERNELS)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace ramp::core {
 namespace {
 
-constexpr std::array<std::string_view, 3> kKnownLevels = {"baseline", "avx2", "avx512"};
+constexpr std::array<std::string_view, 5> kKnownLevels = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(RAMP_CPU_X86_KERNELS)
 // The compiler's runtime checks the operating system's register saving (xgetbv) along with the cpuid bits.
@@ -32,6 +34,28 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
          __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512dq") != 0;
 }
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0;
+}
+// The CPU has the matrix unit with bf16, and the kernel lets this process use its registers (Linux hands them
+// out on request, since they are 8 KiB more to save per thread; once granted, all threads have them).
+bool has_amx() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  constexpr unsigned kAmxBf16 = 1U << 22;
+  constexpr unsigned kAmxTile = 1U << 24;
+  if (!has_avx512_bf16() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 std::vector<const CpuKernels*> find_levels() {
@@ -39,6 +63,8 @@ std::vector<const CpuKernels*> find_levels() {
 #if defined(RAMP_CPU_X86_KERNELS)
   if (has_avx2()) levels.push_back(kernels_avx2());
   if (has_avx512()) levels.push_back(kernels_avx512());
+  if (has_avx512_bf16()) levels.push_back(kernels_avx512_bf16());
+  if (has_amx()) levels.push_back(kernels_amx());
 #endif
   return levels;
 }

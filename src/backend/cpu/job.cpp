@@ -36,7 +36,7 @@ uint64_t carve_scratch(int64_t top_k, void* base, TileScratch* out) noexcept {
   TileScratch s;
   s.a = arena.take<float>(int64_t{kMaxTileM} * kRowStride).data();
   s.w = arena.take<float>(int64_t{kMaxTileK} * kPanelRows).data();
-  s.c = arena.take<float>(int64_t{kMaxTileM} * kMaxTileN).data();
+  s.c = arena.take<float>(int64_t{kMaxTileM} * kSumStride).data();
   s.v = arena.take<float>(kMaxTileN).data();
   s.lanes = arena.take<float>(kMaxTileN).data();
   s.scales = arena.take<float>(kScaleRows * kMaxTileM).data();

@@ -46,9 +46,9 @@ struct RowMap {
 
 // Scratch of one worker.
 struct TileScratch {
-  float* a = nullptr;            // [kMaxTileM][kRowStride] rows of x of one depth step
-  float* w = nullptr;            // [kMaxTileK][32] one decoded panel of one depth step
-  float* c = nullptr;            // [kMaxTileM][kMaxTileN] accumulators
+  float* a = nullptr;            // [kMaxTileM][kRowStride] rows of x of one depth step, fp32 or bf16
+  float* w = nullptr;            // [kMaxTileK][32] one decoded panel of one depth step, fp32 or bf16
+  float* c = nullptr;            // [kMaxTileM][kSumStride] accumulators
   float* v = nullptr;            // [kMaxTileN] one row on its way out
   float* lanes = nullptr;        // [kMaxTileN] weight scales of a tile's rows
   float* scales = nullptr;       // [kMaxTileK / 128][kMaxTileM] activation scales
@@ -72,6 +72,7 @@ struct Job {
   int64_t slots = 0;                  // tokens * top_k
   int64_t x_rows = 0;                 // rows of x: tokens, or slots when batched
   bool batched = false, per_slot = false, weight_on_input = false;
+  bool tile_unit = false;  // dot products of bf16 on the matrix unit
 
   // Caller's tensors.
   const std::byte* x = nullptr;

@@ -21,16 +21,36 @@ constexpr int kBlockRows = 12;
 constexpr int kBlockRows = 6;
 #endif
 
+// One call's work on one scale group, or all of it where there are none.
+struct Piece {
+  const void* w;
+  const void* a;
+  int depth;
+  const float* scales;  // [rows] or nullptr
+  float w_scale[2];
+};
+
+RAMP_INLINE void finish_row(const Piece* p, float* c, int row, int lane, vf sum0, vf sum1) {
+  if (p->scales == nullptr) {
+    store(c, sum0);
+    store(c + VL, sum1);
+    return;
+  }
+  const float s = p->scales[row];
+  store(c, madd(sum0, splat(s * p->w_scale[lane / kHalfPanel]), load(c)));
+  store(c + VL, madd(sum1, splat(s * p->w_scale[(lane + VL) / kHalfPanel]), load(c + VL)));
+}
+
 // M rows of x against all 32 lanes, two vectors of lanes at a time.
 template <class W, int M, bool kPrefetch>
-__attribute__((noinline)) void gemm_block(const GemmArgs* g, int row) {
+__attribute__((noinline)) void gemm_block(const GemmArgs* g, const Piece* p, int row) {
   typedef typename W::T T;
-  const float* const a = g->a + (int64_t)row * kRowStride;
-  const int depth = g->depth;
+  const float* const a = (const float*)p->a + (int64_t)row * kRowStride;
+  const int depth = p->depth;
   for (int lane = 0; lane < kPanelRows; lane += 2 * VL) {
     float* const c = g->c + row * g->c_stride + lane;
     vf acc[M][2];
-    if (g->scales == nullptr) {
+    if (p->scales == nullptr) {
       RAMP_UNROLL for (int m = 0; m < M; ++m) {
         acc[m][0] = load(c + m * g->c_stride);
         acc[m][1] = load(c + m * g->c_stride + VL);
@@ -41,78 +61,95 @@ __attribute__((noinline)) void gemm_block(const GemmArgs* g, int row) {
         acc[m][1] = vf{};
       }
     }
-    const T* w = (const T*)g->w + lane;
-    for (int k = 0; k < depth; ++k) {
-      if (kPrefetch) __builtin_prefetch((const char*)w + g->prefetch);
-      const vf w0 = W::get(w);
-      const vf w1 = W::get(w + VL);
-      RAMP_UNROLL for (int m = 0; m < M; ++m) {
-        const vf x = splat(a[m * kRowStride + k]);
-        acc[m][0] = madd(w0, x, acc[m][0]);
-        acc[m][1] = madd(w1, x, acc[m][1]);
+    const T* w = (const T*)p->w + lane * W::kPack;
+    for (int k = 0; k < depth; k += W::kPack) {
+      if (kPrefetch) {
+        __builtin_prefetch((const char*)w + g->prefetch);
+        if (2 * VL * W::kPack * sizeof(T) > 64) __builtin_prefetch((const char*)w + g->prefetch + 64);
       }
-      w += kPanelRows;
+      const typename W::Raw raw0 = W::raw(w);
+      const typename W::Raw raw1 = W::raw(w + VL * W::kPack);
+      RAMP_UNROLL for (int j = 0; j < W::kPack; ++j) {
+        const vf w0 = W::part(raw0, j);
+        const vf w1 = W::part(raw1, j);
+        RAMP_UNROLL for (int m = 0; m < M; ++m) {
+          const vf x = splat(a[m * kRowStride + k + j]);
+          acc[m][0] = madd(w0, x, acc[m][0]);
+          acc[m][1] = madd(w1, x, acc[m][1]);
+        }
+      }
+      w += kPanelRows * W::kPack;
     }
-    if (g->scales == nullptr) {
-      RAMP_UNROLL for (int m = 0; m < M; ++m) {
-        store(c + m * g->c_stride, acc[m][0]);
-        store(c + m * g->c_stride + VL, acc[m][1]);
-      }
-    } else {
-      const float w_scale = g->w_scale[lane / kHalfPanel];
-      const float w_scale_next = g->w_scale[(lane + VL) / kHalfPanel];
-      RAMP_UNROLL for (int m = 0; m < M; ++m) {
-        float* const out = c + m * g->c_stride;
-        const float s = g->scales[row + m];
-        store(out, madd(acc[m][0], splat(s * w_scale), load(out)));
-        store(out + VL, madd(acc[m][1], splat(s * w_scale_next), load(out + VL)));
-      }
+    RAMP_UNROLL for (int m = 0; m < M; ++m) {
+      finish_row(p, c + m * g->c_stride, row + m, lane, acc[m][0], acc[m][1]);
     }
   }
 }
 
-template <class W, bool kPrefetch>
-void gemm_rows(const GemmArgs* g, int row, int rows) {
-  switch (rows) {
-#define RAMP_CASE(M)                     \
-  case M:                                \
-    gemm_block<W, M, kPrefetch>(g, row); \
-    return;
-    RAMP_CASE(1)
-    RAMP_CASE(2)
-    RAMP_CASE(3)
-    RAMP_CASE(4)
-    RAMP_CASE(5)
-    RAMP_CASE(6)
 #if defined(__AVX512F__)
-    RAMP_CASE(7)
-    RAMP_CASE(8)
-    RAMP_CASE(9)
-    RAMP_CASE(10)
-    RAMP_CASE(11)
-    RAMP_CASE(12)
+#define RAMP_ROW_CASES(CASE) \
+  CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#else
+#define RAMP_ROW_CASES(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #endif
+
+template <class W, bool kPrefetch>
+void gemm_rows(const GemmArgs* g, const Piece* p, int row, int rows) {
+  switch (rows) {
+#define RAMP_CASE(M)                        \
+  case M:                                   \
+    gemm_block<W, M, kPrefetch>(g, p, row); \
+    return;
+    RAMP_ROW_CASES(RAMP_CASE)
 #undef RAMP_CASE
     default:
       return;
   }
 }
 
-template <class W>
-void gemm_typed(const GemmArgs* g) {
-  // Equal blocks rather than full ones and a thin rest: 16 rows go as 8 + 8, not 12 + 4.
-  const int blocks = (g->rows + kBlockRows - 1) / kBlockRows;
-  int row = 0;
-  for (int b = 0; b < blocks; ++b) {
-    const int rows = (g->rows - row + (blocks - b) - 1) / (blocks - b);
-    if (g->prefetch != 0) {
-      gemm_rows<W, true>(g, row, rows);
-    } else {
-      gemm_rows<W, false>(g, row, rows);
-    }
-    row += rows;
+// Calls body(piece) for the scale groups of a call. x_bytes, w_bytes: of an element.
+template <class Body>
+RAMP_INLINE void each_piece(const GemmArgs* g, int x_bytes, int w_bytes, Body body) {
+  if (g->scales == nullptr) {
+    const Piece p = {g->w, g->a, g->depth, nullptr, {1.0F, 1.0F}};
+    body(&p);
+    return;
+  }
+  for (int k = 0, group = 0; k < g->depth; k += kScaleGroup, ++group) {
+    const int rest = g->depth - k;
+    const Piece p = {(const char*)g->w + (int64_t)k * kPanelRows * w_bytes,
+                     (const char*)g->a + (int64_t)k * x_bytes,
+                     rest < kScaleGroup ? rest : kScaleGroup,
+                     g->scales + group * kMaxTileM,
+                     {g->w_scale[0][group], g->w_scale[1][group]}};
+    body(&p);
   }
 }
+
+template <class W>
+void gemm_typed(const GemmArgs* g) {
+  each_piece(g, 4, sizeof(typename W::T), [g](const Piece* p) {
+    // Equal blocks rather than full ones and a thin rest: 16 rows go as 8 + 8, not 12 + 4.
+    const int blocks = (g->rows + kBlockRows - 1) / kBlockRows;
+    int row = 0;
+    for (int b = 0; b < blocks; ++b) {
+      const int rows = (g->rows - row + (blocks - b) - 1) / (blocks - b);
+      if (g->prefetch != 0 && b == 0) {
+        gemm_rows<W, true>(g, p, row, rows);
+      } else {
+        gemm_rows<W, false>(g, p, row, rows);
+      }
+      row += rows;
+    }
+  });
+}
+
+#if defined(__AVX512BF16__)
+#include "backend/cpu/kernels_dot.inc.hpp"
+#endif
+#if defined(__AMX_BF16__)
+#include "backend/cpu/kernels_amx.inc.hpp"
+#endif
 
 // Calls f.template operator()<Type>() style bodies by dtype without std: one macro, expanded per use.
 #define RAMP_BY_DTYPE(dtype, CALL) \
@@ -134,6 +171,12 @@ void gemm_typed(const GemmArgs* g) {
   }
 
 void gemm(const GemmArgs* g) {
+#if defined(__AMX_BF16__)
+  if (g->tile_unit != 0) return gemm_tiles(g);
+#endif
+#if defined(__AVX512BF16__)
+  if (g->dot != 0) return gemm_dot(g);
+#endif
 #define RAMP_CALL(W) gemm_typed<W>(g)
   RAMP_BY_DTYPE(g->w_dtype, RAMP_CALL)
 #undef RAMP_CALL
@@ -143,9 +186,14 @@ void gemm(const GemmArgs* g) {
 
 template <class W>
 void decode_panel_typed(const typename W::T* w, int64_t depth, int32_t prefetch, float* out) {
-  for (int64_t i = 0; i < depth * kPanelRows; i += kPanelRows) {
-    if (prefetch != 0) __builtin_prefetch((const char*)(w + i) + prefetch);
-    for (int v = 0; v < kPanelRows; v += VL) store(out + i + v, W::get(w + i + v));
+  for (int64_t k = 0; k < depth; k += W::kPack) {
+    if (prefetch != 0) __builtin_prefetch((const char*)(w + k * kPanelRows) + prefetch);
+    for (int v = 0; v < kPanelRows; v += VL) {
+      const typename W::Raw raw = W::raw(w + k * kPanelRows + v * W::kPack);
+      RAMP_UNROLL for (int j = 0; j < W::kPack; ++j) {
+        store(out + (k + j) * kPanelRows + v, W::part(raw, j));
+      }
+    }
   }
 }
 void decode_panel(const void* w, int32_t dtype, int64_t depth, int32_t prefetch, float* out) {
@@ -168,10 +216,15 @@ void decode_rows_typed(const typename W::T* w, int64_t row_stride, int64_t depth
   }
 }
 void decode_rows(const void* first, const void* second, int64_t row_stride, int32_t dtype, int64_t depth,
-                 float* out) {
-#define RAMP_CALL(W)                                                \
-  decode_rows_typed<W>((const W::T*)first, row_stride, depth, out); \
-  decode_rows_typed<W>((const W::T*)second, row_stride, depth, out + kHalfPanel)
+                 int32_t dot, void* out) {
+#if defined(__AVX512BF16__)
+  if (dot != 0) return decode_rows_dot(first, second, row_stride, dtype, depth, (uint32_t*)out);
+#else
+  (void)dot;
+#endif
+#define RAMP_CALL(W)                                                        \
+  decode_rows_typed<W>((const W::T*)first, row_stride, depth, (float*)out); \
+  decode_rows_typed<W>((const W::T*)second, row_stride, depth, (float*)out + kHalfPanel)
   RAMP_BY_DTYPE(dtype, RAMP_CALL)
 #undef RAMP_CALL
 }
@@ -189,9 +242,8 @@ RAMP_INLINE vf round_value(vf v, int32_t round_to) {
 }
 
 template <class X>
-void load_row_typed(const LoadArgs* l) {
+void load_row_typed(const LoadArgs* l, float* dst) {
   const typename X::T* const src = (const typename X::T*)l->src;
-  float* const dst = l->dst;
   const vf factor = splat(l->factor);
   const vf scale = splat(l->scale);
   const int32_t round_to = l->round_to;
@@ -207,10 +259,16 @@ void load_row_typed(const LoadArgs* l) {
     for (int64_t i = 0; i < l->n; i += VL) store(dst + i, round_value(X::get(src + i), round_to));
   }
 }
-void load_row(const LoadArgs* l) {
-#define RAMP_CALL(X) load_row_typed<X>(l)
+void load_row_f32(const LoadArgs* l, float* dst) {
+#define RAMP_CALL(X) load_row_typed<X>(l, dst)
   RAMP_BY_DTYPE(l->src_dtype, RAMP_CALL)
 #undef RAMP_CALL
+}
+void load_row(const LoadArgs* l) {
+#if defined(__AVX512BF16__)
+  if (l->layout != kRowF32) return load_row_dot(l);
+#endif
+  load_row_f32(l, (float*)l->dst);
 }
 
 template <class X>
@@ -389,9 +447,17 @@ void dot(const DotArgs* d) {
   if (d->x_dtype == RAMP_BF16) dot_by_weight<BF16>(d);
 }
 
+#if defined(__AMX_BF16__)
+constexpr int kHasDot = 1, kHasTiles = 1;
+#elif defined(__AVX512BF16__)
+constexpr int kHasDot = 1, kHasTiles = 0;
+#else
+constexpr int kHasDot = 0, kHasTiles = 0;
+#endif
+
 constexpr CpuKernels kTable = {
-    RAMP_ISA_NAME, VL,       kBlockRows, gemm,         decode_panel, decode_rows, load_row,
-    amax,          quantise, activate,   store_scaled, add,          combine,     dot,
+    RAMP_ISA_NAME, VL,   kHasDot,  kHasTiles, kBlockRows,   gemm, decode_panel, decode_rows,
+    load_row,      amax, quantise, activate,  store_scaled, add,  combine,      dot,
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "backend/cpu/panels.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -13,50 +14,71 @@
 namespace ramp::core {
 namespace {
 
-// [32 rows][depth] -> [depth][32]; the rows' halves lie at first and second, row_stride elements apart. Both
-// directions work on 64 columns at a time: 32 row pieces and their transpose stay in the L1 cache.
+// Bytes of what stays together on the way into a panel: an f16 value, else a 32-bit word (an f32 value, two
+// bf16 or four e4m3 of consecutive depths).
+constexpr int64_t unit_bytes(ramp_dtype dtype) noexcept {
+  return dtype == RAMP_F16 ? 2 : 4;
+}
+
+// [32 rows][units] -> [units][32]; the rows' halves lie at first and second, row_bytes apart. Both directions
+// work on 64 columns at a time: 32 row pieces and their transpose stay in the L1 cache. Rows need not be
+// aligned to the unit (memcpy).
 constexpr int64_t kColumns = 64;
 
-template <typename T>
-void to_panel(const T* first, const T* second, int64_t row_stride, int64_t depth, T* panel) noexcept {
-  for (int64_t k0 = 0; k0 < depth; k0 += kColumns) {
-    const int64_t k1 = std::min(depth, k0 + kColumns);
+template <int kUnit>
+void to_panel_units(const std::byte* first, const std::byte* second, int64_t row_bytes, int64_t units,
+                    std::byte* panel) noexcept {
+  for (int64_t u0 = 0; u0 < units; u0 += kColumns) {
+    const int64_t u1 = std::min(units, u0 + kColumns);
     for (int64_t r = 0; r < kPanelRows; ++r) {
-      const T* src = (r < kHalfPanel ? first + r * row_stride : second + (r - kHalfPanel) * row_stride);
-      for (int64_t k = k0; k < k1; ++k) panel[k * kPanelRows + r] = src[k];
+      const std::byte* src = r < kHalfPanel ? first + r * row_bytes : second + (r - kHalfPanel) * row_bytes;
+      for (int64_t u = u0; u < u1; ++u) {
+        std::memcpy(panel + (u * kPanelRows + r) * kUnit, src + u * kUnit, kUnit);
+      }
     }
   }
 }
-template <typename T>
-void from_panel(const T* panel, int64_t depth, T* first, T* second, int64_t row_stride) noexcept {
-  for (int64_t k0 = 0; k0 < depth; k0 += kColumns) {
-    const int64_t k1 = std::min(depth, k0 + kColumns);
+template <int kUnit>
+void from_panel_units(const std::byte* panel, int64_t units, std::byte* first, std::byte* second,
+                      int64_t row_bytes) noexcept {
+  for (int64_t u0 = 0; u0 < units; u0 += kColumns) {
+    const int64_t u1 = std::min(units, u0 + kColumns);
     for (int64_t r = 0; r < kPanelRows; ++r) {
-      T* dst = (r < kHalfPanel ? first + r * row_stride : second + (r - kHalfPanel) * row_stride);
-      for (int64_t k = k0; k < k1; ++k) dst[k] = panel[k * kPanelRows + r];
+      std::byte* dst = r < kHalfPanel ? first + r * row_bytes : second + (r - kHalfPanel) * row_bytes;
+      for (int64_t u = u0; u < u1; ++u) {
+        std::memcpy(dst + u * kUnit, panel + (u * kPanelRows + r) * kUnit, kUnit);
+      }
     }
   }
 }
 
-void to_panel(int64_t width, const std::byte* first, const std::byte* second, int64_t row_stride,
+// row_stride, depth: elements.
+void to_panel(ramp_dtype dtype, const std::byte* first, const std::byte* second, int64_t row_stride,
               int64_t depth, std::byte* panel) noexcept {
-  const auto run = [&]<typename T>(T) {
-    to_panel(reinterpret_cast<const T*>(first), reinterpret_cast<const T*>(second), row_stride, depth,
-             reinterpret_cast<T*>(panel));
-  };
-  if (width == 1) return run(uint8_t{});
-  if (width == 2) return run(uint16_t{});
-  run(uint32_t{});
+  const int64_t width = dtype_bytes(dtype);
+  const int64_t units = depth * width / unit_bytes(dtype);
+  if (unit_bytes(dtype) == 2) return to_panel_units<2>(first, second, row_stride * width, units, panel);
+  to_panel_units<4>(first, second, row_stride * width, units, panel);
 }
-void from_panel(int64_t width, const std::byte* panel, int64_t depth, std::byte* first, std::byte* second,
+void from_panel(ramp_dtype dtype, const std::byte* panel, int64_t depth, std::byte* first, std::byte* second,
                 int64_t row_stride) noexcept {
-  const auto run = [&]<typename T>(T) {
-    from_panel(reinterpret_cast<const T*>(panel), depth, reinterpret_cast<T*>(first),
-               reinterpret_cast<T*>(second), row_stride);
-  };
-  if (width == 1) return run(uint8_t{});
-  if (width == 2) return run(uint16_t{});
-  run(uint32_t{});
+  const int64_t width = dtype_bytes(dtype);
+  const int64_t units = depth * width / unit_bytes(dtype);
+  if (unit_bytes(dtype) == 2) return from_panel_units<2>(panel, units, first, second, row_stride * width);
+  from_panel_units<4>(panel, units, first, second, row_stride * width);
+}
+
+// Whether any of n bytes (a multiple of 32) is a NaN of e4m3: all bits of the magnitude set.
+bool any_nan_code(const std::byte* codes, int64_t n) noexcept {
+  constexpr uint64_t kLow = 0x0101010101010101U;
+  uint64_t found = 0;
+  for (int64_t i = 0; i < n; i += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, codes + i, 8);
+    // A magnitude of 0x7f plus 1 carries into its byte's top bit, and no other does; no carry leaves a byte.
+    found |= (word & ~(kLow << 7)) + kLow;
+  }
+  return (found & (kLow << 7)) != 0;
 }
 
 const PackedPanels& panels_of(const ExpertWeights& w) {
@@ -68,11 +90,13 @@ const PackedPanels& panels_of(const ExpertWeights& w) {
   return *packed;
 }
 
-WeightMatrix describe(const ExpertWeights& w, const ramp_tensor& checkpoint, std::byte* packed, bool paired,
-                      int64_t rows, int64_t depth) noexcept {
+// panels, data: nullptr while the weights are not packed.
+WeightMatrix describe(const ExpertWeights& w, const ramp_tensor& checkpoint, const PackedPanels* panels,
+                      std::byte* data, bool paired, int64_t rows, int64_t depth) noexcept {
   WeightMatrix m;
-  m.packed = packed != nullptr;
-  m.data = m.packed ? packed : static_cast<std::byte*>(checkpoint.data);
+  m.packed = panels != nullptr;
+  m.nan_codes = m.packed && panels->nan_codes;
+  m.data = m.packed ? data : static_cast<std::byte*>(checkpoint.data);
   m.paired = paired;
   m.dtype = weight_dtype(w.format);
   m.width = dtype_bytes(m.dtype);
@@ -115,7 +139,8 @@ void interleave_halves(std::byte* expert, int64_t blocks, size_t block_bytes, st
 int64_t scratch_bytes(const WeightMatrix& m) noexcept {
   return (kPanelRows * m.depth * m.width + m.rows / kHalfPanel + 63) / 64 * 64;
 }
-void pack_in_place(const WeightMatrix& m, std::byte* scratch, int64_t per_worker, Executor& executor) {
+// -> whether any code is a NaN.
+bool pack_in_place(const WeightMatrix& m, std::byte* scratch, int64_t per_worker, Executor& executor) {
   const int64_t panel_bytes = kPanelRows * m.depth * m.width;
   if (m.paired) {
     executor.run(m.experts, [&](int64_t e, int32_t worker) {
@@ -125,24 +150,31 @@ void pack_in_place(const WeightMatrix& m, std::byte* scratch, int64_t per_worker
     });
   }
   const int64_t panels = m.panels();
+  std::atomic<bool> nan_codes = false;
   executor.run(m.experts * panels, [&](int64_t task, int32_t worker) {
     std::byte* const place = m.panel(task / panels, task % panels, 0);
     std::byte* const rows = scratch + worker * per_worker;
     std::memcpy(rows, place, static_cast<size_t>(panel_bytes));
-    to_panel(m.width, rows, rows + panel_bytes / 2, m.depth, m.depth, place);
+    to_panel(m.dtype, rows, rows + panel_bytes / 2, m.depth, m.depth, place);
+    if (m.dtype == RAMP_E4M3 && any_nan_code(rows, panel_bytes)) nan_codes = true;
   });
+  return nan_codes;
 }
 
 // Experts [0, from.experts) of `from` (checkpoint layout, strided) -> experts from `first` on of `to`
-// (panels).
-void pack_from(const WeightMatrix& from, const WeightMatrix& to, int64_t first, Executor& executor) {
+// (panels). -> whether any code is a NaN.
+bool pack_from(const WeightMatrix& from, const WeightMatrix& to, int64_t first, Executor& executor) {
   const int64_t panels = to.panels();
+  std::atomic<bool> nan_codes = false;
   executor.run(from.experts * panels, [&](int64_t task, int32_t) {
     const int64_t e = task / panels;
     const int64_t p = task % panels;
-    to_panel(to.width, from.row(e, from.first_row(p), 0), from.row(e, from.second_row(p), 0), from.row_stride,
-             to.depth, to.panel(first + e, p, 0));
+    std::byte* const panel = to.panel(first + e, p, 0);
+    to_panel(to.dtype, from.row(e, from.first_row(p), 0), from.row(e, from.second_row(p), 0), from.row_stride,
+             to.depth, panel);
+    if (to.dtype == RAMP_E4M3 && any_nan_code(panel, kPanelRows * to.depth)) nan_codes = true;
   });
+  return nan_codes;
 }
 
 WeightMatrix checkpoint_matrix(const WeightMatrix& like, const ramp_tensor& t) noexcept {
@@ -162,7 +194,7 @@ void unpack_matrix(const WeightMatrix& m, const ramp_tensor& out, Executor& exec
   executor.run(m.experts * panels, [&](int64_t task, int32_t) {
     const int64_t e = task / panels;
     const int64_t p = task % panels;
-    from_panel(m.width, m.panel(e, p, 0), m.depth, to.row(e, to.first_row(p), 0),
+    from_panel(m.dtype, m.panel(e, p, 0), m.depth, to.row(e, to.first_row(p), 0),
                to.row(e, to.second_row(p), 0), to.row_stride);
   });
 }
@@ -170,11 +202,12 @@ void unpack_matrix(const WeightMatrix& m, const ramp_tensor& out, Executor& exec
 }  // namespace
 
 WeightMatrix w13_matrix(const ExpertWeights& w) {
-  return describe(w, w.w13, w.packed != nullptr ? panels_of(w).w13 : nullptr, w.gated(), w.rows13(),
-                  w.hidden);
+  return describe(w, w.w13, w.packed != nullptr ? &panels_of(w) : nullptr,
+                  w.packed != nullptr ? panels_of(w).w13 : nullptr, w.gated(), w.rows13(), w.hidden);
 }
 WeightMatrix w2_matrix(const ExpertWeights& w) {
-  return describe(w, w.w2, w.packed != nullptr ? panels_of(w).w2 : nullptr, false, w.hidden, w.intermediate);
+  return describe(w, w.w2, w.packed != nullptr ? &panels_of(w) : nullptr,
+                  w.packed != nullptr ? panels_of(w).w2 : nullptr, false, w.hidden, w.intermediate);
 }
 
 void pack_panels(ExpertWeights& w, Executor& executor) {
@@ -196,14 +229,14 @@ void pack_panels(ExpertWeights& w, Executor& executor) {
     packed->own2 = AlignedBuffer(static_cast<uint64_t>(bytes2));
     to13.data = packed->own13.as<std::byte>();
     to2.data = packed->own2.as<std::byte>();
-    pack_from(from13, to13, 0, executor);
-    pack_from(from2, to2, 0, executor);
+    packed->nan_codes = pack_from(from13, to13, 0, executor);
+    packed->nan_codes |= pack_from(from2, to2, 0, executor);
   } else {
     const int64_t per_worker = std::max(scratch_bytes(from13), scratch_bytes(from2));
     const AlignedBuffer scratch(static_cast<uint64_t>(per_worker) *
                                 static_cast<uint64_t>(executor.workers()));
-    pack_in_place(to13, scratch.as<std::byte>(), per_worker, executor);
-    pack_in_place(to2, scratch.as<std::byte>(), per_worker, executor);
+    packed->nan_codes = pack_in_place(to13, scratch.as<std::byte>(), per_worker, executor);
+    packed->nan_codes |= pack_in_place(to2, scratch.as<std::byte>(), per_worker, executor);
     packed->own13 = std::move(w.own_w13);
     packed->own2 = std::move(w.own_w2);
     w.w13.data = nullptr;
@@ -230,8 +263,9 @@ void update_panels(ExpertWeights& w, int64_t first_expert, const ramp_weights_de
     copy_elements(update.w2, expert_range(w.w2, first_expert, update.num_experts));
     return;
   }
-  pack_from(checkpoint_matrix(to13, update.w13), to13, first_expert, executor);
-  pack_from(checkpoint_matrix(to2, update.w2), to2, first_expert, executor);
+  auto& packed = dynamic_cast<PackedPanels&>(*w.packed);
+  packed.nan_codes |= pack_from(checkpoint_matrix(to13, update.w13), to13, first_expert, executor);
+  packed.nan_codes |= pack_from(checkpoint_matrix(to2, update.w2), to2, first_expert, executor);
 }
 
 void unpack_panels(const ExpertWeights& w, const ramp_tensor& w13, const ramp_tensor& w2,

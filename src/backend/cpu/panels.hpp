@@ -1,4 +1,4 @@
-// Packed weights of the CPU backend: every matrix becomes panels of 32 rows stored [depth][32] (see
+// Packed weights of the CPU backend: every matrix becomes panels of 32 rows, depth-major (layouts:
 // kernel_table.hpp), in the memory that the checkpoint layout had. Also the view through which kernels read a
 // matrix in either layout.
 //
@@ -20,6 +20,9 @@ struct PackedPanels final : PackedWeights {
   std::byte* w13 = nullptr;   // [E][rows13 / 32][H][32]
   std::byte* w2 = nullptr;    // [E][H / 32][I][32]
   int64_t total_bytes = 0;
+  // e4m3: whether any weight's code is a NaN (set by pack and update, never cleared). Kernels skip the
+  // decoding of NaN codes where there are none.
+  bool nan_codes = false;
   [[nodiscard]] int64_t bytes() const noexcept override { return total_bytes; }
 };
 
@@ -28,13 +31,14 @@ struct WeightMatrix {
   std::byte* data = nullptr;  // never written through by kernels
   bool packed = false;
   bool paired = false;  // gated w13: a panel is 16 gate rows and their up rows
+  bool nan_codes = false;
   ramp_dtype dtype = RAMP_DTYPE_NONE;
   int64_t width = 0;  // bytes per element
   int64_t experts = 0, rows = 0, depth = 0;
   int64_t expert_stride = 0, row_stride = 0;  // elements; checkpoint layout only
 
   [[nodiscard]] int64_t panels() const noexcept { return rows / kPanelRows; }
-  // First element of panel p of expert e at depth k (packed).
+  // Panel p of expert e from depth k, a multiple of 4 (packed).
   [[nodiscard]] std::byte* panel(int64_t e, int64_t p, int64_t k) const noexcept {
     return data + ((e * rows + p * kPanelRows) * depth + k * kPanelRows) * width;
   }

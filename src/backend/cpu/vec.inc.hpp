@@ -178,27 +178,44 @@ RAMP_INLINE vu to_f16(vf v) {
 }
 #endif
 
-// ---- element types, as template arguments
+// ---- element types, as template arguments: VL values in memory order (get, put), and panels, whose words
+// hold kPack depths of one lane (raw, part)
 
 struct F32 {
   typedef float T;
+  typedef vf Raw;
+  static constexpr int kPack = 1;
   RAMP_INLINE vf get(const float* p) { return load(p); }
   RAMP_INLINE void put(float* p, vf v) { store(p, v); }
+  RAMP_INLINE vf raw(const float* p) { return load(p); }
+  RAMP_INLINE vf part(vf v, int) { return v; }
 };
 struct F16 {
   typedef uint16_t T;
+  typedef vf Raw;
+  static constexpr int kPack = 1;
   RAMP_INLINE vf get(const uint16_t* p) { return f16_floats_at(p); }
   RAMP_INLINE void put(uint16_t* p, vf v) { store_u16(p, to_f16(v)); }
+  RAMP_INLINE vf raw(const uint16_t* p) { return get(p); }
+  RAMP_INLINE vf part(vf v, int) { return v; }
 };
 struct BF16 {
   typedef uint16_t T;
+  typedef vu Raw;
+  static constexpr int kPack = 2;
   RAMP_INLINE vf get(const uint16_t* p) { return bf16_floats(load_u16(p)); }
   RAMP_INLINE void put(uint16_t* p, vf v) { store_u16(p, to_bf16(v)); }
+  RAMP_INLINE vu raw(const uint16_t* p) { return bits(load((const float*)p)); }
+  RAMP_INLINE vf part(vu v, int j) { return floats(j == 0 ? v << 16 : v & 0xffff0000U); }
 };
 struct E4M3 {
   typedef uint8_t T;
+  typedef vu Raw;
+  static constexpr int kPack = 4;
   RAMP_INLINE vf get(const uint8_t* p) { return e4m3_floats(load_u8(p)); }
   RAMP_INLINE void put(uint8_t* p, vf v) { store_u8(p, to_e4m3(v)); }
+  RAMP_INLINE vu raw(const uint8_t* p) { return bits(load((const float*)p)); }
+  RAMP_INLINE vf part(vu v, int j) { return e4m3_floats((v >> (8 * j)) & 0xffU); }
 };
 
 // e^x for x in fp32, error below 2 ulp; inf above 88.72, 0 below -87.34 (no subnormal results), NaN stays
