@@ -201,7 +201,7 @@ struct GemmCase {
   }
 
   struct Way {
-    bool dot = false, tiles = false, nan_codes = false;
+    bool dot = false, nan_codes = false;
     int prefetch = 0;
     const void* w = nullptr;            // instead of the panel,
     ramp_dtype type = RAMP_DTYPE_NONE;  // of this type
@@ -209,7 +209,7 @@ struct GemmCase {
   std::vector<float> run(const CpuKernels& k, int first, int count, const Way& way) const {
     std::vector<float> c(size_t{kMaxTileM} * kPanelRows, 0.25F);
     std::vector<uint16_t> packed_rows(size_t{kMaxTileM} * kRowStride);
-    std::vector<uint32_t> decoded(size_t{kScaleGroup} / 2 * kPanelRows);
+    std::vector<uint32_t> decoded(size_t{kScaleGroup} * kPanelRows);
     for (int i = 0; i < count && way.dot; ++i) {
       const LoadArgs l{rows.data() + (first + i) * kRowStride,
                        packed_rows.data() + i * kRowStride,
@@ -231,14 +231,16 @@ struct GemmCase {
     g.rows = count;
     g.depth = kDepth;
     g.dot = way.dot ? 1 : 0;
-    g.tile_unit = way.tiles ? 1 : 0;
     g.nan_codes = way.nan_codes ? 1 : 0;
     g.prefetch = way.prefetch;
     g.decoded = decoded.data();
     g.scales = scaled ? scales.data() + first : nullptr;
     g.w_scale[0] = w_scale[0].data();
     g.w_scale[1] = w_scale[1].data();
+    const bool set_up = way.dot && k.begin_dot != nullptr;
+    if (set_up) k.begin_dot(count);
     k.gemm(&g);
+    if (set_up) k.end_dot();
     return c;
   }
 
@@ -302,34 +304,30 @@ TEST_P(Kernels, DotProductsMatchFp64AndAreIndependentOfTheirNeighbours) {
   if (k.has_dot == 0) GTEST_SKIP() << k.isa << " has no bf16 dot products";
   for (const ramp_dtype dtype : {RAMP_BF16, RAMP_E4M3}) {
     for (const bool scaled : {false, true}) {
-      for (const bool tiles : {false, true}) {
-        if (tiles && k.has_tiles == 0) continue;
-        SCOPED_TRACE(std::to_string(dtype) + (scaled ? " scaled" : "") + (tiles ? " tiles" : ""));
-        const GemmCase c(dtype, scaled);
-        GemmCase::Way way;
-        way.dot = true;
-        way.tiles = tiles;
-        c.expect_independent(k, way);
-        const std::vector<float> expected = c.run(k, 0, c.kRows, way);
-        way.nan_codes = true;
-        EXPECT_EQ(c.run(k, 0, c.kRows, way), expected) << "with the decoder that knows NaN";
-        // Checkpoint rows, decoded to pairs first.
-        way.nan_codes = false;
-        std::vector<uint8_t> rows(c.plain.size());
-        const int width = static_cast<int>(dtype_bytes(dtype));
-        for (int d = 0; d < c.kDepth; ++d) {
-          for (int lane = 0; lane < kPanelRows; ++lane) {
-            std::memcpy(rows.data() + (lane * c.kDepth + d) * width,
-                        c.plain.data() + (d * kPanelRows + lane) * width, static_cast<size_t>(width));
-          }
+      SCOPED_TRACE(std::to_string(dtype) + (scaled ? " scaled" : ""));
+      const GemmCase c(dtype, scaled);
+      GemmCase::Way way;
+      way.dot = true;
+      c.expect_independent(k, way);
+      const std::vector<float> expected = c.run(k, 0, c.kRows, way);
+      way.nan_codes = true;
+      EXPECT_EQ(c.run(k, 0, c.kRows, way), expected) << "with the decoder that knows NaN";
+      // Checkpoint rows, decoded to pairs first.
+      way.nan_codes = false;
+      std::vector<uint8_t> rows(c.plain.size());
+      const int width = static_cast<int>(dtype_bytes(dtype));
+      for (int d = 0; d < c.kDepth; ++d) {
+        for (int lane = 0; lane < kPanelRows; ++lane) {
+          std::memcpy(rows.data() + (lane * c.kDepth + d) * width,
+                      c.plain.data() + (d * kPanelRows + lane) * width, static_cast<size_t>(width));
         }
-        std::vector<uint32_t> pairs(size_t{GemmCase::kDepth} / 2 * kPanelRows);
-        k.decode_rows(rows.data(), rows.data() + 16 * c.kDepth * width, c.kDepth, dtype, c.kDepth, 1,
-                      pairs.data());
-        way.w = pairs.data();
-        way.type = RAMP_BF16;
-        EXPECT_EQ(c.run(k, 0, c.kRows, way), expected) << "from rows";
       }
+      std::vector<uint32_t> pairs(size_t{GemmCase::kDepth} / 2 * kPanelRows);
+      k.decode_rows(rows.data(), rows.data() + 16 * c.kDepth * width, c.kDepth, dtype, c.kDepth, 1,
+                    pairs.data());
+      way.w = pairs.data();
+      way.type = RAMP_BF16;
+      EXPECT_EQ(c.run(k, 0, c.kRows, way), expected) << "from rows";
     }
   }
 }
@@ -348,14 +346,11 @@ TEST_P(Kernels, DotProductsDecodeEveryCode) {
       std::fill(c.rows.begin(), c.rows.end(), 1.0F);
       for (const bool with_nan : {false, true}) {
         if (nan && !with_nan) continue;  // promised not to occur
-        for (int tiles = 0; tiles <= k.has_tiles; ++tiles) {
-          GemmCase::Way way;
-          way.dot = true;
-          way.tiles = tiles != 0;
-          way.nan_codes = with_nan;
-          const float got = c.run(k, 0, 1, way)[17];
-          ASSERT_TRUE(same(got, 0.25F + e4m3_to_f32(static_cast<uint8_t>(code)))) << code << " at " << at;
-        }
+        GemmCase::Way way;
+        way.dot = true;
+        way.nan_codes = with_nan;
+        const float got = c.run(k, 0, 1, way)[17];
+        ASSERT_TRUE(same(got, 0.25F + e4m3_to_f32(static_cast<uint8_t>(code)))) << code << " at " << at;
       }
     }
   }

@@ -15,7 +15,7 @@ namespace {
 // Splits help where an expert's few rows leave too few tiles; more than this many partial sums never paid.
 constexpr int32_t kMaxSplit = 8;
 constexpr int32_t kFewRows = 8;     // tile_m up to which a tile is bound by the weights it reads
-constexpr int32_t kMaxStages = 16;  // panels: 16 x 32 rows x 128 deep x 2 bytes = 128 KiB ahead at most
+constexpr int32_t kMaxStages = 16;  // 30 KiB of bf16 ahead, near what the L1 cache holds
 
 enum class Rule : int32_t {
   kLegal,
@@ -121,17 +121,13 @@ bool cpu_config_legal(const KernelConfig& c, int64_t hidden, int64_t intermediat
   return broken_rule(c, hidden, intermediate, format, activation) == Rule::kLegal;
 }
 
-bool cpu_uses_tile_unit(const KernelConfig& c, ramp_determinism determinism) noexcept {
-  return determinism == RAMP_BATCH_INVARIANT || c.tile_m > kFewRows;
-}
-
 ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                        bool with_rejected) {
   constexpr std::array<int32_t, 6> kRows = {1, 4, 8, 16, 32, 64};
   constexpr std::array<int32_t, 6> kSlices = {32, 64, 128, 256, 512, 1024};
   constexpr std::array<int32_t, 3> kDepths = {128, 512, 2048};
   constexpr std::array<int32_t, 3> kSplits = {1, 2, 4};
-  constexpr std::array<int32_t, 2> kStages = {1, 4};
+  constexpr std::array<int32_t, 3> kStages = {1, 3, 9};
   constexpr std::array<int32_t, 3> kGroups = {0, -1, 4};  // column, row, grouped by 4
   ConfigList list;
   for (const int32_t n : kSlices) {

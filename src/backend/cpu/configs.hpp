@@ -5,7 +5,8 @@
 // or of w2 in a tile. tile_k: depth step: a tile's x rows and decoded weights of one step live in cache.
 // order, group_m: order of the tiles of one expert. split_k: depth of GEMM1 split over that many tiles
 // (partial sums are added in order before the activation; GEMM2 has H rows and needs no split). stages:
-// weight panels of one depth step fetched ahead, the current one counted (1: no software prefetch).
+// prefetch distance: pieces of a panel, 32 deep (2 KiB of bf16), fetched ahead, the current one counted (1:
+// no software prefetch).
 #pragma once
 
 #include <cstdint>
@@ -24,12 +25,6 @@ std::string cpu_config_rejection(const KernelConfig& c, const ModelShape& model,
 // The same rules without text: no allocation, for the hot path.
 bool cpu_config_legal(const KernelConfig& c, int64_t hidden, int64_t intermediate, ramp_format format,
                       ramp_activation activation) noexcept;
-
-// Whether a config's bf16 dot products run on the matrix unit, where the ISA level has one. Tiles bound by
-// reading weights (tile_m <= 8) do without: the vector unit streams a little faster (docs/kernel-log.md).
-// Depends on nothing but these two, so that a row's bits never depend on its neighbours; batch-invariant
-// mode takes one unit for all.
-bool cpu_uses_tile_unit(const KernelConfig& c, ramp_determinism determinism) noexcept;
 
 ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                        bool with_rejected);

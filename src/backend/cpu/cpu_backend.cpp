@@ -76,7 +76,6 @@ void plan(Job& j, const KernelConfig* config, ramp_determinism determinism) {
                                   j.executor->workers());
   }
   if (determinism == RAMP_BATCH_INVARIANT) j.config.split_k = 1;
-  j.tile_unit = j.kernels->has_tiles != 0 && cpu_uses_tile_unit(j.config, determinism);
   j.plan = plan_tiles(j.offsets, j.config.tile_m, j.plan_experts, j.plan_tiles);
 }
 

@@ -12,6 +12,9 @@
 namespace ramp::core {
 namespace {
 
+// Depth of a panel that one of KernelConfig::stages stands for.
+constexpr int64_t kPrefetchDepth = 32;
+
 // The scale of a quantised (value * weight), from amax(|value|): rounding is monotone, so the largest rounded
 // product is the rounded product of the largest. A NaN or zero amax gives the smallest scale, as in
 // quantize.hpp.
@@ -75,17 +78,6 @@ PanelScales panel_scales(const Job& job, const WeightMatrix& w, int64_t e, int64
     s.half[h] = base + block * t.stride[1];
   }
   return s;
-}
-
-// Bytes from the packed panel at step `at` to the one `ahead` steps later in the order of gemm_tile's loops
-// (all panels of a depth step, then the next step).
-int64_t prefetch_distance(const WeightMatrix& w, const TileRange& t, int64_t panel, int64_t ahead,
-                          int64_t tile_k) noexcept {
-  if (ahead == 0) return 0;
-  const int64_t at = panel + ahead;
-  const int64_t steps = at / t.panels;
-  const int64_t panels = at % t.panels - panel;
-  return (panels * kPanelRows * w.depth + steps * tile_k * kPanelRows) * w.width;
 }
 
 }  // namespace
@@ -173,7 +165,10 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
   const bool grouped = job.quantisation == Quantisation::kGroup;
   const Route route = route_of(job, w, t.rows);
   const int64_t tile_k = job.config.tile_k;
-  const int64_t ahead = job.config.stages - 1;
+  // Along the panel, which is how memory is read: at its end this runs into the next panel, or, where the
+  // depth is cut into steps, into what the next step reads.
+  const auto prefetch =
+      static_cast<int32_t>(w.packed ? (job.config.stages - 1) * kPrefetchDepth * kPanelRows * w.width : 0);
   for (int64_t i = 0; i < t.rows; ++i) {
     std::memset(s.c + i * kSumStride, 0, static_cast<size_t>(t.panels) * kPanelRows * sizeof(float));
   }
@@ -183,10 +178,11 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
   g.rows = static_cast<int32_t>(t.rows);
   g.w_dtype = route.w_dtype;
   g.dot = route.dot ? 1 : 0;
-  g.tile_unit = route.dot && job.tile_unit ? 1 : 0;
   g.nan_codes = w.nan_codes ? 1 : 0;
   g.decoded = s.w;
   g.scales = grouped ? s.scales : nullptr;
+  const bool set_up = route.dot && kernels.begin_dot != nullptr;
+  if (set_up) kernels.begin_dot(g.rows);
   const int64_t row_bytes = kRowStride * (route.rows == kRowF32 ? 4 : 2);
   for (int64_t k = t.k0; k < t.k1; k += tile_k) {
     const int64_t depth = std::min(tile_k, t.k1 - k);
@@ -204,8 +200,6 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
     g.depth = static_cast<int32_t>(depth);
     for (int64_t panel = 0; panel < t.panels; ++panel) {
       const int64_t at_panel = t.panel0 + panel;
-      const auto prefetch =
-          static_cast<int32_t>(w.packed ? prefetch_distance(w, t, panel, ahead, tile_k) : 0);
       g.w = s.w;
       if (route.direct) {
         g.w = w.panel(t.expert, at_panel, k);
@@ -226,6 +220,7 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
       kernels.gemm(&g);
     }
   }
+  if (set_up) kernels.end_dot();
 }
 
 }  // namespace ramp::core

@@ -72,7 +72,6 @@ struct Job {
   int64_t slots = 0;                  // tokens * top_k
   int64_t x_rows = 0;                 // rows of x: tokens, or slots when batched
   bool batched = false, per_slot = false, weight_on_input = false;
-  bool tile_unit = false;  // dot products of bf16 on the matrix unit
 
   // Caller's tensors.
   const std::byte* x = nullptr;

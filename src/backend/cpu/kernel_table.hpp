@@ -50,9 +50,8 @@ struct GemmArgs {
   int32_t w_dtype;    // RAMP_F32, F16, BF16 or E4M3
   int32_t prefetch;   // bytes ahead of the reads; 0 = none
   int32_t dot;        // bf16 dot products: only where the table has has_dot, only for BF16 and E4M3
-  int32_t tile_unit;  // with dot: on the matrix unit, where the table has has_tiles
   int32_t nan_codes;  // e4m3: 0 promises that no code of the matrix is a NaN
-  void* decoded;      // with dot: scratch, [kScaleGroup][32] bf16
+  void* decoded;      // with dot: scratch, [2][kScaleGroup][32] bf16
   // scales == NULL: the sum continues from c in order of k (dot products: in pairs). Else, for each scale
   // group, the sum starts at zero and then c = c + sum * (scales[group][i] * w_scale[lane / 16][group]).
   const float* scales;      // [groups][kMaxTileM]
@@ -116,9 +115,13 @@ struct DotArgs {
 struct CpuKernels {
   const char* isa;
   int32_t vector_floats;
-  // gemm takes dot (and tile_unit): products of bf16 pairs, summed in fp32. A sum then differs in its last
-  // bits from the one without, and between the two units.
-  int32_t has_dot, has_tiles;
+  // gemm takes dot: products of bf16 pairs, summed in fp32. A sum then differs in its last bits from the one
+  // without.
+  int32_t has_dot;
+  // Around a thread's calls of gemm with dot and this many rows; NULL where there is nothing to set up. The matrix unit takes
+  // hundreds of cycles to configure, and a thread that leaves it in use has 8 KiB more state to switch.
+  void (*begin_dot)(int32_t rows);
+  void (*end_dot)();
   // Without dot: up to this many rows of x an f16 or e4m3 panel is decoded in registers while it streams;
   // above, decoding once into scratch pays. bf16 and f32 need no decoding to speak of.
   int32_t direct_rows;

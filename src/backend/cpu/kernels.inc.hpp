@@ -172,9 +172,8 @@ void gemm_typed(const GemmArgs* g) {
 
 void gemm(const GemmArgs* g) {
 #if defined(__AMX_BF16__)
-  if (g->tile_unit != 0) return gemm_tiles(g);
-#endif
-#if defined(__AVX512BF16__)
+  if (g->dot != 0) return gemm_tiles(g);
+#elif defined(__AVX512BF16__)
   if (g->dot != 0) return gemm_dot(g);
 #endif
 #define RAMP_CALL(W) gemm_typed<W>(g)
@@ -447,17 +446,22 @@ void dot(const DotArgs* d) {
   if (d->x_dtype == RAMP_BF16) dot_by_weight<BF16>(d);
 }
 
-#if defined(__AMX_BF16__)
-constexpr int kHasDot = 1, kHasTiles = 1;
-#elif defined(__AVX512BF16__)
-constexpr int kHasDot = 1, kHasTiles = 0;
+#if defined(__AVX512BF16__)
+constexpr int kHasDot = 1;
 #else
-constexpr int kHasDot = 0, kHasTiles = 0;
+constexpr int kHasDot = 0;
+#endif
+#if defined(__AMX_BF16__)
+constexpr auto kBeginDot = begin_tiles;
+constexpr auto kEndDot = end_tiles;
+#else
+constexpr void (*kBeginDot)(int32_t) = nullptr;
+constexpr void (*kEndDot)() = nullptr;
 #endif
 
 constexpr CpuKernels kTable = {
-    RAMP_ISA_NAME, VL,   kHasDot,  kHasTiles, kBlockRows,   gemm, decode_panel, decode_rows,
-    load_row,      amax, quantise, activate,  store_scaled, add,  combine,      dot,
+    RAMP_ISA_NAME, VL,   kHasDot,  kBeginDot, kEndDot,      kBlockRows, gemm,    decode_panel, decode_rows,
+    load_row,      amax, quantise, activate,  store_scaled, add,        combine, dot,
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
-// GEMM on bf16 dot products (AVX512-BF16), included by kernels.inc.hpp for the levels that have them. bf16
-// weights go in as they are. e4m3 weights become bf16 on the way, exactly: 4 significand bits and an exponent
-// of 4 bits fit. x rows are bf16 in tile scratch.
+// GEMM on bf16 dot products (AVX512-BF16), and what it shares with the matrix unit: included by
+// kernels.inc.hpp for the levels that have either. bf16 weights go in as they are. e4m3 weights become bf16
+// on the way, exactly: 4 significand bits and an exponent of 4 bits fit. x rows are bf16 in tile scratch.
 //
 // vdpbf16ps adds the product of the pair's second elements to the sum, then that of the first, each rounded
 // to fp32 to nearest; it takes subnormal inputs as zero and flushes subnormal results (docs/numerics.md).
@@ -72,11 +72,42 @@ void decode_pairs_as(const GemmArgs* g, const char* w, int depth, uint32_t* out)
     out += 2 * kPanelRows;
   }
 }
-void decode_pairs(const GemmArgs* g, const void* w, int depth) {
-  if (g->nan_codes != 0) return decode_pairs_as<true>(g, (const char*)w, depth, (uint32_t*)g->decoded);
-  decode_pairs_as<false>(g, (const char*)w, depth, (uint32_t*)g->decoded);
+// Scale group `group` of the panel to one of the two halves of g->decoded, in turns; -> which.
+const uint32_t* decode_group(const GemmArgs* g, int group) {
+  const int k = group * kScaleGroup;
+  const int depth = g->depth - k < kScaleGroup ? g->depth - k : kScaleGroup;
+  const char* const w = (const char*)g->w + (int64_t)k * kPanelRows;
+  uint32_t* const out = (uint32_t*)g->decoded + group % 2 * (kScaleGroup / 2 * kPanelRows);
+  if (g->nan_codes != 0) {
+    decode_pairs_as<true>(g, w, depth, out);
+  } else {
+    decode_pairs_as<false>(g, w, depth, out);
+  }
+  return out;
 }
 
+// Calls body(piece) with e4m3 panels decoded, at most kScaleGroup deep at a time. Each group is decoded while
+// the one before is multiplied: what was just stored cannot be loaded as a tile before it reached the cache.
+template <class Body>
+RAMP_INLINE void each_decoded_piece(const GemmArgs* g, Body body) {
+  const int groups = (g->depth + kScaleGroup - 1) / kScaleGroup;
+  const uint32_t* next = decode_group(g, 0);
+  for (int group = 0; group < groups; ++group) {
+    const uint32_t* const w = next;
+    if (group + 1 < groups) next = decode_group(g, group + 1);
+    const int k = group * kScaleGroup;
+    const int rest = g->depth - k;
+    const bool scaled = g->scales != nullptr;
+    const Piece p = {w,
+                     (const uint16_t*)g->a + k,
+                     rest < kScaleGroup ? rest : kScaleGroup,
+                     scaled ? g->scales + group * kMaxTileM : nullptr,
+                     {scaled ? g->w_scale[0][group] : 1.0F, scaled ? g->w_scale[1][group] : 1.0F}};
+    body(&p);
+  }
+}
+
+#if !defined(__AMX_BF16__)
 // M rows of x against all 32 lanes. W: BF16 or E4M3, the type of the panel at p->w.
 template <class W, int M, bool kPrefetch>
 __attribute__((noinline)) void dot_block(const GemmArgs* g, const Piece* p, int row) {
@@ -157,22 +188,6 @@ void dot_piece(const GemmArgs* g, const Piece* p, bool prefetch) {
   }
 }
 
-// Calls body(piece) with e4m3 panels decoded to g->decoded, at most kScaleGroup deep at a time.
-template <class Body>
-RAMP_INLINE void each_decoded_piece(const GemmArgs* g, Body body) {
-  for (int k = 0, group = 0; k < g->depth; k += kScaleGroup, ++group) {
-    const int rest = g->depth - k;
-    const bool scaled = g->scales != nullptr;
-    const Piece p = {g->decoded,
-                     (const uint16_t*)g->a + k,
-                     rest < kScaleGroup ? rest : kScaleGroup,
-                     scaled ? g->scales + group * kMaxTileM : nullptr,
-                     {scaled ? g->w_scale[0][group] : 1.0F, scaled ? g->w_scale[1][group] : 1.0F}};
-    decode_pairs(g, (const char*)g->w + (int64_t)k * kPanelRows, p.depth);
-    body(&p);
-  }
-}
-
 void gemm_dot(const GemmArgs* g) {
   if (g->w_dtype == RAMP_BF16) {
     each_piece(g, 2, 2, [g](const Piece* p) { dot_piece<BF16>(g, p, g->prefetch != 0); });
@@ -182,6 +197,8 @@ void gemm_dot(const GemmArgs* g) {
     each_decoded_piece(g, [g](const Piece* p) { dot_piece<BF16>(g, p, false); });
   }
 }
+
+#endif
 
 // ---------------------------------------------------------------- x rows and checkpoint rows as bf16
 
