@@ -1,6 +1,8 @@
 // Help, version, errors of the command line itself, JSON discipline, and docs/cli.md.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "cli/harness.hpp"
 
 namespace ramp::cli_test {
@@ -134,9 +136,46 @@ TEST(CliBasics, InfoMeasures) {
   EXPECT_GT(m["read_gbps"].get<double>(), 0.1);
   EXPECT_LT(m["read_gbps"].get<double>(), 1e4);
   EXPECT_GE(m["read_gbps"].get<double>(), m["read_gbps_median"].get<double>());
-  EXPECT_GT(m["fp32_gflops"].get<double>(), 0.1);
-  EXPECT_LT(m["fp32_gflops"].get<double>(), 1e6);
   EXPECT_GT(m["read_buffer_bytes"].get<int64_t>(), int64_t{1} << 21);
+  EXPECT_FALSE(m["read_reader"].get<std::string>().empty());
+  EXPECT_GT(m["cpu_share"].get<double>(), 0);
+  EXPECT_LT(m["cpu_share"].get<double>(), 1.1);
+  EXPECT_FALSE(m["fp32_gflops"].is_null());
+}
+
+// Each peak: two figures, or none and the reason. What the CPU and the system have, both lists agree on.
+TEST(CliBasics, InfoMeasuresPeaksOrSaysWhyNot) {
+  const Result r = ramp({"info", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const json j = r.parsed();
+  const json m = j["measured"];
+  for (const std::string peak : {"fp32", "bf16_dot", "bf16_amx"}) {
+    EXPECT_FALSE(m[peak + "_kind"].get<std::string>().empty()) << peak;
+    if (m[peak + "_gflops"].is_null()) {
+      EXPECT_TRUE(m[peak + "_gflops_one_core"].is_null()) << peak;
+      EXPECT_FALSE(m[peak + "_missing"].get<std::string>().empty()) << peak;
+      continue;
+    }
+    EXPECT_TRUE(m[peak + "_missing"].is_null()) << peak;
+    for (const char* const cores : {"_gflops", "_gflops_one_core"}) {
+      EXPECT_GT(m[peak + cores].get<double>(), 0.1) << peak << cores;
+      EXPECT_LT(m[peak + cores].get<double>(), 1e6) << peak << cores;
+    }
+  }
+  const auto extension = [&](const char* name) {
+    const json& list = j["cpu"]["extensions"];
+    return std::find(list.begin(), list.end(), name) != list.end();
+  };
+  EXPECT_EQ(extension("avx512bf16"), !m["bf16_dot_gflops"].is_null());
+  // The system may list tiles and refuse them to a process, not the other way round.
+  EXPECT_TRUE(extension("amx_bf16") || m["bf16_amx_gflops"].is_null());
+}
+
+TEST(CliBasics, InfoPrintsEveryMeasurement) {
+  const Result r = ramp({"info"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  for (const char* const line : {"\nread ", "\nfp32 peak ", "\nbf16 dot ", "\nbf16 amx "})
+    EXPECT_TRUE(contains(r.out, line)) << line << r.out;
 }
 
 TEST(CliBasics, EnvironmentIsHonouredAndShown) {
