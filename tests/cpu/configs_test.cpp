@@ -99,7 +99,7 @@ TEST(Configs, RejectionsNameTheNumbers) {
   EXPECT_NE(reason("m8_n64_k128_sk16").find("split_k 16"), std::string::npos);
   EXPECT_NE(reason("m16_n64_k128_sk2").find("few rows"), std::string::npos);
   EXPECT_NE(reason("m8_n64_k512_sk8").find("4 depth steps"), std::string::npos);
-  EXPECT_NE(reason("m16_n64_k128_s17").find("stages 17"), std::string::npos);
+  EXPECT_NE(reason("m16_n64_k128_s65").find("stages 65"), std::string::npos);
   EXPECT_NE(reason("m8_n64_k128_row").find("row order"), std::string::npos);
   EXPECT_NE(reason("m16_n64_k128_g1").find("group_m"), std::string::npos);
   EXPECT_NE(reason("m16_n64_k128_w4").find("GPU"), std::string::npos);

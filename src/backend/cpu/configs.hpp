@@ -5,8 +5,8 @@
 // or of w2 in a tile. tile_k: depth step: a tile's x rows and decoded weights of one step live in cache.
 // order, group_m: order of the tiles of one expert. split_k: depth of GEMM1 split over that many tiles
 // (partial sums are added in order before the activation; GEMM2 has H rows and needs no split). stages:
-// prefetch distance: pieces of a panel, 32 deep (2 KiB of bf16), fetched ahead, the current one counted (1:
-// no software prefetch).
+// prefetch distance along the panel, in pieces of 512 bytes, the current one counted (1: no software
+// prefetch).
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,8 @@
 namespace ramp::core {
 namespace {
 
-// Depth of a panel that one of KernelConfig::stages stands for.
-constexpr int64_t kPrefetchDepth = 32;
+// Bytes of a panel that one of KernelConfig::stages stands for.
+constexpr int64_t kPrefetchBytes = 512;
 
 // The scale of a quantised (value * weight), from amax(|value|): rounding is monotone, so the largest rounded
 // product is the rounded product of the largest. A NaN or zero amax gives the smallest scale, as in
@@ -168,7 +168,7 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
   // Along the panel, which is how memory is read: at its end this runs into the next panel, or, where the
   // depth is cut into steps, into what the next step reads.
   const auto prefetch =
-      static_cast<int32_t>(w.packed ? (job.config.stages - 1) * kPrefetchDepth * kPanelRows * w.width : 0);
+      static_cast<int32_t>(w.packed ? (job.config.stages - 1) * kPrefetchBytes : 0);
   for (int64_t i = 0; i < t.rows; ++i) {
     std::memset(s.c + i * kSumStride, 0, static_cast<size_t>(t.panels) * kPanelRows * sizeof(float));
   }

@@ -56,12 +56,11 @@ RAMP_INLINE Pairs decode_quads(__m512i v) {
 
 // e4m3 panel [depth / 4][32][4] -> bf16 pairs [depth / 2][32][2] in quad order.
 template <bool kNan>
-void decode_pairs_as(const GemmArgs* g, const char* w, int depth, uint32_t* out) {
+RAMP_INLINE void decode_pairs_as(int64_t prefetch, const char* w, int depth, uint32_t* out) {
   for (int k = 0; k < depth; k += 4) {
-    if (g->prefetch != 0) {
-      _mm_prefetch(w + g->prefetch, _MM_HINT_T0);
-      _mm_prefetch(w + g->prefetch + 64, _MM_HINT_T0);
-    }
+    // Distance 0 prefetches what is about to be loaded: harmless, and no branch.
+    _mm_prefetch(w + prefetch, _MM_HINT_T0);
+    _mm_prefetch(w + prefetch + 64, _MM_HINT_T0);
     const Pairs low = decode_quads<kNan>(load_words(w));
     const Pairs high = decode_quads<kNan>(load_words(w + 64));
     _mm512_storeu_si512(out, low.even);
@@ -79,9 +78,9 @@ const uint32_t* decode_group(const GemmArgs* g, int group) {
   const char* const w = (const char*)g->w + (int64_t)k * kPanelRows;
   uint32_t* const out = (uint32_t*)g->decoded + group % 2 * (kScaleGroup / 2 * kPanelRows);
   if (g->nan_codes != 0) {
-    decode_pairs_as<true>(g, w, depth, out);
+    decode_pairs_as<true>(g->prefetch, w, depth, out);
   } else {
-    decode_pairs_as<false>(g, w, depth, out);
+    decode_pairs_as<false>(g->prefetch, w, depth, out);
   }
   return out;
 }
