@@ -15,7 +15,7 @@ namespace {
 // Splits help where an expert's few rows leave too few tiles; more than this many partial sums never paid.
 constexpr int32_t kMaxSplit = 8;
 constexpr int32_t kFewRows = 8;     // tile_m up to which a tile is bound by the weights it reads
-constexpr int32_t kMaxStages = 64;  // 32 KiB ahead, most of an L1 cache
+constexpr int32_t kMaxStages = 64;  // 67 KiB ahead
 
 enum class Rule : int32_t {
   kLegal,
@@ -127,7 +127,7 @@ ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activat
   constexpr std::array<int32_t, 6> kSlices = {32, 64, 128, 256, 512, 1024};
   constexpr std::array<int32_t, 3> kDepths = {128, 512, 2048};
   constexpr std::array<int32_t, 3> kSplits = {1, 2, 4};
-  constexpr std::array<int32_t, 6> kStages = {1, 2, 3, 5, 9, 17};
+  constexpr std::array<int32_t, 4> kStages = {1, 2, 4, 9};
   constexpr std::array<int32_t, 3> kGroups = {0, -1, 4};  // column, row, grouped by 4
   ConfigList list;
   for (const int32_t n : kSlices) {

@@ -5,7 +5,7 @@
 // or of w2 in a tile. tile_k: depth step: a tile's x rows and decoded weights of one step live in cache.
 // order, group_m: order of the tiles of one expert. split_k: depth of GEMM1 split over that many tiles
 // (partial sums are added in order before the activation; GEMM2 has H rows and needs no split). stages:
-// prefetch distance along the panel, in pieces of 512 bytes, the current one counted (1: no software
+// prefetch distance along the panel, in pieces of 1088 bytes, the current one counted (1: no software
 // prefetch).
 #pragma once
 

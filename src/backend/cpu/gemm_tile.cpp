@@ -12,8 +12,9 @@
 namespace ramp::core {
 namespace {
 
-// Bytes of a panel that one of KernelConfig::stages stands for.
-constexpr int64_t kPrefetchBytes = 512;
+// Bytes of a panel that one of KernelConfig::stages stands for: 17 lines, since distances that are multiples of
+// 4 KiB lost up to 40% (measured on codes: 17.5 GB/s at 8192, 33 at 8704).
+constexpr int64_t kPrefetchBytes = 1088;
 
 // The scale of a quantised (value * weight), from amax(|value|): rounding is monotone, so the largest rounded
 // product is the rounded product of the largest. A NaN or zero amax gives the smallest scale, as in

@@ -21,6 +21,15 @@ constexpr int kBlockRows = 12;
 constexpr int kBlockRows = 6;
 #endif
 
+// Weights are fetched twice: from memory to the L2 cache `far` bytes ahead, and to the L1 cache a little ahead
+// of their use. One distance alone either wastes the few L1 miss buffers on memory's latency or comes late:
+// 33 of 38 GB/s for bf16 tiles, 37 with both (two cores, docs/kernel-log.md).
+constexpr int kNear = 512, kNearQuads = 768;
+RAMP_INLINE void prefetch_line(const char* p, int near, int64_t far) {
+  __builtin_prefetch(p + near, 0, 3);
+  __builtin_prefetch(p + far, 0, 2);
+}
+
 // One call's work on one scale group, or all of it where there are none.
 struct Piece {
   const void* w;
@@ -64,8 +73,8 @@ __attribute__((noinline)) void gemm_block(const GemmArgs* g, const Piece* p, int
     const T* w = (const T*)p->w + lane * W::kPack;
     for (int k = 0; k < depth; k += W::kPack) {
       if (kPrefetch) {
-        __builtin_prefetch((const char*)w + g->prefetch);
-        if (2 * VL * W::kPack * sizeof(T) > 64) __builtin_prefetch((const char*)w + g->prefetch + 64);
+        prefetch_line((const char*)w, kNear, g->prefetch);
+        if (2 * VL * W::kPack * sizeof(T) > 64) prefetch_line((const char*)w + 64, kNear, g->prefetch);
       }
       const typename W::Raw raw0 = W::raw(w);
       const typename W::Raw raw1 = W::raw(w + VL * W::kPack);
@@ -186,7 +195,7 @@ void gemm(const GemmArgs* g) {
 template <class W>
 void decode_panel_typed(const typename W::T* w, int64_t depth, int32_t prefetch, float* out) {
   for (int64_t k = 0; k < depth; k += W::kPack) {
-    if (prefetch != 0) __builtin_prefetch((const char*)(w + k * kPanelRows) + prefetch);
+    if (prefetch != 0) prefetch_line((const char*)(w + k * kPanelRows), kNear, prefetch);
     for (int v = 0; v < kPanelRows; v += VL) {
       const typename W::Raw raw = W::raw(w + k * kPanelRows + v * W::kPack);
       RAMP_UNROLL for (int j = 0; j < W::kPack; ++j) {

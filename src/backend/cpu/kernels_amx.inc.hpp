@@ -93,8 +93,8 @@ RAMP_INLINE void tile_block(const GemmArgs* g, const Piece* p, int row, float* s
   for (int k = 0; k < p->depth; k += 32) {
     if (kPrefetch) {
       RAMP_UNROLL for (int line = 0; line < 16; ++line) {
-        _mm_prefetch(w + g->prefetch + line * 128, _MM_HINT_T0);
-        _mm_prefetch(w + g->prefetch + line * 128 + 64, _MM_HINT_T0);
+        prefetch_line(w + line * 128, kNear, g->prefetch);
+        prefetch_line(w + line * 128 + 64, kNear, g->prefetch);
       }
     }
     multiply_step<kSecond>(w, a, kStride);

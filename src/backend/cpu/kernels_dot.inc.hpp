@@ -59,8 +59,8 @@ template <bool kNan>
 RAMP_INLINE void decode_pairs_as(int64_t prefetch, const char* w, int depth, uint32_t* out) {
   for (int k = 0; k < depth; k += 4) {
     // Distance 0 prefetches what is about to be loaded: harmless, and no branch.
-    _mm_prefetch(w + prefetch, _MM_HINT_T0);
-    _mm_prefetch(w + prefetch + 64, _MM_HINT_T0);
+    prefetch_line(w, kNearQuads, prefetch);
+    prefetch_line(w + 64, kNearQuads, prefetch);
     const Pairs low = decode_quads<kNan>(load_words(w));
     const Pairs high = decode_quads<kNan>(load_words(w + 64));
     _mm512_storeu_si512(out, low.even);
@@ -124,8 +124,8 @@ __attribute__((noinline)) void dot_block(const GemmArgs* g, const Piece* p, int 
   const char* w = (const char*)p->w;
   for (int k = 0; k < p->depth; k += W::kPack) {
     if (kPrefetch) {
-      _mm_prefetch(w + g->prefetch, _MM_HINT_T0);
-      _mm_prefetch(w + g->prefetch + 64, _MM_HINT_T0);
+      prefetch_line(w, W::kPack == 2 ? kNear : kNearQuads, g->prefetch);
+      prefetch_line(w + 64, W::kPack == 2 ? kNear : kNearQuads, g->prefetch);
     }
     const __m512i w0 = load_words(w);
     const __m512i w1 = load_words(w + 64);
