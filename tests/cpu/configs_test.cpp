@@ -90,7 +90,7 @@ TEST(Configs, RejectionsNameTheNumbers) {
     return cpu_config_rejection(parse_config(name), model, f, RAMP_ACTIVATION_SILU_AND_MUL);
   };
   EXPECT_EQ(reason("m8_n64_k128"), "");
-  EXPECT_NE(reason("m65_n64_k128").find("tile_m 65"), std::string::npos);
+  EXPECT_NE(reason("m129_n64_k128").find("tile_m 129"), std::string::npos);
   EXPECT_NE(reason("m8_n48_k128").find("tile_n 48"), std::string::npos);
   EXPECT_NE(reason("m8_n2048_k128").find("tile_n 2048"), std::string::npos);
   EXPECT_NE(reason("m8_n64_k48").find("tile_k 48"), std::string::npos);
@@ -118,10 +118,10 @@ TEST(DefaultConfig, FollowsTheHistogram) {
     EXPECT_TRUE(cpu_config_legal(c, 7168, 256, RAMP_FORMAT_FP8_BLOCK, RAMP_ACTIVATION_SILU_AND_MUL));
     return c;
   };
-  EXPECT_EQ(pick({1, 1, 0, 1}).tile_m, 1);
+  EXPECT_EQ(pick({1, 1, 0, 1}).tile_m, 4);
   EXPECT_EQ(pick({1, 3, 0, 1}).tile_m, 4);
-  EXPECT_EQ(pick({1, 30, 0, 1}).tile_m, 32);
-  EXPECT_EQ(pick({1, 3000, 0, 1}).tile_m, 64);
+  EXPECT_EQ(pick({1, 30, 0, 1}).tile_m, 64);
+  EXPECT_EQ(pick({1, 3000, 0, 1}).tile_m, 128);
   EXPECT_GT(pick({1, 0, 0, 0}, RAMP_REPEATABLE, 64).split_k, 1)
       << "one expert cannot feed 64 workers otherwise";
   EXPECT_EQ(pick({1, 0, 0, 0}, RAMP_BATCH_INVARIANT, 64).split_k, 1);

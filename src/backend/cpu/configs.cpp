@@ -14,7 +14,8 @@ namespace {
 
 // Splits help where an expert's few rows leave too few tiles; more than this many partial sums never paid.
 constexpr int32_t kMaxSplit = 8;
-constexpr int32_t kFewRows = 8;     // tile_m up to which a tile is bound by the weights it reads
+constexpr int32_t kFewRows = 8;    // tile_m up to which a tile is bound by the weights it reads
+constexpr int32_t kManyRows = 16;  // tile_m up to which an expert of a prefill has few tiles or many re-reads
 constexpr int32_t kMaxStages = 64;  // 67 KiB ahead
 
 enum class Rule : int32_t {
@@ -48,7 +49,7 @@ Rule broken_rule(const KernelConfig& c, int64_t hidden, int64_t intermediate, ra
   if (c.tile_n > w13_rows(intermediate, activation)) return Rule::kTileNRows;
   if (c.tile_k < 32 || c.tile_k > kMaxTileK || c.tile_k % 32 != 0) return Rule::kTileK;
   if (format == RAMP_FORMAT_FP8_BLOCK && c.tile_k % kScaleGroup != 0) return Rule::kTileKGroup;
-  if (c.tile_k > std::max<int64_t>(hidden, kScaleGroup)) return Rule::kTileKDepth;
+  if (c.tile_k >= 2 * std::max<int64_t>(hidden, kScaleGroup)) return Rule::kTileKDepth;
   if (c.split_k < 1 || c.split_k > kMaxSplit) return Rule::kSplit;
   if (c.split_k > 1 && c.tile_m > kFewRows) return Rule::kSplitRows;
   if (c.split_k > depth_steps(hidden, c.tile_k)) return Rule::kSplitDepth;
@@ -83,7 +84,7 @@ std::string rule_text(Rule rule, const KernelConfig& c, int64_t hidden, int64_t 
     case Rule::kTileKGroup:
       return fmt::format("tile_k {} is not a multiple of the {}-deep scale group", c.tile_k, kScaleGroup);
     case Rule::kTileKDepth:
-      return fmt::format("tile_k {} exceeds the depth H = {}", c.tile_k, hidden);
+      return fmt::format("tile_k {} is twice the depth H = {} or more", c.tile_k, hidden);
     case Rule::kSplit:
       return fmt::format("split_k {} is not in 1..{}", c.split_k, kMaxSplit);
     case Rule::kSplitRows:
@@ -123,19 +124,36 @@ bool cpu_config_legal(const KernelConfig& c, int64_t hidden, int64_t intermediat
 
 ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                        bool with_rejected) {
-  constexpr std::array<int32_t, 6> kRows = {1, 4, 8, 16, 32, 64};
-  constexpr std::array<int32_t, 6> kSlices = {32, 64, 128, 256, 512, 1024};
+  // What is worth timing, not all that is legal: within a tile only the rows that are there are computed, so
+  // neighbouring tile_m differ little; two distances of the prefetch decide most of what more would.
+  constexpr std::array<int32_t, 4> kRows = {4, 16, 64, 128};
+  constexpr std::array<int32_t, 4> kSlices = {32, 64, 256, 1024};
   constexpr std::array<int32_t, 3> kDepths = {128, 512, 2048};
   constexpr std::array<int32_t, 3> kSplits = {1, 2, 4};
-  constexpr std::array<int32_t, 4> kStages = {1, 2, 4, 9};
+  constexpr std::array<int32_t, 2> kStages = {1, 9};
   constexpr std::array<int32_t, 3> kGroups = {0, -1, 4};  // column, row, grouped by 4
   ConfigList list;
+  const auto add = [&](const KernelConfig& c) {
+    const Rule rule = broken_rule(c, model.hidden, model.intermediate, format, activation);
+    if (rule == Rule::kLegal) {
+      list.legal.push_back(c);
+    } else if (with_rejected) {
+      list.rejected.push_back({c, rule_text(rule, c, model.hidden, model.intermediate, activation)});
+    }
+  };
   for (const int32_t n : kSlices) {
+    // One panel to a task pays where there is no more than that.
+    if (n == kPanelRows && w13_rows(model.intermediate, activation) > n) continue;
     for (const int32_t m : kRows) {
+      const bool many = m > 16;
+      if (many && n == 64 && w13_rows(model.intermediate, activation) >= 256) continue;
       for (const int32_t k : kDepths) {
+        if (k == kScaleGroup && model.hidden > 256) continue;
         for (const int32_t split : kSplits) {
           for (const int32_t stages : kStages) {
             for (const int32_t group : kGroups) {
+              // With 16 rows to a tile, an expert with several of them is better served by longer ones.
+              if (group != 0 && !many && m > kFewRows) continue;
               KernelConfig c;
               c.tile_m = m;
               c.tile_n = n;
@@ -146,13 +164,7 @@ ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activat
               c.order = group == 0  ? TaskOrder::kColumnMajor
                         : group < 0 ? TaskOrder::kRowMajor
                                     : TaskOrder::kGrouped;
-              const Rule rule = broken_rule(c, model.hidden, model.intermediate, format, activation);
-              if (rule == Rule::kLegal) {
-                list.legal.push_back(c);
-              } else if (with_rejected) {
-                list.rejected.push_back(
-                    {c, rule_text(rule, c, model.hidden, model.intermediate, activation)});
-              }
+              add(c);
             }
           }
         }
@@ -165,7 +177,7 @@ ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activat
 KernelConfig cpu_default_config(std::span<const int32_t> histogram, int64_t hidden, int64_t intermediate,
                                 ramp_format format, ramp_activation activation, ramp_determinism determinism,
                                 int32_t workers) noexcept {
-  constexpr std::array<int32_t, 6> kRows = {1, 4, 8, 16, 32, 64};
+  constexpr std::array<int32_t, 4> kRows = {4, 16, 64, 128};
   // Tiles per worker below which the last ones leave workers idle for a noticeable part of the step.
   constexpr int64_t kTilesPerWorker = 6;
   KernelConfig c;
@@ -184,16 +196,23 @@ KernelConfig cpu_default_config(std::span<const int32_t> histogram, int64_t hidd
   const TokenTiling tokens = tile_tokens(histogram, c.tile_m);
   const int64_t wanted = kTilesPerWorker * workers;
   const auto tiles = [&] { return tokens.m_tiles * ((n1 + c.tile_n - 1) / c.tile_n) * c.split_k; };
-  c.tile_n = 256;
-  while (c.tile_n > kPanelRows && (c.tile_n > n1 || tiles() < wanted)) c.tile_n /= 2;
   const bool few = c.tile_m <= kFewRows;
-  // Few rows: long depth steps (the accumulators pass through memory less often). Many: x rows and the
-  // decoded weights of a step stay in the L1 and L2 caches.
-  c.tile_k = 512;
-  while (c.tile_k > std::max<int64_t>(hidden, kScaleGroup)) c.tile_k /= 2;
+  // Wide slices: x rows are converted once for more weights, and memory is read in long runs. (Qwen3-30B-A3B,
+  // T = 1, bf16, 2 cores: n64 33, n256 34 GB/s; OLMoE, T = 512: n256 53, n1024 49 ms.)
+  c.tile_n = few ? 256 : kMaxTileN;
+  while (c.tile_n > kPanelRows && (c.tile_n > n1 || tiles() < wanted)) c.tile_n /= 2;
+  // Whole panels, or long steps: sums pass through memory less often, and the prefetch runs along the panel.
+  c.tile_k = kMaxTileK;
+  while (c.tile_k >= 2 * std::max<int64_t>(hidden, kScaleGroup)) c.tile_k /= 2;
+  c.stages = 9;
   // A split costs bits that depend on the config, hence never in batch-invariant mode.
   if (few && determinism != RAMP_BATCH_INVARIANT && tokens.m_tiles > 0) {
-    while (c.split_k < kMaxSplit && tiles() < 2 * workers && 2 * c.split_k <= depth_steps(hidden, c.tile_k)) {
+    while (c.split_k < kMaxSplit && tiles() < 2 * workers) {
+      if (2 * c.split_k > depth_steps(hidden, c.tile_k)) {
+        if (c.tile_k <= 256) break;
+        c.tile_k /= 2;
+        continue;
+      }
       c.split_k *= 2;
     }
   }

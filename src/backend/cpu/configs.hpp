@@ -6,7 +6,7 @@
 // order, group_m: order of the tiles of one expert. split_k: depth of GEMM1 split over that many tiles
 // (partial sums are added in order before the activation; GEMM2 has H rows and needs no split). stages:
 // prefetch distance along the panel, in pieces of 1088 bytes, the current one counted (1: no software
-// prefetch).
+// prefetch); where the depth is cut into steps, the piece of the panel that comes next is fetched instead.
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,8 @@
 namespace ramp::core {
 namespace {
 
-// Bytes of a panel that one of KernelConfig::stages stands for: 17 lines, since distances that are multiples of
-// 4 KiB lost up to 40% (measured on codes: 17.5 GB/s at 8192, 33 at 8704).
+// Bytes of a panel that one of KernelConfig::stages stands for: 17 lines, since distances that are multiples
+// of 4 KiB lost up to 40% (measured on codes: 17.5 GB/s at 8192, 33 at 8704).
 constexpr int64_t kPrefetchBytes = 1088;
 
 // The scale of a quantised (value * weight), from amax(|value|): rounding is monotone, so the largest rounded
@@ -140,6 +140,17 @@ float activation_scale(const Job& job, const Operand& a, int64_t p, int64_t grou
 
 namespace {
 
+// Bytes from a panel's piece at depth k to what is to be fetched while it is read. Whole panels lie one after
+// the other: some pieces of kPrefetchBytes ahead. Where the depth is cut into steps, the piece that comes
+// next: the next panel's, or the first panel's of the next step.
+int64_t prefetch_distance(const KernelConfig& c, const WeightMatrix& w, const TileRange& t, int64_t panel,
+                          int64_t k) noexcept {
+  if (t.k1 - t.k0 <= c.tile_k) return (c.stages - 1) * kPrefetchBytes;
+  if (panel + 1 < t.panels) return kPanelRows * w.depth * w.width;
+  if (k + c.tile_k >= t.k1) return kPrefetchBytes;
+  return (c.tile_k - panel * w.depth) * kPanelRows * w.width;
+}
+
 // How a matrix reaches the kernels.
 struct Route {
   bool dot = false;     // bf16 dot products
@@ -166,10 +177,6 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
   const bool grouped = job.quantisation == Quantisation::kGroup;
   const Route route = route_of(job, w, t.rows);
   const int64_t tile_k = job.config.tile_k;
-  // Along the panel, which is how memory is read: at its end this runs into the next panel, or, where the
-  // depth is cut into steps, into what the next step reads.
-  const auto prefetch =
-      static_cast<int32_t>(w.packed ? (job.config.stages - 1) * kPrefetchBytes : 0);
   for (int64_t i = 0; i < t.rows; ++i) {
     std::memset(s.c + i * kSumStride, 0, static_cast<size_t>(t.panels) * kPanelRows * sizeof(float));
   }
@@ -201,6 +208,8 @@ void gemm_tile(const Job& job, const Operand& a, const WeightMatrix& w, const Ti
     g.depth = static_cast<int32_t>(depth);
     for (int64_t panel = 0; panel < t.panels; ++panel) {
       const int64_t at_panel = t.panel0 + panel;
+      const auto prefetch = static_cast<int32_t>(
+          job.config.stages == 1 || !w.packed ? 0 : prefetch_distance(job.config, w, t, panel, k));
       g.w = s.w;
       if (route.direct) {
         g.w = w.panel(t.expert, at_panel, k);

@@ -24,7 +24,7 @@ namespace ramp::core {
 inline constexpr int32_t kPanelRows = 32;
 inline constexpr int32_t kHalfPanel = 16;
 // Limits of a tile, in rows of x, rows of weights, and depth; they size the scratch.
-inline constexpr int32_t kMaxTileM = 64;
+inline constexpr int32_t kMaxTileM = 128;
 inline constexpr int32_t kMaxTileN = 1024;
 inline constexpr int32_t kMaxTileK = 2048;
 // Distance between two rows of x in tile scratch, in elements. A constant, so that kernels address all rows
@@ -118,8 +118,9 @@ struct CpuKernels {
   // gemm takes dot: products of bf16 pairs, summed in fp32. A sum then differs in its last bits from the one
   // without.
   int32_t has_dot;
-  // Around a thread's calls of gemm with dot and this many rows; NULL where there is nothing to set up. The matrix unit takes
-  // hundreds of cycles to configure, and a thread that leaves it in use has 8 KiB more state to switch.
+  // Around a thread's calls of gemm with dot and this many rows; NULL where there is nothing to set up. The
+  // matrix unit takes hundreds of cycles to configure, and a thread that leaves it in use has 8 KiB more
+  // state to switch.
   void (*begin_dot)(int32_t rows);
   void (*end_dot)();
   // Without dot: up to this many rows of x an f16 or e4m3 panel is decoded in registers while it streams;

@@ -21,9 +21,9 @@ constexpr int kBlockRows = 12;
 constexpr int kBlockRows = 6;
 #endif
 
-// Weights are fetched twice: from memory to the L2 cache `far` bytes ahead, and to the L1 cache a little ahead
-// of their use. One distance alone either wastes the few L1 miss buffers on memory's latency or comes late:
-// 33 of 38 GB/s for bf16 tiles, 37 with both (two cores, docs/kernel-log.md).
+// Weights are fetched twice: from memory to the L2 cache `far` bytes ahead, and to the L1 cache a little
+// ahead of their use. One distance alone either wastes the few L1 miss buffers on memory's latency or comes
+// late: 33 of 38 GB/s for bf16 tiles, 37 with both (two cores, docs/kernel-log.md).
 constexpr int kNear = 512, kNearQuads = 768;
 RAMP_INLINE void prefetch_line(const char* p, int near, int64_t far) {
   __builtin_prefetch(p + near, 0, 3);

@@ -1,10 +1,10 @@
 // GEMM on the matrix unit (AMX-BF16), included by kernels.inc.hpp for the level that has it. Panels are
 // already what it wants: 16 pairs of depth x 16 rows of weights are a tile, 1 KiB, at a stride of 128 bytes.
 //
-// Two tiles of x rows times the panel's two tiles give four sums at a time. A tile's x rows are cut into equal
-// blocks of at most 32, so that one shape of the tiles serves all of a thread's calls for it (configuring
-// takes 180 cycles; always 16 rows made the rows that are not there evict the others from the L1 cache, and
-// cost 10% of the bandwidth at one row). The last block may compute one row that nobody reads.
+// Two tiles of x rows times the panel's two tiles give four sums at a time. A tile's x rows are cut into
+// equal blocks of at most 32, so that one shape of the tiles serves all of a thread's calls for it
+// (configuring takes 180 cycles; always 16 rows made the rows that are not there evict the others from the L1
+// cache, and cost 10% of the bandwidth at one row). The last block may compute one row that nobody reads.
 //
 // A few rows are as well served here as by vdpbf16ps, which on some CPUs takes 2 cycles (measured; fma 0.5);
 // one unit for all also keeps a row's bits independent of the tile. Each sum adds its 32 products of a step
@@ -170,7 +170,8 @@ void tile_quads(const GemmArgs* g) {
     tile_fence();
     if (!scaled) continue;
     const int group = step / (kScaleGroup / 32);
-    const Piece p = {nullptr, nullptr, 0, g->scales + group * kMaxTileM, {g->w_scale[0][group], g->w_scale[1][group]}};
+    const Piece p = {
+        nullptr, nullptr, 0, g->scales + group * kMaxTileM, {g->w_scale[0][group], g->w_scale[1][group]}};
     for (int i = 0; i < g->rows; ++i) {
       const float* const sum = group_sums + i * kPanelRows;
       finish_row(&p, g->c + i * g->c_stride, i, 0, load(sum), load(sum + VL));
