@@ -5,287 +5,29 @@
 // Prints a table; writes stream_probe.json with -o.
 #include <cuda.h>
 #include <fmt/format.h>
-#include <nvrtc.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <map>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <random>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "probe_kernels.hpp"
+#include "probe_layer.hpp"
+
+namespace probe {
 namespace {
-
-void check(CUresult r, const char* what) {
-  if (r == CUDA_SUCCESS) return;
-  const char* text = nullptr;
-  cuGetErrorString(r, &text);
-  fmt::print(stderr, "{}: {}\n", what, text != nullptr ? text : "unknown error");
-  std::exit(5);
-}
-#define CK(call) check((call), #call)
-
-constexpr size_t kTile = 16384;
-
-struct Model {
-  const char* name;
-  int experts, top_k, hidden, intermediate, layers;
-};
-constexpr Model kModels[] = {{"olmoe", 64, 8, 2048, 1024, 5},
-                             {"qwen3-30b", 128, 8, 2048, 768, 5},
-                             {"mixtral-8x7b", 8, 2, 4096, 14336, 3},
-                             {"dsv3", 256, 8, 7168, 2048, 2}};
-
-struct Variant {
-  int width = 8, fp8 = 1, stages = 12, blocks = 1, math = 1, split = 1, pdl = 0;
-  auto operator<=>(const Variant&) const = default;
-  [[nodiscard]] unsigned smem() const {
-    const unsigned scale = fp8 != 0 ? (width * 4 + 127) / 128 * 128 : 0;
-    return stages * (kTile + width * 128 + scale) + (split - 1) * width * 128 * 4 + 16 * stages + 16;
-  }
-  [[nodiscard]] bool fits() const { return blocks * (smem() + 1024) <= 228 * 1024 && smem() <= 227 * 1024; }
-};
-
-// One wrapper per token width: wgmma m64 x n x (32 bytes of depth), A and B from shared memory, fp32
-// accumulators.
-std::string wgmma_text(int width, bool fp8) {
-  std::string s =
-      "template <int N> __device__ __forceinline__ void wgmma(float (&d)[N / 2], unsigned long long a, "
-      "unsigned long long b, int add);\n";
-  for (int n = 8; n <= width; n += 8) {
-    std::string regs;
-    std::string outs;
-    for (int i = 0; i < n / 2; ++i) {
-      regs += fmt::format("{}%{}", i > 0 ? "," : "", i);
-      outs += fmt::format("{}\"+f\"(d[{}])", i > 0 ? "," : "", i);
-    }
-    const int at = n / 2;
-    s += fmt::format(
-        "template <> __device__ __forceinline__ void wgmma<{0}>(float (&d)[{1}], unsigned long long a, "
-        "unsigned long long b, int add) {{\n"
-        "  asm volatile(\"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{2}, "
-        "0;\\nwgmma.mma_async.sync.aligned.m64n{0}k{3}.f32.{4} {{{5}}}, %{6}, %{7}, p, 1, 1{8};\\n}}\" : {9} "
-        ": "
-        "\"l\"(a), \"l\"(b), \"r\"(add));\n}}\n",
-        n, n / 2, at + 2, fp8 ? 32 : 16, fp8 ? "e4m3.e4m3" : "bf16.bf16", regs, at, at + 1,
-        fp8 ? "" : ", 0, 0", outs);
-  }
-  return s;
-}
-
-struct Kernel {
-  CUmodule module = nullptr;
-  CUfunction stream = nullptr, combine = nullptr, fill = nullptr;
-  int registers = 0, spill = 0, resident = 0;
-  double nvrtc_seconds = 0;
-};
-
-class Kernels {
- public:
-  explicit Kernels(std::string source) : source_(std::move(source)) {}
-  const Kernel& get(const Variant& v) {
-    auto [it, is_new] = cache_.try_emplace(v);
-    if (is_new) it->second = compile(v);
-    return it->second;
-  }
-
- private:
-  [[nodiscard]] Kernel compile(const Variant& v) const {
-    std::string text = wgmma_text(v.width, v.fp8 != 0);
-    text += "#define RAMP_WIDTHS";
-    for (int n = 8; n <= v.width; n += 8) text += fmt::format(" RAMP_WIDTH({})", n / 8);
-    text += "\n" + source_;
-    const auto start = std::chrono::steady_clock::now();
-    nvrtcProgram program = nullptr;
-    nvrtcCreateProgram(&program, text.c_str(), "stream.cuh", 0, nullptr, nullptr);
-    const std::vector<std::string> options = {"-arch=sm_90a",
-                                              "-std=c++17",
-                                              fmt::format("-DWIDTH={}", v.width),
-                                              fmt::format("-DFP8={}", v.fp8),
-                                              fmt::format("-DSTAGES={}", v.stages),
-                                              fmt::format("-DBLOCKS={}", v.blocks),
-                                              fmt::format("-DMATH={}", v.math),
-                                              fmt::format("-DSPLIT={}", v.split),
-                                              fmt::format("-DPDL={}", v.pdl)};
-    std::vector<const char*> pointers;
-    for (const std::string& o : options) pointers.push_back(o.c_str());
-    if (nvrtcCompileProgram(program, static_cast<int>(pointers.size()), pointers.data()) != NVRTC_SUCCESS) {
-      size_t n = 0;
-      nvrtcGetProgramLogSize(program, &n);
-      std::string log(n, '\0');
-      nvrtcGetProgramLog(program, log.data());
-      nvrtcDestroyProgram(&program);
-      // Too few registers for the blocks asked for is a finding; anything else is a bug.
-      if (log.find("Insufficient registers") == std::string::npos) {
-        fmt::print(stderr, "{}\n", log);
-        std::exit(1);
-      }
-      return {};
-    }
-    size_t n = 0;
-    nvrtcGetCUBINSize(program, &n);
-    std::string cubin(n, '\0');
-    nvrtcGetCUBIN(program, cubin.data());
-    nvrtcDestroyProgram(&program);
-    Kernel k;
-    k.nvrtc_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (compile_only) return k;
-    CK(cuModuleLoadData(&k.module, cubin.data()));
-    CK(cuModuleGetFunction(&k.stream, k.module, "stream"));
-    CK(cuModuleGetFunction(&k.combine, k.module, "combine"));
-    CK(cuModuleGetFunction(&k.fill, k.module, "fill"));
-    CK(cuFuncGetAttribute(&k.registers, CU_FUNC_ATTRIBUTE_NUM_REGS, k.stream));
-    CK(cuFuncGetAttribute(&k.spill, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, k.stream));
-    CK(cuFuncSetAttribute(k.stream, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                          static_cast<int>(v.smem())));
-    CK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&k.resident, k.stream, 288, v.smem()));
-    return k;
-  }
-  std::string source_;
-  std::map<Variant, Kernel> cache_;
-
- public:
-  bool compile_only = false;
-};
-
-struct Item {
-  uint64_t tile;
-  uint32_t steps, row0, rows, out_col;
-};
-
-struct Layer {
-  std::vector<Item> gemm1, gemm2;
-  std::vector<uint32_t> rows1, rows2;  // row_index of each GEMM
-  uint64_t tiles = 0;
-  int active = 0, max_load = 0;
-};
-
-// Uniform routing, k distinct experts per token; every expert's weights packed slice after slice, active ones
-// only.
-Layer make_layer(const Model& m, int tokens, int width, bool fp8, uint64_t base, std::mt19937_64& rng) {
-  Layer l;
-  std::vector<std::vector<uint32_t>> lists(static_cast<size_t>(m.experts));
-  std::vector<int> order(static_cast<size_t>(m.experts));
-  std::iota(order.begin(), order.end(), 0);
-  for (int t = 0; t < tokens; ++t) {
-    for (int j = 0; j < m.top_k; ++j) {
-      std::swap(order[static_cast<size_t>(j)],
-                order[static_cast<size_t>(j) + rng() % static_cast<uint64_t>(m.experts - j)]);
-      lists[static_cast<size_t>(order[static_cast<size_t>(j)])].push_back(static_cast<uint32_t>(t));
-    }
-  }
-  const uint32_t depth = fp8 ? 128 : 64;
-  const uint32_t steps1 = static_cast<uint32_t>(m.hidden) / depth;
-  const uint32_t steps2 = static_cast<uint32_t>(m.intermediate) / depth;
-  const uint32_t slices1 = static_cast<uint32_t>(2 * m.intermediate) / 128;
-  const uint32_t slices2 = static_cast<uint32_t>(m.hidden) / 128;
-  for (const auto& list : lists) {
-    if (list.empty()) continue;
-    ++l.active;
-    l.max_load = std::max(l.max_load, static_cast<int>(list.size()));
-    const auto row0 = static_cast<uint32_t>(l.rows1.size());
-    for (const uint32_t t : list) {
-      l.rows1.push_back(t);
-      l.rows2.push_back(static_cast<uint32_t>(l.rows2.size()));
-    }
-    const auto n = static_cast<uint32_t>(list.size());
-    for (uint32_t s = 0; s < slices1; ++s) {
-      for (uint32_t r = 0; r < n; r += static_cast<uint32_t>(width)) {
-        l.gemm1.push_back({base + l.tiles + s * steps1, steps1, row0 + r,
-                           std::min<uint32_t>(n - r, static_cast<uint32_t>(width)), s * 128});
-      }
-    }
-    for (uint32_t s = 0; s < slices2; ++s) {
-      for (uint32_t r = 0; r < n; r += static_cast<uint32_t>(width)) {
-        l.gemm2.push_back({base + l.tiles + slices1 * steps1 + s * steps2, steps2, row0 + r,
-                           std::min<uint32_t>(n - r, static_cast<uint32_t>(width)), s * 128});
-      }
-    }
-    l.tiles += uint64_t{slices1} * steps1 + uint64_t{slices2} * steps2;
-  }
-  return l;
-}
-
-float e4m3(uint8_t v) {
-  const int e = (v >> 3) & 15;
-  const int f = v & 7;
-  const float m = e != 0 ? std::ldexp(1.0F + static_cast<float>(f) / 8, e - 7)
-                         : std::ldexp(static_cast<float>(f) / 8, -6);
-  return (v & 0x80) != 0 ? -m : m;
-}
-float bf16(uint16_t v) {
-  const uint32_t u = static_cast<uint32_t>(v) << 16;
-  float f = 0;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
 
 struct Buffers {
   CUdeviceptr weights = 0, scales = 0, x = 0, x_scales = 0, mid = 0, mid_scales = 0, out1 = 0, out2 = 0,
               y = 0;
 };
-
-// Largest |error| / bound of sampled outputs of one GEMM against fp64; the bound is (steps+8) eps of the sum
-// of magnitudes. FP8 wgmma keeps about 14 bits inside one instruction: 2^-13 of each 128-deep partial
-// magnitude is added for it.
-double worst_ratio(const std::vector<Item>& items, const std::vector<uint32_t>& index, CUdeviceptr weights,
-                   CUdeviceptr scales, CUdeviceptr x, CUdeviceptr x_scales, CUdeviceptr out,
-                   uint32_t row_bytes, uint32_t out_stride, bool fp8, std::mt19937_64& rng) {
-  double worst = 0;
-  std::vector<uint8_t> tile(kTile);
-  std::vector<uint8_t> row(row_bytes);
-  for (int sample = 0; sample < 24; ++sample) {
-    const Item& item = items[rng() % items.size()];
-    const uint32_t r = static_cast<uint32_t>(rng() % item.rows);
-    const uint32_t n = static_cast<uint32_t>(rng() % 128);
-    const uint32_t token = index[item.row0 + r];
-    CK(cuMemcpyDtoH(row.data(), x + uint64_t{token} * row_bytes, row_bytes));
-    double sum = 0;
-    double magnitude = 0;
-    for (uint32_t k = 0; k < item.steps; ++k) {
-      CK(cuMemcpyDtoH(tile.data(), weights + (item.tile + k) * kTile, kTile));
-      float s[2] = {1, 1};
-      float xs = 1;
-      if (fp8) {
-        CK(cuMemcpyDtoH(s, scales + (item.tile + k) * 8, 8));
-        CK(cuMemcpyDtoH(&xs, x_scales + (uint64_t{token} * (row_bytes / 128) + k) * 4, 4));
-      }
-      const double scale = fp8 ? static_cast<double>(n % 16 < 8 ? s[0] : s[1]) * xs : 1.0;
-      for (uint32_t b = 0; b < 128; b += fp8 ? 1 : 2) {
-        const size_t at = n / 8 * 1024 + n % 8 * 128 + ((b / 16) ^ (n % 8)) * 16 + b % 16;
-        double w = 0;
-        double v = 0;
-        if (fp8) {
-          w = e4m3(tile[at]);
-          v = e4m3(row[k * 128 + b]);
-        } else {
-          uint16_t c[2];
-          std::memcpy(&c[0], &tile[at], 2);
-          std::memcpy(&c[1], &row[k * 128 + b], 2);
-          w = bf16(c[0]);
-          v = bf16(c[1]);
-        }
-        sum += w * v * scale;
-        magnitude += std::abs(w * v * scale);
-      }
-    }
-    float got = NAN;
-    CK(cuMemcpyDtoH(&got, out + (uint64_t{item.row0 + r} * out_stride + item.out_col + n) * 4, 4));
-    const double bound = magnitude * ((item.steps + 8) * 0x1p-23 + (fp8 ? 0x1p-13 : 0x1p-22 * 64));
-    const double ratio = std::abs(got - sum) / bound;
-    worst = std::isnan(ratio) ? INFINITY : std::max(worst, ratio);
-  }
-  return worst;
-}
 
 struct Row {
   Variant v;
@@ -466,15 +208,11 @@ class Probe {
   CUstream stream_ = nullptr;
 };
 
-std::string describe(const Variant& v) {
-  return fmt::format("{}{} w{} s{} b{}{}{}", v.math != 0 ? "" : "copy ", v.fp8 != 0 ? "fp8" : "bf16", v.width,
-                     v.stages, v.blocks, v.split > 1 ? fmt::format(" x{}", v.split) : "",
-                     v.pdl != 0 ? " pdl" : "");
-}
-
 }  // namespace
+}  // namespace probe
 
 int main(int argc, char** argv) {
+  using namespace probe;
   std::string output;
   std::string source_path = "bench/probe/stream.cuh";
   bool compile_only = false;

@@ -220,6 +220,15 @@ std::vector<std::string> cells(const Bench& b, const Case& c, const Row& r) {
                          : "FAILED"};
 }
 
+ramp_format format_from(const std::string& name) {
+  const std::vector<std::string> names = format_names();
+  if (std::find(names.begin(), names.end(), name) == names.end()) {
+    core::fail_argument("--format", fmt::format("'{}'", name),
+                        fmt::format("one of {}{}", join(names, ", "), did_you_mean(name, names)));
+  }
+  return core::parse_format(name);
+}
+
 int bench(Io& io, const BenchOptions& o) {
   if (o.check && o.no_check) core::fail_argument("--check", "it together with --no-check", "one of the two");
   Bench b{io,
@@ -235,7 +244,7 @@ int bench(Io& io, const BenchOptions& o) {
   std::vector<Case> cases;
   for (const core::ModelShape& model : models_from("--model", o.models))
     for (const std::string& list : o.formats)
-      for (const std::string& format : split(list, ',')) cases.push_back({model, core::parse_format(format)});
+      for (const std::string& format : split(list, ',')) cases.push_back({model, format_from(format)});
   b.context = make_context(o.backend, io);
   b.facts = facts_of(b.context.get());
   for (Case& c : cases) plan_layers(c, o, b.activation, io);

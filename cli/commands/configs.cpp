@@ -27,6 +27,12 @@ Json to_json(const core::KernelConfig& c) {
 
 int configs(Io& io, const ConfigsOptions& o) {
   const core::ModelShape model = model_from("--model", o.model);
+  for (const int64_t size : {model.hidden, model.intermediate}) {
+    if (size % 32 != 0) {
+      core::fail_argument("--model", fmt::format("H = {}, I = {}", model.hidden, model.intermediate),
+                          "H and I that are multiples of 32", "no config of any backend runs this shape");
+    }
+  }
   const ramp_format format = core::parse_format(o.format);
   const ramp_activation activation = core::parse_activation(o.activation);
   const ContextPtr context = make_context(o.backend, io);

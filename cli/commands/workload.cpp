@@ -51,7 +51,7 @@ std::string bars(std::vector<int32_t> histogram) {
   for (size_t i = 0; i < width; ++i) {
     // Each column stands for histogram.size() / width experts: their largest load.
     const int32_t c = histogram[i * histogram.size() / width];
-    out += kBars[c == 0 ? 0 : 1 + static_cast<size_t>(c - 1) * 8 / static_cast<size_t>(top)];
+    out += kBars[static_cast<size_t>((int64_t{c} * 8 + top - 1) / top)];
   }
   return out;
 }

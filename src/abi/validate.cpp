@@ -215,7 +215,8 @@ OwnWorkspace own_workspace(ramp_context& context, uint64_t needed) {
     context.workspace = AlignedBuffer();  // first: the old one's content is scratch
     context.workspace = AlignedBuffer(bytes);
   }
-  own.data = reinterpret_cast<void*>(align_up(reinterpret_cast<uintptr_t>(context.workspace.data())));
+  const auto start = reinterpret_cast<uintptr_t>(context.workspace.data());
+  own.data = static_cast<std::byte*>(context.workspace.data()) + (align_up(start) - start);
   return own;
 }
 

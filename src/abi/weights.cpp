@@ -48,8 +48,10 @@ void update_weights(ramp_context& context, ramp_weights& handle, int64_t first, 
   memory.reads("desc.w13_scale", checked.w13_scale);
   memory.reads("desc.w2_scale", checked.w2_scale);
   if (w.ownership == RAMP_IN_PLACE) {
-    for (const ByteRange& b : handle.buffers)
+    for (const ByteRange& b : handle.buffers) {
+      // Only its address is looked at. NOLINTNEXTLINE(performance-no-int-to-ptr)
       memory.writes("weights", reinterpret_cast<const void*>(b.begin), b.end - b.begin);
+    }
   }
   memory.check();
   context.backend->update(w, first, checked, stream);

@@ -110,7 +110,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
-std::string read_text(const std::string& path) {
+std::string read_text(const std::string& path, size_t max_bytes) {
   const Descriptor fd(open_for_reading(path));
   std::string text;
   size_t used = 0;
@@ -121,6 +121,10 @@ std::string read_text(const std::string& path) {
     if (n < 0) fail_io(path, "cannot read", errno);
     if (n == 0) break;
     used += static_cast<size_t>(n);
+    if (used > max_bytes) {
+      fail_argument(path, fmt::format("more than {} bytes", max_bytes), "a file no longer than that", {},
+                    RAMP_ERROR_BAD_FILE);
+    }
   }
   text.resize(used);
   return text;

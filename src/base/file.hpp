@@ -26,7 +26,8 @@ class MappedFile {
   std::string path_;
 };
 
-std::string read_text(const std::string& path);
+// The whole file, pipes included. Throws Error(IO), or Error(BAD_FILE) for content longer than max_bytes.
+std::string read_text(const std::string& path, size_t max_bytes = SIZE_MAX);
 
 // A file that appears whole or not at all: bytes go to a temporary file beside `path`, commit() syncs it and
 // renames it over `path`. Destroyed without commit(), it leaves nothing behind. Each call throws Error(IO)

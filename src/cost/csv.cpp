@@ -10,29 +10,24 @@
 #include "base/error.hpp"
 
 namespace ramp::core {
-namespace {
-
-std::string excerpt(std::string_view text) {
-  constexpr size_t kLongest = 60;
-  std::string s(text.substr(0, kLongest));
-  for (char& c : s) {
-    if (static_cast<unsigned char>(c) < 32 || static_cast<unsigned char>(c) > 126) c = '?';
-  }
-  return text.size() > kLongest ? s + "..." : s;
-}
-
-}  // namespace
 
 CsvReader::CsvReader(const std::string& path) : file_(path), name_(path) {
   const auto bytes = file_.bytes();
   rest_ = {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-  if (!split()) fail_argument(name_, "an empty file", "a header line", {}, RAMP_ERROR_BAD_FILE);
-  columns_.assign(row_.begin(), row_.end());
+  read_header();
 }
 
 CsvReader::CsvReader(std::string_view text, std::string name) : name_(std::move(name)), rest_(text) {
+  read_header();
+}
+
+void CsvReader::read_header() {
   if (!split()) fail_argument(name_, "an empty file", "a header line", {}, RAMP_ERROR_BAD_FILE);
   columns_.assign(row_.begin(), row_.end());
+  std::vector<std::string> sorted = columns_;
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice != sorted.end()) fail_at(-1, *twice + " twice", "columns of different names");
 }
 
 int CsvReader::find(std::string_view column) const noexcept {
@@ -44,7 +39,7 @@ int CsvReader::require(std::string_view column) const {
   const int at = find(column);
   if (at < 0) {
     std::string have;
-    for (const std::string& c : columns_) have += (have.empty() ? "" : ", ") + excerpt(c);
+    for (const std::string& c : columns_) have += (have.empty() ? "" : ", ") + printable(c);
     fail_argument(name_, fmt::format("columns {}", have), fmt::format("a column '{}'", column), {},
                   RAMP_ERROR_BAD_FILE);
   }
@@ -116,14 +111,18 @@ std::span<const std::string_view> CsvReader::next() {
   return row_;
 }
 
-double CsvReader::number(std::span<const std::string_view> row, int column) const {
-  const std::string_view text = row[static_cast<size_t>(column)];
+std::optional<double> CsvReader::as_number(std::string_view text) noexcept {
   double value = 0;
   const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (ec != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) {
-    fail_at(column, text, "a finite number");
-  }
+  if (ec != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return std::nullopt;
   return value;
+}
+
+double CsvReader::number(std::span<const std::string_view> row, int column) const {
+  const std::string_view text = row[static_cast<size_t>(column)];
+  const std::optional<double> value = as_number(text);
+  if (!value) fail_at(column, text, "a finite number");
+  return *value;
 }
 
 int64_t CsvReader::integer(std::span<const std::string_view> row, int column, int64_t low,
@@ -138,9 +137,10 @@ int64_t CsvReader::integer(std::span<const std::string_view> row, int column, in
 }
 
 void CsvReader::fail_at(int column, std::string_view got, std::string_view expected) const {
-  const std::string where = column < 0 ? std::string{} : ": " + columns_[static_cast<size_t>(column)];
-  fail_argument(fmt::format("{}:{}{}", name_, line_, where), fmt::format("'{}'", excerpt(got)), expected, {},
-                RAMP_ERROR_BAD_FILE);
+  const std::string where =
+      column < 0 ? std::string{} : ": " + printable(columns_[static_cast<size_t>(column)]);
+  fail_argument(fmt::format("{}:{}{}", name_, line_, where), fmt::format("'{}'", printable(got)), expected,
+                {}, RAMP_ERROR_BAD_FILE);
 }
 
 }  // namespace ramp::core

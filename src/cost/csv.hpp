@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +31,8 @@ class CsvReader {
   std::span<const std::string_view> next();
   [[nodiscard]] int64_t line() const noexcept { return line_; }  // of the row last returned, 1-based
 
+  // The text as a finite number, if it is one.
+  [[nodiscard]] static std::optional<double> as_number(std::string_view text) noexcept;
   // Numbers. Throw Error(BAD_FILE) "<file>:<line>: <column>: got '<text>', expected <what>".
   [[nodiscard]] double number(std::span<const std::string_view> row, int column) const;
   [[nodiscard]] int64_t integer(std::span<const std::string_view> row, int column, int64_t low,
@@ -38,6 +41,7 @@ class CsvReader {
 
  private:
   bool split();
+  void read_header();
   MappedFile file_;
   std::string name_;
   std::string_view rest_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <optional>
 #include <unordered_map>
 
 #include "base/error.hpp"
@@ -26,6 +27,25 @@ struct Hash {
 };
 using Index = std::unordered_map<std::string, size_t, Hash, std::equal_to<>>;
 
+// An extra column. The models compare its values for equality only, so that text will do as well: where a
+// cell is no number, the column holds the rank of each text by first appearance.
+struct ExtraColumn {
+  int at = -1;
+  bool numeric = true;    // so far
+  bool quantity = false;  // one that the models calculate with: must be numeric
+  std::vector<double> numbers, ranks;
+  Index seen;
+
+  void add(const CsvReader& csv, std::span<const std::string_view> row) {
+    const std::string_view text = row[static_cast<size_t>(at)];
+    const std::optional<double> value = quantity ? csv.number(row, at) : CsvReader::as_number(text);
+    numeric = numeric && value.has_value();
+    numbers.push_back(value.value_or(0));
+    ranks.push_back(static_cast<double>(seen.emplace(std::string(text), seen.size()).first->second));
+  }
+  [[nodiscard]] double value(size_t config) const { return (numeric ? numbers : ranks)[config]; }
+};
+
 ConfigTable read_configs(CsvReader& csv) {
   ConfigTable t;
   const int name = csv.require("config");
@@ -43,13 +63,16 @@ ConfigTable read_configs(CsvReader& csv) {
                                {"split_k", &KernelConfig::split_k, csv.find("split_k")},
                                {"group_m", &KernelConfig::group_m, csv.find("group_m")}};
   std::erase_if(fields, [](const Field& f) { return f.at < 0; });
-  std::vector<int> extra;
+  std::vector<ExtraColumn> extra;
   for (int c = 0; c < static_cast<int>(csv.columns().size()); ++c) {
     const bool known =
         c == name || std::any_of(fields.begin(), fields.end(), [c](const Field& f) { return f.at == c; });
     if (known) continue;
-    extra.push_back(c);
-    t.extra_columns.push_back(csv.columns()[static_cast<size_t>(c)]);
+    const std::string& column = csv.columns()[static_cast<size_t>(c)];
+    ExtraColumn& e = extra.emplace_back();
+    e.at = c;
+    e.quantity = column == "residency" || column == "smem_bytes" || column == "regs";
+    t.extra_columns.push_back(column);
   }
   for (const Field& f : fields) t.known_columns.emplace_back(f.column);
   Index seen;
@@ -68,7 +91,10 @@ ConfigTable read_configs(CsvReader& csv) {
     if (c.group_m > 0) c.order = TaskOrder::kGrouped;
     t.names.emplace_back(id);
     t.configs.push_back(c);
-    for (const int column : extra) t.extra.push_back(csv.number(row, column));
+    for (ExtraColumn& e : extra) e.add(csv, row);
+  }
+  for (size_t c = 0; c < t.size(); ++c) {
+    for (const ExtraColumn& e : extra) t.extra.push_back(e.value(c));
   }
   if (t.size() == 0) fail_argument("configs.csv", "no rows", "at least two configs", {}, RAMP_ERROR_BAD_FILE);
   return t;
@@ -187,7 +213,7 @@ void read_timings(CsvReader& csv, Dataset& d, const Index& points, const Index& 
     if (at == configs.end()) csv.fail_at(config, c, "a config of configs.csv");
     double& slot = d.us[last_at * width + at->second];
     if (!std::isnan(slot))
-      csv.fail_at(config, c, fmt::format("one row per point and config ('{}' came before)", p));
+      csv.fail_at(config, c, fmt::format("one row per point and config ('{}' came before)", printable(p)));
     const double value = csv.number(row, us);
     if (!(value > 0)) csv.fail_at(us, row[static_cast<size_t>(us)], "a positive time in microseconds");
     slot = value;
@@ -209,7 +235,8 @@ void check_complete(const Dataset& d) {
       std::find_if(d.us.begin(), d.us.end(), [](double v) { return std::isnan(v); }) - d.us.begin());
   fail_argument("timings.csv",
                 fmt::format("no timing for point '{}', config '{}' ({} such pairs)",
-                            d.points[first / width].name, d.configs.names[first % width], missing),
+                            printable(d.points[first / width].name),
+                            printable(d.configs.names[first % width]), missing),
                 "a timing for every point and config",
                 "measure them, or say --allow-missing to leave such configs out where they were not measured",
                 RAMP_ERROR_BAD_FILE);

@@ -1,9 +1,9 @@
 // Measured timings of configs on workloads: what cost models are fitted on and judged by. Kernel-agnostic: a
 // directory of three CSV files describes any kernel whose work is a grid of tiles.
-//   points.csv   point,model,experts,top_k,hidden,intermediate,tokens,split,histogram[,zipf]   (one row per
-//   workload) configs.csv  config,tile_m,tile_n[,warps_n,stages,threads,tile_k,split_k,group_m][,anything
-//   numeric] timings.csv  point,config,us[,us_repeat][,grid]                                             (one
-//   row per measurement)
+//   points.csv   point,model,experts,top_k,hidden,intermediate,tokens,split,histogram[,zipf]
+//   configs.csv  config,tile_m,tile_n[,warps_n,stages,threads,tile_k,split_k,group_m][,anything]
+//   timings.csv  point,config,us[,us_repeat][,anything]
+// One row per workload, config and measurement; columns in any order, names distinct.
 // Times are microseconds; histograms are space-separated counts that may sum to less than tokens*top_k
 // (masked ids).
 #pragma once
@@ -23,7 +23,7 @@ struct ConfigTable {
   std::vector<std::string> names;
   std::vector<KernelConfig> configs;       // the columns that geometry knows
   std::vector<std::string> extra_columns;  // the others, in file order
-  std::vector<double> extra;               // [config][extra column]
+  std::vector<double> extra;               // [config][extra column]; of a text column: ranks, see dataset.cpp
   std::vector<std::string> known_columns;  // which of KernelConfig's fields the file carried
   [[nodiscard]] size_t size() const noexcept { return names.size(); }
   [[nodiscard]] bool has(std::string_view column) const noexcept;

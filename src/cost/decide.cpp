@@ -268,7 +268,8 @@ void DecisionTable::evaluate(std::span<const int32_t> histogram, const Scratch& 
       r.lane_begin = run.lane_begin;
       r.lane_end = run.lane_end;
       r.full_waves = static_cast<float>(full);
-      r.last_wave = static_cast<float>((rest + sm_count_ - 1) / sm_count_);
+      const int64_t last = (rest + sm_count_ - 1) / sm_count_;
+      r.last_wave = static_cast<float>(last);
       k.evaluate(view_, constants_, r, near, points_, s.us);
     }
   }

@@ -22,7 +22,7 @@ size_t best_config(const Dataset& d, size_t point, bool on_repeat) {
     }
   }
   if (best == d.configs.size()) {
-    fail_argument("timings.csv", fmt::format("no timing for point '{}'", d.points[point].name),
+    fail_argument("timings.csv", fmt::format("no timing for point '{}'", printable(d.points[point].name)),
                   "at least one", {}, RAMP_ERROR_BAD_FILE);
   }
   return best;
@@ -98,7 +98,8 @@ const char* policy_name(Policy p) noexcept {
 Chooser make_policy(const Dataset& d, int32_t model, Policy p) {
   if (p != Policy::kOracle && select_points(d, model, true).empty()) {
     fail_argument("points.csv",
-                  fmt::format("no training points for model '{}'", d.models[static_cast<size_t>(model)].name),
+                  fmt::format("no training points for model '{}'",
+                              printable(d.models[static_cast<size_t>(model)].name)),
                   "at least one row with split=train", {}, RAMP_ERROR_BAD_FILE);
   }
   switch (p) {
@@ -135,8 +136,8 @@ RegretStats regret(const Dataset& d, std::span<const size_t> points, const Choos
     const double best_us = judge_on_repeat ? d.repeat(p, best) : d.time(p, best);
     if (std::isnan(us)) {
       fail_argument("timings.csv",
-                    fmt::format("no timing for the chosen config '{}' at point '{}'", d.configs.names[chosen],
-                                d.points[p].name),
+                    fmt::format("no timing for the chosen config '{}' at point '{}'",
+                                printable(d.configs.names[chosen]), printable(d.points[p].name)),
                     "every choosable config measured at every test point", {}, RAMP_ERROR_BAD_FILE);
     }
     const double value = us / best_us - 1.0;

@@ -67,7 +67,7 @@ void check_fittable(const Dataset& d, int32_t model, std::span<const size_t> poi
   if (model < 0 || static_cast<size_t>(model) >= d.models.size()) {
     fail_argument("model", fmt::format("index {}", model), fmt::format("0..{}", d.models.size()));
   }
-  const std::string& name = d.models[static_cast<size_t>(model)].name;
+  const std::string name = printable(d.models[static_cast<size_t>(model)].name);
   if (d.configs.size() < 2) {
     fail_argument("configs.csv", fmt::format("{} config", d.configs.size()), "at least two to choose from",
                   {}, RAMP_ERROR_BAD_FILE);
@@ -92,7 +92,8 @@ void check_fittable(const Dataset& d, int32_t model, std::span<const size_t> poi
       high = std::max(high, us);
     }
     if (!any) {
-      fail_argument("timings.csv", fmt::format("no timing for training point '{}'", d.points[p].name),
+      fail_argument("timings.csv",
+                    fmt::format("no timing for training point '{}'", printable(d.points[p].name)),
                     "at least one", {}, RAMP_ERROR_BAD_FILE);
     }
   }

@@ -44,7 +44,7 @@ Dispatcher::Dispatcher(std::shared_ptr<const Predictor> predictor, Guard guard)
   // The fallback of choose() keeps the predictions beside the predictor's own scratch.
   const size_t needed = (predictor_->scratch_bytes() + 63) / 64 * 64 + configs() * sizeof(float);
   if (needed > kMaxScratch) {
-    fail_argument(fmt::format("fit of '{}'", predictor_->model().name),
+    fail_argument(fmt::format("fit of '{}'", printable(predictor_->model().name)),
                   fmt::format("{} configs and {} experts, {} bytes of scratch", configs(), experts(), needed),
                   fmt::format("at most {} bytes", kMaxScratch), "profile fewer configs",
                   RAMP_ERROR_UNSUPPORTED);

@@ -61,7 +61,7 @@ std::string read_bounded(const std::string& path, size_t max_bytes) {
     fail_argument(path, fmt::format("{} bytes", bytes), fmt::format("at most {}", max_bytes), {},
                   RAMP_ERROR_BAD_FILE);
   }
-  return read_text(path);
+  return read_text(path, max_bytes);
 }
 
 std::string json_text_of(const nlohmann::json& document, int indent) {

@@ -171,7 +171,7 @@ void Profiler::report(double us) {
   advance();
 }
 
-void Profiler::report_failure(std::string reason) {
+void Profiler::report_failure(const std::string& reason) {
   if (at_ >= order_.size()) fail_argument("report_failure", "a failure", "none: the profile is complete");
   ++runs_;
   fail_config(alive_[turn_], reason);

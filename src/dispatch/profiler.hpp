@@ -50,7 +50,7 @@ class Profiler {
   // Throws Error when there is no task.
   void report(double us);
   // The task could not be run: the config failed and must never be chosen. All its timings are dropped.
-  void report_failure(std::string reason);
+  void report_failure(const std::string& reason);
 
   struct Progress {
     size_t points_done = 0, points = 0;

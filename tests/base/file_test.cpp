@@ -72,6 +72,10 @@ TEST(ReadText, WholeFilesOfAnySize) {
     EXPECT_EQ(read_text(dir / "f"), text);
   }
   EXPECT_FALSE(read_text("/proc/self/stat").empty());  // reports size 0, has content
+  EXPECT_EQ(read_text(dir / "f", 300000).size(), 300000U);
+  expect_error(RAMP_ERROR_BAD_FILE, {dir / "f", "more than 299999 bytes"},
+               [&] { read_text(dir / "f", 299999); });
+  expect_error(RAMP_ERROR_BAD_FILE, {"/dev/zero"}, [&] { read_text("/dev/zero", 1U << 20U); });  // never ends
   expect_error(RAMP_ERROR_IO, {"cannot open"}, [&] { read_text(dir / "none"); });
   expect_error(RAMP_ERROR_IO, {"cannot read"}, [&] { read_text(dir.path()); });
 }

@@ -277,6 +277,13 @@ TEST(CliConfigs, RejectionsHaveReasons) {
   EXPECT_TRUE(contains(text.out, j["rejected"][0]["reason"].get<std::string>())) << text.out;
 }
 
+TEST(CliConfigs, NoShapeThatNothingRuns) {
+  const Result r = ramp({"configs", "--model", "8,2,48,64"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_TRUE(contains(r.err, "--model: got H = 48, I = 64, expected H and I that are multiples of 32"))
+      << r.err;
+}
+
 TEST(CliConfigs, MissingBackendIsUnsupported) {
   const Result r = ramp({"configs", "--model", "olmoe", "--backend", "cuda"});
   EXPECT_EQ(r.code, 4);

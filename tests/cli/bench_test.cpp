@@ -143,7 +143,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Bad{"tokens", {"--model", "4,2,64,32", "--tokens", "1,,2"}, "--tokens: got ''"},
                     Bad{"zero", {"--model", "4,2,64,32", "--tokens", "1,0"}, "--tokens: got '0'"},
                     Bad{"routing", {"--model", "4,2,64,32", "--routing", "uniform;nosuch"}, "--routing: got"},
-                    Bad{"format", {"--model", "4,2,64,32", "--format", "int3"}, "format"},
+                    Bad{"format", {"--model", "4,2,64,32", "--format", "int3"}, "--format: got 'int3'"},
                     Bad{"config", {"--model", "4,2,64,32", "--config", "m1"}, "--config: got 'm1'"},
                     Bad{"bandwidth", {"--model", "4,2,64,32", "--read-gbps", "-3"}, "--read-gbps"},
                     Bad{"both_checks", {"--model", "4,2,64,32", "--check", "--no-check"}, "--check"}),

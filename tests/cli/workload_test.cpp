@@ -100,6 +100,21 @@ TEST(CliWorkload, TraceWithoutExpertsTakesTheLargestId) {
   EXPECT_TRUE(contains(r.err, "note: experts not given: 7 taken")) << r.err;
 }
 
+TEST(CliWorkload, ByteTracesAreRead) {
+  const Scratch s;
+  const std::vector<uint8_t> ids = {0, 1, 2, 3, 3, 0};
+  ramp_tensor t{};
+  t.data = const_cast<uint8_t*>(ids.data());
+  t.dtype = RAMP_U8;
+  t.ndim = 2;
+  t.shape[0] = 3;
+  t.shape[1] = 2;
+  core::write_npy(s.path("t.npy"), t);
+  const Result r = ramp({"workload", s.path("t.npy"), "--experts", "4", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(r.parsed()["aggregate"]["histogram"], json({2, 1, 1, 2}));
+}
+
 struct Bad {
   std::string name;
   std::vector<std::string> args;

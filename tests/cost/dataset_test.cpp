@@ -76,6 +76,37 @@ TEST(Dataset, HistogramsMaySumToLess) {
   EXPECT_EQ(parse_dataset(points, kConfigs, kTimings).points[1].histogram, std::vector<int32_t>(4, 0));
 }
 
+TEST(Dataset, TextColumnsAreCategories) {
+  const Dataset d = parse_dataset(
+      kPoints, "config,tile_m,swizzle,tile_n,half\na,8,wide,256,0.5\nb,16,,256,\nc,16,wide,128,1\n",
+      "point,config,us\np0,a,1\np0,b,2\np0,c,3\np1,a,1\np1,b,2\np1,c,3\n");
+  EXPECT_EQ(d.configs.extra_columns, (std::vector<std::string>{"swizzle", "half"}));
+  EXPECT_EQ(d.configs.extra, (std::vector<double>{0, 0, 1, 1, 0, 2}));
+}
+
+TEST(Dataset, MessagesArePrintable) {
+  const auto refused = [](const std::string& points, const std::string& configs, const std::string& timings) {
+    try {
+      (void)parse_dataset(points, configs, timings);
+      FAIL() << "accepted";
+    } catch (const Error& e) {
+      for (const char* c = e.what(); *c != '\0'; ++c) EXPECT_TRUE(*c >= 0x20 && *c < 0x7f) << e.what();
+    }
+  };
+  const auto with = [](std::string text, const std::string& from, const std::string& to) {
+    return text.replace(text.find(from), from.size(), to);
+  };
+  for (const std::string x : {"\xfe\x01", "\x1b[2J"}) {
+    refused(with(kPoints, "p1,m,4,2", "p1,m,4," + x), kConfigs, kTimings);
+    refused(kPoints, with(kConfigs, "tile_m", x), kTimings);
+    refused(kPoints, kConfigs, with(kTimings, "p1,a", x + ",a"));
+    refused(with(with(kPoints, "zipf", x), "0.0,train", "0.0,vain"), kConfigs, kTimings);
+    refused(kPoints, with(kConfigs, "a,8", x + ",8"), "point,config,us\np0,b,1\n");  // missing rows
+    refused(with(kPoints, "p0", x), kConfigs, fmt::format("point,config,us\n{0},a,1\n{0},a,1\n", x));
+    refused(kPoints, with(kConfigs, "magic", x + "," + x), kTimings);  // twice
+  }
+}
+
 struct Broken {
   const char* name;
   const char* file;  // which text is edited
@@ -132,7 +163,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Broken{"tile", "configs", "a,8,", "a,0,", "tile_m"},
                     Broken{"tile text", "configs", "a,8,", "a,eight,", "tile_m: got 'eight'"},
                     Broken{"duplicate config", "configs", "b,16", "a,16", "no earlier row"},
-                    Broken{"extra text", "configs", "0.5", "half", "magic: got 'half'"},
+                    Broken{"residency text", "configs", "magic\na,8,256,1,0.5", "residency\na,8,256,1,few",
+                           "residency: got 'few'"},
+                    Broken{"column twice", "configs", "magic", "stages", "got 'stages twice'"},
+                    Broken{"timing twice", "timings", "us_repeat", "us", "got 'us twice'"},
                     Broken{"no tile_m", "configs", "tile_m", "tm", "a column 'tile_m'"},
                     Broken{"quote", "configs", "a,8", "\"a,8", "closing"},
                     Broken{"no rows", "configs", "a,8,256,1,0.5\nb,16,256,2,1.5\n", "", "no rows"}),

@@ -19,7 +19,7 @@
 #include "cost/dataset.hpp"
 #include "geometry/grid.hpp"
 
-size_t count_allocations();  // tests/cost/allocations.cpp
+size_t count_allocations();  // allocations.cpp
 
 namespace ramp::core {
 

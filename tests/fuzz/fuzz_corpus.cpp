@@ -82,7 +82,7 @@ constexpr const char* kPoints =
 constexpr const char* kConfigs[] = {
     "config,tile_m,tile_n\na,8,256\nb,64,256\n",
     "config,tile_m,tile_n,warps_n,stages,threads\na,8,256,8,2,384\nb,64,256,8,4,384\n",
-    "config,tile_m,tile_n,residency,magic\na,8,128,2,0.5\nb,64,256,1,7\n"};
+    "config,tile_m,tile_n,residency,magic,swizzle\na,8,128,2,0.5,wide\nb,64,256,1,7,\n"};
 constexpr const char* kTimings =
     "point,config,us,us_repeat\np0,a,5,5.1\np0,b,9,\np1,a,60,61\np1,b,20,\np2,a,12,\np2,b,11,\n";
 
