@@ -2,9 +2,9 @@
 #include "cli/block_profile.hpp"
 
 #include <fmt/format.h>
+#include <time.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "base/error.hpp"
@@ -123,6 +123,17 @@ void BlockTimer::prepare(const TimedPoint& point) {
   workspace_.reserve(bytes);
 }
 
+double BlockTimer::now_us() const {
+  timespec t{};
+  if (cpu_time_workers_ == 0) {
+    clock_gettime(CLOCK_MONOTONIC, &t);
+  } else {
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  }
+  const double us = 1e6 * static_cast<double>(t.tv_sec) + 1e-3 * static_cast<double>(t.tv_nsec);
+  return cpu_time_workers_ == 0 ? us : us / cpu_time_workers_;
+}
+
 double BlockTimer::tick(int32_t number) {
   const size_t layer = calls_ % layers_.size();
   const size_t rotation = calls_ / layers_.size() % ids_.size();
@@ -135,10 +146,9 @@ double BlockTimer::tick(int32_t number) {
   args.y = y_.view;
   args.topk_ids = ids_[rotation].view;
   args.topk_weights = weights_.view;
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point start = Clock::now();
+  const double start = now_us();
   check(ramp_expert_block(context_, &args, workspace_.data(), workspace_.size(), nullptr));
-  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+  return now_us() - start;
 }
 
 void run_profiler(core::Profiler& profiler, BlockTimer& timer, const std::vector<TimedPoint>& points,

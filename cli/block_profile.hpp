@@ -47,6 +47,9 @@ class BlockTimer {
              ramp_format format, ramp_determinism determinism, uint64_t seed);
   // Inputs for this point from now on. The point must live until the next call.
   void prepare(const TimedPoint& point);
+  // Ticks are CPU time of the process over this many workers from now on, not wall time: blind to workers
+  // that wait for one another, but also to other programs that take the cores away.
+  void use_cpu_time(int32_t workers) { cpu_time_workers_ = workers; }
   // One call with config number `number` of the context (0: it chooses); microseconds.
   double tick(int32_t number);
 
@@ -61,6 +64,9 @@ class BlockTimer {
   HostTensor x_, y_, weights_;
   std::vector<HostTensor> ids_;  // one per rotation of the experts
   uint64_t calls_ = 0;
+  int32_t cpu_time_workers_ = 0;  // 0: wall time
+
+  [[nodiscard]] double now_us() const;
 };
 
 // Runs the state machine to its end. after_point: called when a point has been finished (to save); progress:

@@ -123,9 +123,11 @@ struct Bench {
           done = static_cast<double>(rows.size()) / total;
           progress.update(done, fmt::format("T = {}, {}, {}", t, core::workload_name(spec), config));
           const auto moved = [&](double f) { done = (static_cast<double>(rows.size()) + f) / total; };
-          rows.push_back(
-              {bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved), config,
-               config == "auto" ? fit : std::string(), {}, false});
+          rows.push_back({bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved),
+                          config,
+                          config == "auto" ? fit : std::string(),
+                          {},
+                          false});
         }
       }
     }

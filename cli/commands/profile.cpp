@@ -21,11 +21,11 @@ namespace {
 
 struct ProfileOptions {
   std::vector<std::string> models, routing = {"uniform;zipf:1.2"}, formats = {"fp8_block"};
-  std::string tokens = "1,4,16,64,256,1024", activation = "silu_and_mul", out;
+  std::string tokens = "1,4,16,64,256,1024", activation = "silu_and_mul", out, clock = "wall";
   std::string cost_model{core::kDefaultCostModel};
   BackendChoice backend{"cpu"};
   int64_t layers = 0, seed = 0, repeats = 9;
-  double budget = 120;
+  double budget = 120, quantile = 0.5;
   bool fresh = false;
   // Judging.
   bool judge = false;
@@ -76,8 +76,7 @@ void place_files(std::vector<Case>& cases, const ProfileOptions& o, const core::
                         "set HOME or RAMP_CACHE_DIR, or give -o");
   make_directory(directory);
   for (Case& c : cases) {
-    const std::string stem =
-        directory + "/" + core::block_file_stem(machine, c.model, c.format, activation);
+    const std::string stem = directory + "/" + core::block_file_stem(machine, c.model, c.format, activation);
     c.files = {stem + ".profile.json", stem + ".fit.json"};
   }
 }
@@ -103,16 +102,16 @@ class ProfileRun {
     }
     const double weights_seconds = seconds_since(begin);
     BlockTimer timer(context_, layers, c.model, c.format, RAMP_REPEATABLE, static_cast<uint64_t>(o_.seed));
+    if (o_.clock == "cpu") timer.use_cpu_time(machine_.workers);
 
-    const core::ConfigList list =
-        backend_of(context_).configs(c.model, c.format, activation_, false);
+    const core::ConfigList list = backend_of(context_).configs(c.model, c.format, activation_, false);
     const core::ConfigTable configs = core::block_configs(list.legal);
     const std::vector<TimedPoint> points =
         make_points(c.model, integers_from("--tokens", o_.tokens, {1, 1 << 20}), workloads_from(o_.routing),
                     true, static_cast<uint64_t>(o_.seed));
     core::Metadata metadata = core::block_metadata(machine_, c.format, activation_);
-    metadata.source = fmt::format("ramp profile, {} layers, {}", plan.layers,
-                                  bytes_text(static_cast<double>(plan.bytes)));
+    metadata.source =
+        fmt::format("ramp profile, {} layers, {}", plan.layers, bytes_text(static_cast<double>(plan.bytes)));
     const std::optional<core::Dataset> previous = resume(c, metadata);
 
     const Clock::time_point start = Clock::now();
@@ -133,12 +132,12 @@ class ProfileRun {
     const core::Profiler::Progress p = profiler.progress();
     size_t measured = 0;
     for (const double us : train.us) measured += std::isnan(us) ? 0 : 1;
-    io_.print(fmt::format(
-        "{} in {}: {} configs at {} points, {} of {} timings in {} (weights {}), noise {:.1f}%\n"
-        "  profile {}\n  fit     {}\n",
-        c.model.name, core::format_name(c.format), configs.size(), points.size(), measured, train.us.size(),
-        duration_text(profile_seconds), duration_text(weights_seconds),
-        100 * fit.models.front().guard.noise_margin(), c.files.profile, c.files.fit));
+    io_.print(
+        fmt::format("{} in {}: {} configs at {} points, {} of {} timings in {} (weights {}), noise {:.1f}%\n"
+                    "  profile {}\n  fit     {}\n",
+                    c.model.name, core::format_name(c.format), configs.size(), points.size(), measured,
+                    train.us.size(), duration_text(profile_seconds), duration_text(weights_seconds),
+                    100 * fit.models.front().guard.noise_margin(), c.files.profile, c.files.fit));
     Json j = {{"model", c.model.name},
               {"experts", c.model.experts},
               {"top_k", c.model.top_k},
@@ -174,10 +173,11 @@ class ProfileRun {
   }
 
  private:
-  [[nodiscard]] static core::ProfilerOptions profiler_options(double seconds, int32_t repeats) {
+  [[nodiscard]] core::ProfilerOptions profiler_options(double seconds, int32_t repeats) const {
     core::ProfilerOptions options;
     options.warmup = 1;
     options.repeats = repeats;
+    options.quantile = o_.quantile;
     options.settled_us = 5000;
     options.narrow_ratio = 1.25;
     options.narrow_after = 4;
@@ -206,9 +206,8 @@ class ProfileRun {
     run_profiler(profiler, timer, points, numbers, save, [&] {
       const auto task = profiler.next();
       const core::Profiler::Progress p = profiler.progress();
-      progress.update(p.fraction,
-                      fmt::format("point {} of {}: {}", p.points_done + 1, p.points,
-                                  task ? points[task->point].work.name : std::string()));
+      progress.update(p.fraction, fmt::format("point {} of {}: {}", p.points_done + 1, p.points,
+                                              task ? points[task->point].work.name : std::string()));
     });
   }
 
@@ -253,9 +252,10 @@ class ProfileRun {
           o_.csv + "/" + core::block_file_stem(machine_, c.model, c.format, activation_);
       make_directory(directory);
       core::write_dataset(directory, join_datasets(profiled, profiler.data()));
-      io_.note(fmt::format("to judge cost models: ramp evaluate --data {} --hardware cpu --sm-count {} "
-                           "--allow-missing",
-                           directory, machine_.workers));
+      io_.note(
+          fmt::format("to judge cost models: ramp evaluate --data {} --hardware cpu --sm-count {} "
+                      "--allow-missing",
+                      directory, machine_.workers));
     }
     print(j);
     Json list = Json::array();
@@ -359,6 +359,12 @@ Body setup(CLI::App& app) {
            "seconds of timing per model and format; weights and fitting come on top; 0 = no limit")
       ->group(kProtocol);
   add_integer(app, "--repeats", o->repeats, {2, 1000}, "N", "samples per config and point, at most")
+      ->group(kProtocol);
+  add_real(app, "--quantile", o->quantile, 0, 1, "Q",
+           "which sample counts: 0.5 = the median; 0 = the fastest, where others use the machine meanwhile")
+      ->group(kProtocol);
+  add_choice(app, "--clock", o->clock, {"wall", "cpu"},
+             "what ticks: wall time, or CPU time over workers where other programs take the cores away")
       ->group(kProtocol);
   add_integer(app, "--layers", o->layers, {1, 1000}, "L",
               "layers of weights to rotate over (default: twice the last-level cache)")

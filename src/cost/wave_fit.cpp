@@ -124,8 +124,10 @@ class PhysicsFit {
   }
 
   [[nodiscard]] double smoothed(const std::vector<double>& k, size_t c, Eigen::Index parameter) const {
-    double sum = 0;
-    for (size_t o = 0; o < problem_.configs; ++o) sum += k[c * problem_.configs + o] * theta_[o][parameter];
+    // Relative to the constants, for these carry what is known of a config's size.
+    double sum = problem_.start[c][parameter];
+    for (size_t o = 0; o < problem_.configs; ++o)
+      sum += k[c * problem_.configs + o] * (theta_[o][parameter] - problem_.start[o][parameter]);
     return sum;
   }
 
@@ -326,16 +328,19 @@ WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points
   Spread spread{hyper.first_sd, hyper.later_sd, hyper.pull};
   const double shift = typical_shift(problem, residency.tiles, hyper, on);
   Problem centred = problem;
-  if (std::abs(shift) > std::log(hyper.foreign_at)) {
+  const bool foreign = std::abs(shift) > std::log(hyper.foreign_at);
+  // Workers' constants are orders of magnitude, whichever way they point.
+  if (foreign || runs_on_workers(hw)) {
     spread = {hyper.foreign_first_sd, hyper.foreign_later_sd, 0.0};
     for (Vector8& s : centred.start) {
       for (Eigen::Index k = 0; k < s.size(); ++k) {
         if (k != kSharing && k != kFillSlope) s[k] += shift;
       }
     }
-    report.warnings.push_back(
-        fmt::format("typical time is {:.3g}x what this kernel family takes: its constants only start the fit",
-                    std::exp(shift)));
+    if (foreign)
+      report.warnings.push_back(fmt::format(
+          "typical time is {:.3g}x what this kernel family takes: its constants only start the fit",
+          std::exp(shift)));
   }
   std::vector<Vector8> theta;
   if (!residency.tiles.empty()) {

@@ -51,9 +51,9 @@ void take(const std::string& path, const BlockMachine& here, const ConfigCheck& 
   const std::optional<BlockKernel> kernel = parse_block_kernel(theirs.kernel);
   const std::string fix = mend(here, loaded.fit, kernel);
   if (!kernel) {
-    report.warnings.push_back(
-        fmt::format("{}: a fit of kernel '{}', expected one of ramp's own expert block; not used; to mend: {}",
-                    path, printable(theirs.kernel, 80), fix));
+    report.warnings.push_back(fmt::format(
+        "{}: a fit of kernel '{}', expected one of ramp's own expert block; not used; to mend: {}", path,
+        printable(theirs.kernel, 80), fix));
     return;
   }
   if (quiet && !same_place(*kernel, theirs.sm_count, here)) return;
@@ -65,10 +65,9 @@ void take(const std::string& path, const BlockMachine& here, const ConfigCheck& 
     const ModelShape& shape = m.predictor->model();
     ConfigTable table = m.predictor->configs();
     restore_configs(table, path);
-    const auto bad =
-        std::find_if(table.configs.begin(), table.configs.end(), [&](const KernelConfig& k) {
-          return !legal(k, shape, kernel->format, kernel->activation);
-        });
+    const auto bad = std::find_if(table.configs.begin(), table.configs.end(), [&](const KernelConfig& k) {
+      return !legal(k, shape, kernel->format, kernel->activation);
+    });
     if (bad != table.configs.end()) {
       report.warnings.push_back(fmt::format(
           "{}: config '{}' is none that the {} backend has for {},{},{},{} (E,k,H,I) in {}; not used; to "
@@ -152,8 +151,8 @@ void restore_configs(ConfigTable& table, const std::string& file) {
 
 std::string block_file_stem(const BlockMachine& machine, const ModelShape& model, ramp_format format,
                             ramp_activation activation) {
-  return fmt::format("{}_{}x{}x{}x{}_{}_{}{}{}_w{}", machine.backend, model.experts, model.top_k, model.hidden,
-                     model.intermediate, format_name(format), activation_name(activation),
+  return fmt::format("{}_{}x{}x{}x{}_{}_{}{}{}_w{}", machine.backend, model.experts, model.top_k,
+                     model.hidden, model.intermediate, format_name(format), activation_name(activation),
                      machine.isa.empty() ? "" : "_", machine.isa, machine.workers);
 }
 

@@ -99,8 +99,7 @@ class FitList {
 };
 
 // Whether a backend runs this config for a shape, format and activation today.
-using ConfigCheck =
-    std::function<bool(const KernelConfig&, const ModelShape&, ramp_format, ramp_activation)>;
+using ConfigCheck = std::function<bool(const KernelConfig&, const ModelShape&, ramp_format, ramp_activation)>;
 
 struct BlockFitReport {
   int32_t used = 0;                   // shapes taken over

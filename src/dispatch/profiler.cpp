@@ -44,6 +44,7 @@ void check_options(const ProfilerOptions& o) {
   };
   need(o.warmup >= 0, "warmup", o.warmup, ">= 0");
   need(o.repeats >= 1, "repeats", o.repeats, ">= 1");
+  need(o.quantile >= 0 && o.quantile <= 1, "quantile", o.quantile, "0 to 1");
   need(o.judge_after >= 1, "judge_after", o.judge_after, ">= 1");
   need(o.hopeless_ratio > 1, "hopeless_ratio", o.hopeless_ratio, "> 1");
   need(o.skip_after >= 0, "skip_after", o.skip_after, ">= 0");
@@ -176,24 +177,27 @@ double Profiler::share() const noexcept {
   return std::max(0.0, options_.budget_us - spent_us_) / left;
 }
 
-// alive_ by the times at the visited point whose number of rows is nearest (log distance), best first.
+// alive_ by how much slower than the best they were at the nearest visited point (log distance of rows) where
+// they were measured, best first; those that never were come last, in their own order.
 void Profiler::sort_by_neighbour() {
   const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
-  size_t nearest = order_.size();
-  double distance = std::numeric_limits<double>::infinity();
-  for (size_t i = 0; i < at_; ++i) {
-    const double d = std::abs(std::log(static_cast<double>(rows_of(data_.points[order_[i]])) / rows));
-    if (d <= distance) {  // the later of two, for it is the more loaded one
-      distance = d;
-      nearest = order_[i];
-    }
+  std::vector<std::pair<double, size_t>> visited;  // distance, point
+  std::vector<double> best(data_.points.size(), std::numeric_limits<double>::infinity());
+  for (size_t i = at_; i-- > 0;) {  // of two as near, the later one comes first: it is the more loaded one
+    const size_t p = order_[i];
+    visited.emplace_back(std::abs(std::log(static_cast<double>(rows_of(data_.points[p])) / rows)), p);
+    for (size_t c = 0; c < data_.configs.size(); ++c)
+      if (timing(p, c) < best[p]) best[p] = timing(p, c);
   }
-  if (nearest == order_.size()) return;
-  const auto key = [&](size_t c) {
-    const double us = timing(nearest, c);
-    return std::isnan(us) ? std::numeric_limits<double>::infinity() : us;
-  };
-  std::stable_sort(alive_.begin(), alive_.end(), [&](size_t a, size_t b) { return key(a) < key(b); });
+  std::stable_sort(visited.begin(), visited.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<double> key(data_.configs.size(), std::numeric_limits<double>::infinity());
+  for (const size_t c : alive_) {
+    const auto at = std::find_if(visited.begin(), visited.end(),
+                                 [&](const auto& v) { return !std::isnan(timing(v.second, c)); });
+    if (at != visited.end()) key[c] = timing(at->second, c) / best[at->second];
+  }
+  std::stable_sort(alive_.begin(), alive_.end(), [&](size_t a, size_t b) { return key[a] < key[b]; });
 }
 
 // The first round took twice the point's share: what has no sample yet gets none here.
@@ -252,7 +256,9 @@ void Profiler::fail_config(size_t config, const std::string& reason) {
 
 // turn_ points at the next config of the round, or past the last one.
 void Profiler::advance() {
-  if (options_.budget_us > 0 && !options_.everybody && spent_here_us_ >= 2 * share_us_ && turn_ > 0)
+  // Before anything is known (the first point, which has the fewest rows) nobody is left out.
+  if (options_.budget_us > 0 && !options_.everybody && at_ > 0 && turn_ > 0 &&
+      spent_here_us_ >= 2 * share_us_)
     leave_out_the_rest();
   if (turn_ >= alive_.size()) end_round();
   if (alive_.empty()) {
@@ -269,7 +275,7 @@ double Profiler::fastest_median() const {
   for (size_t c = 0; c < width; ++c) {
     const double known = data_.us[order_[at_] * width + c];  // of an adopted profile
     if (known < best) best = known;
-    if (!samples_[c].empty()) best = std::min(best, quantile(samples_[c], 0.5));
+    if (!samples_[c].empty()) best = std::min(best, quantile(samples_[c], options_.quantile));
   }
   return best;
 }
@@ -289,9 +295,8 @@ void Profiler::end_round() {
     if (static_cast<int32_t>(s.size()) >= options_.repeats) return true;
     const bool hopeless = static_cast<int32_t>(s.size()) >= options_.judge_after &&
                           *std::min_element(s.begin(), s.end()) > limit;
-    const bool far = options_.narrow_ratio > 0 &&
-                     static_cast<int32_t>(s.size()) >= options_.narrow_after &&
-                     quantile(s, 0.5) > options_.narrow_ratio * fastest;
+    const bool far = options_.narrow_ratio > 0 && static_cast<int32_t>(s.size()) >= options_.narrow_after &&
+                     quantile(s, options_.quantile) > options_.narrow_ratio * fastest;
     dropped_ += hopeless ? 1 : 0;
     return hopeless || far;
   });
@@ -303,13 +308,14 @@ void Profiler::end_point() {
     const std::vector<double>& s = samples_[c];
     if (s.empty()) continue;
     if (!options_.halves) {
-      timing(point, c) = quantile(s, 0.5);
+      timing(point, c) = quantile(s, options_.quantile);
       continue;
     }
     std::vector<double> half[2];
     for (size_t i = 0; i < s.size(); ++i) half[i % 2].push_back(s[i]);
-    timing(point, c) = quantile(half[0], 0.5);
-    if (!half[1].empty()) data_.us_repeat[point * data_.configs.size() + c] = quantile(half[1], 0.5);
+    timing(point, c) = quantile(half[0], options_.quantile);
+    if (!half[1].empty())
+      data_.us_repeat[point * data_.configs.size() + c] = quantile(half[1], options_.quantile);
   }
   double best = std::numeric_limits<double>::infinity();
   for (size_t c = 0; c < data_.configs.size(); ++c) best = timing(point, c) < best ? timing(point, c) : best;
@@ -330,7 +336,9 @@ Profiler::Progress Profiler::progress() const noexcept {
           dropped_,
           static_cast<size_t>(std::count(failed_.begin(), failed_.end(), true)),
           spent_us_,
-          over ? 1.0 : options_.budget_us > 0 ? std::min(budget, 0.99) : points};
+          over                     ? 1.0
+          : options_.budget_us > 0 ? std::min(budget, 0.99)
+                                   : points};
 }
 
 }  // namespace ramp::core

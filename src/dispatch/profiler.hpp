@@ -12,7 +12,8 @@
 // A budget is counted in the very ticks that are reported, so it needs no clock either. With one, points are
 // visited from few rows to many and configs in the order of their times at the nearest point already visited,
 // best first: when a point has used up its share of what is left, its rounds end, and configs that would only
-// come after twice the share are left out there (those are the ones that were slow next door).
+// come after twice the share are left out there (those are the ones that were slow next door). At the first
+// point nobody is.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@ namespace ramp::core {
 
 struct ProfilerOptions {
   int32_t warmup = 2;       // untimed runs before the first sample
-  int32_t repeats = 9;      // samples; the timing is their median
+  int32_t repeats = 9;      // samples; the timing is their median (or another quantile)
+  double quantile = 0.5;    // 0 = the fastest sample: where others use the machine meanwhile
   int32_t judge_after = 2;  // samples that everybody gets before hopeless configs are dropped
   // Hopeless: the fastest sample exceeds this multiple of the point's fastest median. The measured spread of
   // one config (p99 3.5-6% on the H200) is far below 2.
@@ -74,9 +76,9 @@ class Profiler {
 
   struct Progress {
     size_t points_done = 0, points = 0;
-    size_t runs = 0;     // reports so far, warm-ups included
-    size_t dropped = 0;  // (config, point) pairs that lost samples or were skipped
-    size_t failed = 0;   // configs
+    size_t runs = 0;      // reports so far, warm-ups included
+    size_t dropped = 0;   // (config, point) pairs that lost samples or were skipped
+    size_t failed = 0;    // configs
     double spent_us = 0;  // sum of the ticks so far
     // done, 0..1: of the budget where there is one (it may end earlier), else of the points
     double fraction = 0;

@@ -1,5 +1,5 @@
-// The loop as a user runs it, on this machine's timings: `ramp profile --judge` profiles two layer shapes, fits
-// the cost model, lets it choose at 18 points per shape that the fit has not seen (3 routings x 6 token
+// The loop as a user runs it, on this machine's timings: `ramp profile --judge` profiles two layer shapes,
+// fits the cost model, lets it choose at 18 points per shape that the fit has not seen (3 routings x 6 token
 // counts), and holds every choice against exhaustive timing of all configs. Bars: mean regret at most 10%
 // here, where a noisy neighbour must not fail a build (docs/dispatch.md has the command that shows 5% with
 // longer timing), and faster than the best single config by geometric mean.
@@ -15,9 +15,9 @@ namespace {
 
 TEST(Loop, ProfileFitDispatchRegret) {
   const Scratch scratch;
-  const Result r = ramp({"profile", "--backend", "cpu", "--model", "64,8,768,384,16,2,1024,1024", "--format",
-                         "bf16", "--tokens", "1,4,16,64,256", "--budget", "20", "--judge", "--judge-tokens",
-                         "2,6,12,40,100,200", "--judge-budget", "25", "-o", scratch.path("fits"), "--json"});
+  const Result r = ramp({"profile", "--backend", "cpu", "--model", "32,4,768,384,8,2,1024,768", "--format",
+                         "bf16", "--tokens", "1,4,16,64", "--budget", "20", "--judge", "--judge-tokens",
+                         "2,3,8,12,32,48", "--judge-budget", "25", "-o", scratch.path("fits"), "--json"});
   ASSERT_EQ(r.code, 0) << r.err;
   const json models = r.parsed();
   ASSERT_EQ(models.size(), 2U);

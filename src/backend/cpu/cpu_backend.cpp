@@ -57,8 +57,8 @@ void carve(Job& j, void* workspace, uint64_t bytes) {
   }
 }
 
-// What runs when the caller names no config: the fit's choice for this histogram where there is a fit for such
-// weights, else the analytic default.
+// What runs when the caller names no config: the fit's choice for this histogram where there is a fit for
+// such weights, else the analytic default.
 KernelConfig choose_config(const FitList& fits, const ExpertWeights& w, std::span<const int32_t> histogram,
                            int64_t top_k, ramp_determinism determinism, int32_t workers) noexcept {
   const FitList::Entry* const fit =
@@ -89,8 +89,7 @@ void plan(Job& j, const KernelConfig* config, ramp_determinism determinism, cons
       const auto at = static_cast<size_t>(e);
       j.counts[at] = j.offsets[at + 1] - j.offsets[at];
     }
-    j.config =
-        choose_config(fits, w, j.counts, j.batched ? 0 : j.top_k, determinism, j.executor->workers());
+    j.config = choose_config(fits, w, j.counts, j.batched ? 0 : j.top_k, determinism, j.executor->workers());
   }
   if (determinism == RAMP_BATCH_INVARIANT) j.config.split_k = 1;
   j.plan = plan_tiles(j.offsets, j.config.tile_m, j.plan_experts, j.plan_tiles);
