@@ -41,7 +41,7 @@ std::unique_ptr<LayerSource> make_source(const RunOptions& o) {
 
 struct BlockOutputs {
   HostTensor y, counters;
-  std::string config, fit;  // fit: the file that chose it, "" = none  // the one that ran
+  std::string config, fit;  // the one that ran; the file by which it was chosen, "" = none
 };
 
 HostTensor make_y(const RunOptions& o, const RunInputs& in, int64_t hidden) {

@@ -272,6 +272,21 @@ Problem make_problem(const Dataset& d, const ModelShape& shape, std::span<const 
   return p;
 }
 
+// p90 of |log(repeat/time)| over the training points; 0 where nothing was repeated.
+double repeat_noise(const Dataset& d, std::span<const size_t> points) {
+  std::vector<double> all;
+  for (const size_t p : points) {
+    for (size_t c = 0; d.has_repeat && c < d.configs.size(); ++c) {
+      const double ratio = std::abs(std::log(d.repeat(p, c) / d.time(p, c)));
+      if (!std::isnan(ratio)) all.push_back(ratio);
+    }
+  }
+  if (all.empty()) return 0;
+  const auto at = all.begin() + static_cast<std::ptrdiff_t>(0.9 * static_cast<double>(all.size() - 1));
+  std::nth_element(all.begin(), at, all.end());
+  return *at;
+}
+
 WaveFit::Point make_point(const Dataset& d, size_t point, std::span<const int32_t> tile_m) {
   WaveFit::Point p;
   const std::vector<int32_t>& histogram = d.points[point].histogram;
@@ -375,6 +390,15 @@ WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points
   if (unmeasured > 0) {
     report.warnings.push_back(
         fmt::format("{} of {} configs have no training timing and are never chosen", unmeasured, n));
+  }
+  // Repeats that differ by more than the noise that the fit assumes (a CPU that others use too): which config
+  // was measured fastest is then luck among the close ones, and the prediction, which pools over points and
+  // neighbours, is the better witness.
+  const double noise = repeat_noise(d, points);
+  if (noise > hyper.noise) {
+    constexpr double kDeviationOfP90 = 1.0 / 1.645;  // normal noise
+    fit.hyper.residual_noise = std::max(hyper.residual_noise, noise * kDeviationOfP90);
+    fit.hyper.guard = -1;
   }
   if (on.residual) {
     const double misfit = training_misfit(problem, fit.configs, hyper, on);
