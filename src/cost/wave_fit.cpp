@@ -352,7 +352,7 @@ WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points
         if (k != kSharing && k != kFillSlope) s[k] += shift;
       }
     }
-    if (foreign)
+    if (!runs_on_workers(hw))
       report.warnings.push_back(fmt::format(
           "typical time is {:.3g}x what this kernel family takes: its constants only start the fit",
           std::exp(shift)));

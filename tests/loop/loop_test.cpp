@@ -16,8 +16,8 @@ namespace {
 TEST(Loop, ProfileFitDispatchRegret) {
   const Scratch scratch;
   const Result r = ramp({"profile", "--backend", "cpu", "--model", "32,4,768,384,8,2,1024,768", "--format",
-                         "bf16", "--tokens", "1,8,64,256", "--budget", "20", "--judge", "--judge-tokens",
-                         "2,4,16,32,96,160", "--judge-budget", "25", "-o", scratch.path("fits"), "--json"});
+                         "bf16", "--tokens", "1,6,24,96", "--budget", "20", "--judge", "--judge-tokens",
+                         "2,4,8,16,32,64", "--judge-budget", "25", "-o", scratch.path("fits"), "--json"});
   ASSERT_EQ(r.code, 0) << r.err;
   const json models = r.parsed();
   ASSERT_EQ(models.size(), 2U);
