@@ -128,6 +128,7 @@ void add_data_options(CLI::App& app, DataOptions& o) {
       ->required();
   std::vector<std::string> machines;
   for (const core::HardwareConstants& h : core::known_hardware()) machines.push_back(h.name);
+  machines.emplace_back("cpu");
   add_choice(app, "--hardware", o.hardware, machines, "the machine that was measured");
   add_integer(app, "--sm-count", o.sm_count, {1, 1 << 20}, "N",
               "SMs (or CPU workers) of the machine, where they differ from --hardware's");
@@ -140,6 +141,12 @@ core::Dataset read_data(const DataOptions& o) {
 }
 
 core::HardwareConstants hardware_of(const DataOptions& o) {
+  if (o.hardware == "cpu") {
+    if (o.sm_count < 1)
+      core::fail_argument("--sm-count", "nothing", "the number of workers that were measured",
+                          "give it with --hardware cpu");
+    return core::cpu_hardware(static_cast<int32_t>(o.sm_count));
+  }
   core::HardwareConstants hw = core::find_hardware(o.hardware);
   if (o.sm_count > 0) hw.sm_count = static_cast<int32_t>(o.sm_count);
   return hw;

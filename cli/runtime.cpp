@@ -13,6 +13,7 @@
 #include "base/error.hpp"
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
+#include "dispatch/block_fit.hpp"
 
 namespace ramp::cli {
 namespace {
@@ -28,13 +29,18 @@ void check(ramp_status status) {
   if (status != RAMP_OK) throw core::Error(status, ramp_last_error());
 }
 
-void add_backend_options(CLI::App& app, BackendChoice& choice) {
+void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit) {
   add_choice(app, "--backend", choice.backend, backend_names(), "what runs the block")->group("Running");
   add_integer(app, "--threads", choice.threads, {1, 4096}, "N",
               "workers of the CPU backend (default: RAMP_NUM_THREADS, else one per available core)")
       ->group("Running");
   add_text(app, "--isa", choice.isa, "NAME",
            "ISA level of the CPU backend, as 'ramp info' lists them (default: RAMP_CPU_ISA, else the best)")
+      ->group("Running");
+  if (!with_fit) return;
+  add_text(app, "--fit", choice.fit, "PATH",
+           "fits to choose configs by: a file, a directory, 'none', or 'auto' for what 'ramp profile' wrote "
+           "by default")
       ->group("Running");
 }
 
@@ -62,7 +68,14 @@ ContextPtr make_context(const BackendChoice& choice, const Io& io) {
     if (!choice.isa.empty() && message.starts_with("isa:")) throw core::Error(e.status(), "--" + message);
     throw;
   }
-  return ContextPtr(context);
+  ContextPtr owner(context);
+  if (choice.fit == "none" || backend_of(context).fits() == nullptr) return owner;
+  const bool found = choice.fit == "auto";
+  int32_t used = 0;
+  check(ramp_context_load_fit(context, found ? nullptr : choice.fit.c_str(), &used));
+  if (!found && used == 0)
+    io.note(fmt::format("{}: no fit for this machine there; the analytic default chooses", choice.fit));
+  return owner;
 }
 
 ContextFacts facts_of(const ramp_context* context) {
@@ -76,6 +89,14 @@ core::Backend& backend_of(ramp_context* context) {
 }
 const core::ExpertWeights& values_of(const ramp_weights* weights) {
   return *core::weights_of(weights).weights;
+}
+
+std::string fit_of(ramp_context* context, const core::ExpertWeights& w) {
+  const core::FitList* const fits = backend_of(context).fits();
+  if (fits == nullptr) return {};
+  const core::FitList::Entry* const fit =
+      fits->find({w.experts, w.hidden, w.intermediate, w.format, w.activation});
+  return fit == nullptr ? std::string() : fit->file;
 }
 
 std::vector<std::string> config_names(ramp_context* context, const ramp_weights* weights) {

@@ -31,8 +31,10 @@ using CheckpointPtr = std::unique_ptr<ramp_checkpoint, Destroy>;
 struct BackendChoice {
   std::string backend = "auto", isa;
   int64_t threads = 0;
+  std::string fit = "auto";  // "auto", "none", a file or a directory
 };
-void add_backend_options(CLI::App& app, BackendChoice& choice);
+// with_fit: also --fit, for commands that run a block.
+void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit = true);
 void add_determinism_option(CLI::App& app, std::string& determinism);
 ContextPtr make_context(const BackendChoice& choice, const Io& io);
 
@@ -46,6 +48,8 @@ ContextFacts facts_of(const ramp_context* context);
 // configs with reasons, the config that would be chosen, checkpoint-layout values for the reference.
 core::Backend& backend_of(ramp_context* context);
 const core::ExpertWeights& values_of(const ramp_weights* weights);
+// The fit file by which the context chooses configs for such weights; "" = the analytic default.
+std::string fit_of(ramp_context* context, const core::ExpertWeights& weights);
 
 // Names of the configs that the context has for these weights.
 std::vector<std::string> config_names(ramp_context* context, const ramp_weights* weights);

@@ -87,7 +87,7 @@ std::vector<std::string> expand_configs(const BenchOptions& o, ramp_context* con
 
 struct Row {
   Measurement m;
-  std::string requested;
+  std::string requested, fit;  // fit: the file that "auto" went by, "" = none
   core::CheckResult check;
   bool checked = false;
 };
@@ -111,6 +111,7 @@ struct Bench {
     const RandomSource first = source(c, 0);
     BlockBench bench(context.get(), layers, first, determinism, static_cast<uint64_t>(o.seed));
     const std::vector<std::string> configs = expand_configs(o, context.get(), layers.front().handle.get());
+    const std::string fit = fit_of(context.get(), values_of(layers.front().handle.get()));
     Progress progress(io, fmt::format("measuring {} in {}", c.model.name, core::format_name(c.format)));
     const double budget = o.no_check ? 0 : o.check ? kFullBudget : kQuickBudget;
     const double total = static_cast<double>(tokens.size() * routing.size() * configs.size());
@@ -122,8 +123,11 @@ struct Bench {
           done = static_cast<double>(rows.size()) / total;
           progress.update(done, fmt::format("T = {}, {}, {}", t, core::workload_name(spec), config));
           const auto moved = [&](double f) { done = (static_cast<double>(rows.size()) + f) / total; };
-          rows.push_back(
-              {bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved), config, {}, false});
+          rows.push_back({bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved),
+                          config,
+                          config == "auto" ? fit : std::string(),
+                          {},
+                          false});
         }
       }
     }
@@ -173,6 +177,7 @@ struct Bench {
             {"normalised_entropy", m.entropy},
             {"config", m.config},
             {"config_requested", row.requested},
+            {"fit", row.fit.empty() ? Json() : Json(row.fit)},
             {"us", m.us.median},
             {"p10_us", m.us.p10},
             {"p90_us", m.us.p90},
@@ -227,6 +232,29 @@ ramp_format format_from(const std::string& name) {
                         fmt::format("one of {}{}", join(names, ", "), did_you_mean(name, names)));
   }
   return core::parse_format(name);
+}
+
+// What "auto" went by, in one line.
+std::string fit_line(const Bench& b, const Json& points) {
+  std::vector<std::string> files;
+  bool without = false;
+  for (const Json& p : points) {
+    if (p["config_requested"] != "auto") continue;
+    if (p["fit"].is_null()) {
+      without = true;
+    } else if (const auto file = p["fit"].get<std::string>();
+               std::find(files.begin(), files.end(), file) == files.end()) {
+      files.push_back(file);
+    }
+  }
+  if (files.empty() && !without) return {};
+  if (files.empty())
+    return fmt::format("config auto: the analytic default{}\n",
+                       backend_of(b.context.get()).fits() == nullptr
+                           ? ""
+                           : "; no fit for these weights here ('ramp profile' makes one)");
+  return fmt::format("config auto: chosen by {}{}\n", join(files, ", "),
+                     without ? "; the analytic default where no fit is for the weights" : "");
 }
 
 int bench(Io& io, const BenchOptions& o) {
@@ -287,6 +315,7 @@ int bench(Io& io, const BenchOptions& o) {
                        b.facts.isa.empty() ? "" : " " + b.facts.isa, b.facts.workers,
                        b.facts.workers == 1 ? "" : "s", b.facts.device, o.determinism));
   io.print(table.text());
+  io.print(fit_line(b, list));
   io.print(fmt::format("us: median per layer, whole block. floor: active weight bytes / {} GB/s {}.\n",
                        number(b.read_gbps), o.read_gbps == 0 ? "measured read bandwidth" : "as given"));
   if (cached)

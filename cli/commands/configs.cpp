@@ -88,7 +88,7 @@ Body setup(CLI::App& app) {
   add_choice(app, "--format", o->format, format_names(), "weight format");
   add_choice(app, "--activation", o->activation, activation_names(), "activation");
   add_switch(app, "-v,--verbose", o->verbose, "the reason of each rejection (JSON always has them)");
-  add_backend_options(app, o->backend);
+  add_backend_options(app, o->backend, false);
   examples(app, {{"ramp configs --model olmoe --format fp8_block", "what the dispatcher can choose from"},
                  {"ramp configs --model 8,2,96,64 --format bf16 -v",
                   "why the other candidates are not legal here"}});

@@ -41,7 +41,7 @@ std::unique_ptr<LayerSource> make_source(const RunOptions& o) {
 
 struct BlockOutputs {
   HostTensor y, counters;
-  std::string config;  // the one that ran
+  std::string config, fit;  // the one that ran; the file by which it was chosen, "" = none
 };
 
 HostTensor make_y(const RunOptions& o, const RunInputs& in, int64_t hidden) {
@@ -120,6 +120,7 @@ BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSour
     const std::vector<int32_t> histogram = local_histogram(in, source.shape().experts);
     out.config = core::config_name(backend_of(context).choose(values_of(layer.handle.get()), histogram,
                                                               parse_determinism(o.determinism)));
+    out.fit = fit_of(context, values_of(layer.handle.get()));
   }
   return out;
 }
@@ -177,6 +178,7 @@ int run(Io& io, const RunOptions& o) {
             {"threads", facts.workers},
             {"determinism", o.determinism},
             {"config", out.config},
+            {"fit", out.fit.empty() ? Json() : Json(out.fit)},
             {"tokens", in.tokens},
             {"routing", in.routing},
             {"router", in.routed ? to_json(in.router) : Json()},
@@ -191,8 +193,9 @@ int run(Io& io, const RunOptions& o) {
                        core::activation_name(source->activation()), facts.backend,
                        facts.isa.empty() ? "" : " " + facts.isa, facts.workers,
                        facts.workers == 1 ? "" : "s"));
-  io.print(fmt::format("{} tokens, routing {}: {} active experts, max/mean {}, config {}\n", in.tokens,
-                       in.routing, stats.active, number(stats.max_over_mean), out.config));
+  io.print(fmt::format("{} tokens, routing {}: {} active experts, max/mean {}, config {}{}\n", in.tokens,
+                       in.routing, stats.active, number(stats.max_over_mean), out.config,
+                       out.fit.empty() ? "" : ", chosen by " + out.fit));
   if (counters[0] + counters[1] > 0)
     io.print(fmt::format("{} slots masked, {} ids out of range: they contribute nothing\n", counters[0],
                          counters[1]));

@@ -255,6 +255,23 @@ typedef struct ramp_context_info {
 RAMP_DEFINE_INIT(ramp_context_info)
 RAMP_API ramp_status ramp_context_get_info(const ramp_context* context, ramp_context_info* out);
 
+/* Makes the context choose configs (config 0 in every call) by what `ramp profile` measured: for weights of
+ * the shape, format and activation of a fit, each step's config is then what the fit predicts to be fastest
+ * for that step's histogram; other weights keep the analytic default. The hot path stays without allocations
+ * and locks. Results of a step may depend on which fits are loaded wherever they depend on the config.
+ *
+ * path: a fit file, a directory of *.fit.json files, or NULL for the place where `ramp profile` writes by
+ * default ("fits" in the cache directory of ramp_context_options; no such directory: nothing to load).
+ * used (optional) receives the number of layer shapes taken over. A fit that was made for another device, ISA
+ * level, number of workers, library series or set of configs is not used: the call succeeds, and a warning
+ * that names the file and the command that mends it goes to the context's log. In a directory, fits of other
+ * ISA levels and worker counts are passed over silently. A later fit for the same weights replaces an earlier
+ * one. May run at any time, beside other calls on the context: a call chooses by the fits that were there
+ * when it began.
+ * Errors: INVALID_ARGUMENT, IO and BAD_FILE (of a file that was named), UNSUPPORTED (a backend without
+ * configs), OUT_OF_MEMORY. */
+RAMP_API ramp_status ramp_context_load_fit(ramp_context* context, const char* path, int32_t* used);
+
 /* ---------------------------------------------------------------- expert weights */
 
 /* The experts of one layer. A handle runs on every context of its device; once packed, on every context of

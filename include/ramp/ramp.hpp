@@ -305,6 +305,13 @@ class Context {
     check(ramp_context_get_info(get(), &value));
     return value;
   }
+  // Chooses by a fit file, a directory of them, or (nullptr) the fits that `ramp profile` wrote; returns the
+  // number of layer shapes taken over. See ramp_context_load_fit.
+  int32_t load_fit(const char* path = nullptr) {
+    int32_t used = 0;
+    check(ramp_context_load_fit(get(), path, &used));
+    return used;
+  }
   // Name of config number `index` (from 0) for these weights; nullptr past the last.
   [[nodiscard]] const char* config_name(const Weights& weights, int32_t index) const noexcept {
     return ramp_config_name(get(), weights.get(), index);

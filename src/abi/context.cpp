@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <filesystem>
 #include <utility>
 
 #include "abi/handles.hpp"
 #include "abi/validate.hpp"
 #include "base/env.hpp"
 #include "base/error.hpp"
+#include "dispatch/block_fit.hpp"
 
 namespace ramp::core {
 namespace {
@@ -83,6 +85,7 @@ std::unique_ptr<ramp_context> create_context(const ramp_context_options* user) {
   }
   backend.isa = options.isa != nullptr ? std::string(options.isa) : env("RAMP_CPU_ISA").value_or("");
   backend.cache_dir = cache_directory(options.cache_dir != nullptr ? options.cache_dir : "");
+  context->cache_dir = backend.cache_dir;
   backend.log = context->log;
   context->backend = make_backend(kind, backend);
   const BackendInfo& info = context->backend->info();
@@ -92,6 +95,36 @@ std::unique_ptr<ramp_context> create_context(const ramp_context_options* user) {
                              info.isa.empty() ? "" : " ", info.isa, info.workers, info.device_name));
   }
   return context;
+}
+
+int32_t load_fit(ramp_context& context, const char* path) {
+  FitList* const fits = context.backend->fits();
+  if (fits == nullptr) {
+    fail_argument("context", fmt::format("the {} backend", context.backend->info().name),
+                  "a backend that chooses between configs", "load fits into a cpu context",
+                  RAMP_ERROR_UNSUPPORTED);
+  }
+  const std::string place = path != nullptr ? std::string(path) : fit_directory(context.cache_dir);
+  if (path != nullptr && place.empty()) fail_argument("path", "''", "a fit file or a directory of them");
+  const BackendInfo& info = context.backend->info();
+  const BlockMachine here{info.name, info.isa, info.device_name, info.workers};
+  const ConfigCheck legal = [&](const KernelConfig& c, const ModelShape& model, ramp_format format,
+                                ramp_activation activation) {
+    return context.backend->runs(c, model, format, activation);
+  };
+  BlockFitReport report;
+  if (path == nullptr || std::filesystem::is_directory(place)) {
+    if (!place.empty()) report = load_block_fits(place, here, legal, *fits);
+  } else {
+    report = load_block_fit(place, here, legal, *fits);
+  }
+  if (context.log.fn != nullptr) {
+    for (const std::string& w : report.warnings) context.log(RAMP_LOG_WARNING, w);
+    if (report.used > 0)
+      context.log(RAMP_LOG_INFO,
+                  fmt::format("{}: choosing by the fits of {} layer shapes", place, report.used));
+  }
+  return report.used;
 }
 
 }  // namespace
@@ -160,6 +193,13 @@ ramp_status ramp_context_get_info(const ramp_context* context, ramp_context_info
     value.isa = info.isa.c_str();
     value.device_name = info.device_name.c_str();
     write_sized(out, value, "ramp_context_info");
+  });
+}
+
+ramp_status ramp_context_load_fit(ramp_context* context, const char* path, int32_t* used) {
+  return border([&] {
+    const int32_t taken = load_fit(context_of(context), path);
+    if (used != nullptr) *used = taken;
   });
 }
 

@@ -39,6 +39,7 @@ struct ramp_context {
   ramp_device device{};
   ramp_executor executor{};  // copy of the caller's; the backend points at it
   ramp::core::LogSink log;
+  std::string cache_dir;  // "" when there is none
   std::unique_ptr<ramp::core::Backend> backend;
   std::mutex workspace_mutex;  // held during a call that uses the context's own workspace
   ramp::core::AlignedBuffer workspace;

@@ -71,6 +71,8 @@ struct RouteCall {
   void* stream = nullptr;
 };
 
+class FitList;  // dispatch/block_fit.hpp
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -78,9 +80,16 @@ class Backend {
   // Configs for a shape. `rejected` is filled only when asked for.
   [[nodiscard]] virtual ConfigList configs(const ModelShape& model, ramp_format format,
                                            ramp_activation activation, bool with_rejected) const = 0;
+  // Whether it runs this config for a shape: also configs that configs() does not list.
+  [[nodiscard]] virtual bool runs(const KernelConfig& /*config*/, const ModelShape& /*model*/,
+                                  ramp_format /*format*/, ramp_activation /*activation*/) const {
+    return false;
+  }
   // The config that the backend would use for this histogram (what `config == nullptr` means).
   [[nodiscard]] virtual KernelConfig choose(const ExpertWeights& weights, std::span<const int32_t> histogram,
                                             ramp_determinism determinism) const = 0;
+  // The fits by which it chooses; add to them at any time. nullptr: there are no configs to choose from.
+  [[nodiscard]] virtual FitList* fits() noexcept { return nullptr; }
 
   // Packing. pack() fills weights.packed and (COPY, IN_PLACE) gives up the checkpoint-layout views.
   virtual void pack(ExpertWeights& weights, void* stream) = 0;

@@ -124,8 +124,10 @@ class PhysicsFit {
   }
 
   [[nodiscard]] double smoothed(const std::vector<double>& k, size_t c, Eigen::Index parameter) const {
-    double sum = 0;
-    for (size_t o = 0; o < problem_.configs; ++o) sum += k[c * problem_.configs + o] * theta_[o][parameter];
+    // Relative to the constants, for these carry what is known of a config's size.
+    double sum = problem_.start[c][parameter];
+    for (size_t o = 0; o < problem_.configs; ++o)
+      sum += k[c * problem_.configs + o] * (theta_[o][parameter] - problem_.start[o][parameter]);
     return sum;
   }
 
@@ -270,6 +272,21 @@ Problem make_problem(const Dataset& d, const ModelShape& shape, std::span<const 
   return p;
 }
 
+// p90 of |log(repeat/time)| over the training points; 0 where nothing was repeated.
+double repeat_noise(const Dataset& d, std::span<const size_t> points) {
+  std::vector<double> all;
+  for (const size_t p : points) {
+    for (size_t c = 0; d.has_repeat && c < d.configs.size(); ++c) {
+      const double ratio = std::abs(std::log(d.repeat(p, c) / d.time(p, c)));
+      if (!std::isnan(ratio)) all.push_back(ratio);
+    }
+  }
+  if (all.empty()) return 0;
+  const auto at = all.begin() + static_cast<std::ptrdiff_t>(0.9 * static_cast<double>(all.size() - 1));
+  std::nth_element(all.begin(), at, all.end());
+  return *at;
+}
+
 WaveFit::Point make_point(const Dataset& d, size_t point, std::span<const int32_t> tile_m) {
   WaveFit::Point p;
   const std::vector<int32_t>& histogram = d.points[point].histogram;
@@ -326,16 +343,19 @@ WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points
   Spread spread{hyper.first_sd, hyper.later_sd, hyper.pull};
   const double shift = typical_shift(problem, residency.tiles, hyper, on);
   Problem centred = problem;
-  if (std::abs(shift) > std::log(hyper.foreign_at)) {
+  const bool foreign = std::abs(shift) > std::log(hyper.foreign_at);
+  // Workers' constants are orders of magnitude, whichever way they point.
+  if (foreign || runs_on_workers(hw)) {
     spread = {hyper.foreign_first_sd, hyper.foreign_later_sd, 0.0};
     for (Vector8& s : centred.start) {
       for (Eigen::Index k = 0; k < s.size(); ++k) {
         if (k != kSharing && k != kFillSlope) s[k] += shift;
       }
     }
-    report.warnings.push_back(
-        fmt::format("typical time is {:.3g}x what this kernel family takes: its constants only start the fit",
-                    std::exp(shift)));
+    if (!runs_on_workers(hw))
+      report.warnings.push_back(fmt::format(
+          "typical time is {:.3g}x what this kernel family takes: its constants only start the fit",
+          std::exp(shift)));
   }
   std::vector<Vector8> theta;
   if (!residency.tiles.empty()) {
@@ -370,6 +390,15 @@ WaveFit fit_wave(const Dataset& d, int32_t model, std::span<const size_t> points
   if (unmeasured > 0) {
     report.warnings.push_back(
         fmt::format("{} of {} configs have no training timing and are never chosen", unmeasured, n));
+  }
+  // Repeats that differ by more than the noise that the fit assumes (a CPU that others use too): which config
+  // was measured fastest is then luck among the close ones, and the prediction, which pools over points and
+  // neighbours, is the better witness.
+  const double noise = repeat_noise(d, points);
+  if (noise > hyper.noise) {
+    constexpr double kDeviationOfP90 = 1.0 / 1.645;  // normal noise
+    fit.hyper.residual_noise = std::max(hyper.residual_noise, noise * kDeviationOfP90);
+    fit.hyper.guard = -1;
   }
   if (on.residual) {
     const double misfit = training_misfit(problem, fit.configs, hyper, on);

@@ -71,6 +71,21 @@ struct WaveHyper {
   double guard = 0.01;  // leave the config measured fastest at the most similar training point only for more
 };
 
+// The same for kernels on CPU workers, where fits start for machines without SM limits: a tile is streamed
+// from memory, unpacked and multiplied by one core. Orders of magnitude of a core with vector units; the fit
+// finds a machine's and a format's own.
+struct WorkerConstants {
+  double bytes_per_weight = 2;     // bf16
+  double values_per_us = 1e5;      // weights that a core loads, unpacks and multiplies with one row
+  double row_values_per_us = 2e5;  // multiply-adds per further row
+  double tile_us = 1;              // taking a task, gathering rows
+  double sharing = 0.4;            // not used: one tile per worker
+  double reread_share = 0.3;       // weights that the caches still have
+  double output_bytes_per_us = 1e5;
+  double output_bytes = 4;  // fp32 partial sums
+  double launch_us = 20;    // waking the workers, sorting rows
+};
+
 // Constants of the kernel family from which fits start and on which `analytic` rests: a single-launch fused
 // FP8 MoE kernel on wgmma (both GEMMs in one tile, partial sums reduced into the output). Read off measured
 // timings of the H200 once and rounded; they are to this kernel what 24 us and 0.130 us are to the published

@@ -73,8 +73,37 @@ double physics_us(const WaveConfigParameters& p, const Work& w, const WaveHyper&
   return combine_us(p.value[kLaunch], staircase_us(p, w, h), weights_us(p, w), output_us(p, w), h);
 }
 
+namespace {
+
+WaveVector worker_constants(const KernelConfig& c, const ModelShape& model,
+                            const HardwareConstants& hw) noexcept {
+  const WorkerConstants k;
+  const auto hidden = static_cast<double>(model.hidden);
+  const double workers = hw.sm_count;
+  const double values = 1.5 * c.tile_n * hidden / std::max(c.split_k, 1);  // of both GEMMs
+  const double bytes_per_us = (hw.dram_gbps > 0 ? hw.dram_gbps : 50.0) * 1e3;
+  WaveVector v{};
+  v[kLatency] = k.tile_us + values / k.values_per_us;
+  v[kSharing] = k.sharing;
+  v[kFirstRead] = values * k.bytes_per_weight * workers / bytes_per_us;
+  v[kReread] = k.reread_share * v[kFirstRead];
+  v[kOutput] = hidden * k.output_bytes * workers / k.output_bytes_per_us * c.tile_n /
+               static_cast<double>(w13_rows(model.intermediate, RAMP_ACTIVATION_SILU_AND_MUL));
+  v[kLaunch] = k.launch_us;
+  v[kRow] = values / k.row_values_per_us;
+  v[kFillSlope] = 0;
+  return v;
+}
+
+}  // namespace
+
+bool runs_on_workers(const HardwareConstants& hw) noexcept {
+  return hw.smem_per_sm <= 0 && hw.registers_per_sm <= 0;
+}
+
 WaveVector kernel_constants(const KernelConfig& c, const ModelShape& model, const HardwareConstants& hw,
                             const WaveKernelConstants& k) noexcept {
+  if (runs_on_workers(hw)) return worker_constants(c, model, hw);
   const auto hidden = static_cast<double>(model.hidden);
   const double splits = std::max(c.split_k, 1);
   const double sms = hw.sm_count;

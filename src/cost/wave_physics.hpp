@@ -62,6 +62,9 @@ double output_us(const WaveConfigParameters& p, const Work& w) noexcept;   // O
 double combine_us(double launch, double latency, double weights, double output, const WaveHyper& h) noexcept;
 double physics_us(const WaveConfigParameters& p, const Work& w, const WaveHyper& h) noexcept;
 
+// Whether tiles run on CPU workers, one at a time each: a machine without SM limits.
+bool runs_on_workers(const HardwareConstants& hw) noexcept;
+
 // Where the fit starts, and what `analytic` keeps for all but the latency.
 WaveVector kernel_constants(const KernelConfig& c, const ModelShape& model, const HardwareConstants& hw,
                             const WaveKernelConstants& k) noexcept;

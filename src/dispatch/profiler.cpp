@@ -44,10 +44,15 @@ void check_options(const ProfilerOptions& o) {
   };
   need(o.warmup >= 0, "warmup", o.warmup, ">= 0");
   need(o.repeats >= 1, "repeats", o.repeats, ">= 1");
+  need(o.quantile >= 0 && o.quantile <= 1, "quantile", o.quantile, "0 to 1");
   need(o.judge_after >= 1, "judge_after", o.judge_after, ">= 1");
   need(o.hopeless_ratio > 1, "hopeless_ratio", o.hopeless_ratio, "> 1");
   need(o.skip_after >= 0, "skip_after", o.skip_after, ">= 0");
   need(o.max_bad_ticks >= 1, "max_bad_ticks", o.max_bad_ticks, ">= 1");
+  need(o.settled_us >= 0, "settled_us", o.settled_us, ">= 0");
+  need(o.narrow_ratio == 0 || o.narrow_ratio > 1, "narrow_ratio", o.narrow_ratio, "0 or > 1");
+  need(o.narrow_after >= 1, "narrow_after", o.narrow_after, ">= 1");
+  need(o.budget_us >= 0, "budget_us", o.budget_us, ">= 0");
 }
 
 }  // namespace
@@ -92,13 +97,19 @@ Profiler::Profiler(ConfigTable configs, const ModelShape& model, std::vector<Wor
   data_.us_repeat = data_.us;
   hopeless_.assign(data_.configs.size(), 0);
   failed_.assign(data_.configs.size(), false);
+  settled_.assign(data_.us.size(), false);
+  data_.has_repeat = options_.halves;
   if (previous != nullptr) adopt(*previous);
 
   std::vector<size_t> by_rows(data_.points.size());
   std::iota(by_rows.begin(), by_rows.end(), size_t{0});
   std::stable_sort(by_rows.begin(), by_rows.end(),
                    [&](size_t a, size_t b) { return rows_of(data_.points[a]) < rows_of(data_.points[b]); });
-  for (const size_t i : ends_inwards(by_rows.size())) order_.push_back(by_rows[i]);
+  if (options_.budget_us > 0) {
+    order_ = by_rows;  // each point's neighbour below is known when it begins
+  } else {
+    for (const size_t i : ends_inwards(by_rows.size())) order_.push_back(by_rows[i]);
+  }
   start_point();
 }
 
@@ -117,6 +128,12 @@ void Profiler::adopt(const Dataset& previous) {
         if (a.name == b.name && a.histogram == b.histogram && m.hidden == data_.models[0].hidden &&
             m.intermediate == data_.models[0].intermediate && m.top_k == data_.models[0].top_k) {
           timing(p, c) = previous.time(q, other);
+          if (options_.halves) data_.us_repeat[p * data_.configs.size() + c] = previous.repeat(q, other);
+          // Points are written whole: where one has timings, a config without was left out.
+          const auto row = previous.us.begin() + static_cast<std::ptrdiff_t>(q * theirs.size());
+          settled_[p * data_.configs.size() + c] =
+              options_.budget_us > 0 && std::any_of(row, row + static_cast<std::ptrdiff_t>(theirs.size()),
+                                                    [](double us) { return !std::isnan(us); });
         }
       }
     }
@@ -133,7 +150,9 @@ void Profiler::start_point() {
     alive_.clear();
     samples_.assign(data_.configs.size(), {});
     for (size_t c = 0; c < data_.configs.size(); ++c) {
-      if (failed_[c] || !std::isnan(timing(order_[at_], c))) continue;
+      if (failed_[c] || !std::isnan(timing(order_[at_], c)) ||
+          settled_[order_[at_] * data_.configs.size() + c])
+        continue;
       const auto patience = static_cast<size_t>(options_.skip_after);
       if (patience > 0 && at_ >= patience && hopeless_[c] >= at_) {
         ++dropped_;
@@ -142,10 +161,52 @@ void Profiler::start_point() {
       alive_.push_back(c);
     }
     turn_ = 0;
+    spent_here_us_ = 0;
     if (alive_.empty()) continue;
+    if (options_.budget_us > 0) sort_by_neighbour();
+    share_us_ = share();
     start_config();
     return;
   }
+}
+
+// What is left of the budget, shared out evenly over the points left (small ones leave most of theirs to the
+// large ones, which come last).
+double Profiler::share() const noexcept {
+  const auto left = static_cast<double>(order_.size() - at_);
+  return std::max(0.0, options_.budget_us - spent_us_) / left;
+}
+
+// alive_ by how much slower than the best they were at the nearest visited point (log distance of rows) where
+// they were measured, best first; those that never were come last, in their own order.
+void Profiler::sort_by_neighbour() {
+  const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
+  std::vector<std::pair<double, size_t>> visited;  // distance, point
+  std::vector<double> best(data_.points.size(), std::numeric_limits<double>::infinity());
+  for (size_t i = at_; i-- > 0;) {  // of two as near, the later one comes first: it is the more loaded one
+    const size_t p = order_[i];
+    visited.emplace_back(std::abs(std::log(static_cast<double>(rows_of(data_.points[p])) / rows)), p);
+    for (size_t c = 0; c < data_.configs.size(); ++c)
+      if (timing(p, c) < best[p]) best[p] = timing(p, c);
+  }
+  std::stable_sort(visited.begin(), visited.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<double> key(data_.configs.size(), std::numeric_limits<double>::infinity());
+  for (const size_t c : alive_) {
+    const auto at = std::find_if(visited.begin(), visited.end(),
+                                 [&](const auto& v) { return !std::isnan(timing(v.second, c)); });
+    if (at != visited.end()) key[c] = timing(at->second, c) / best[at->second];
+  }
+  std::stable_sort(alive_.begin(), alive_.end(), [&](size_t a, size_t b) { return key[a] < key[b]; });
+}
+
+// The first round took twice the point's share: what has no sample yet gets none here.
+void Profiler::leave_out_the_rest() {
+  const size_t before = alive_.size();
+  const auto first = alive_.begin() + static_cast<std::ptrdiff_t>(turn_);
+  alive_.erase(std::remove_if(first, alive_.end(), [&](size_t c) { return samples_[c].empty(); }),
+               alive_.end());
+  dropped_ += before - alive_.size();
 }
 
 void Profiler::start_config() {
@@ -156,9 +217,15 @@ void Profiler::start_config() {
 void Profiler::report(double us) {
   if (at_ >= order_.size()) fail_argument("report", "a timing", "no more: the profile is complete");
   ++runs_;
+  const bool good = us > 0 && !std::isinf(us);
+  if (good) {
+    spent_us_ += us;
+    spent_here_us_ += us;
+  }
   if (warmup_left_ > 0) {
-    --warmup_left_;
-    return;
+    const bool settled = good && options_.settled_us > 0 && us >= options_.settled_us;
+    warmup_left_ = settled ? 0 : warmup_left_ - 1;
+    if (!settled) return;
   }
   const size_t config = alive_[turn_];
   if (!(us > 0) || std::isinf(us)) {
@@ -189,6 +256,10 @@ void Profiler::fail_config(size_t config, const std::string& reason) {
 
 // turn_ points at the next config of the round, or past the last one.
 void Profiler::advance() {
+  // Before anything is known (the first point, which has the fewest rows) nobody is left out.
+  if (options_.budget_us > 0 && !options_.everybody && at_ > 0 && turn_ > 0 &&
+      spent_here_us_ >= 2 * share_us_)
+    leave_out_the_rest();
   if (turn_ >= alive_.size()) end_round();
   if (alive_.empty()) {
     end_point();
@@ -204,28 +275,47 @@ double Profiler::fastest_median() const {
   for (size_t c = 0; c < width; ++c) {
     const double known = data_.us[order_[at_] * width + c];  // of an adopted profile
     if (known < best) best = known;
-    if (!samples_[c].empty()) best = std::min(best, quantile(samples_[c], 0.5));
+    if (!samples_[c].empty()) best = std::min(best, quantile(samples_[c], options_.quantile));
   }
   return best;
 }
 
 void Profiler::end_round() {
   turn_ = 0;
-  const double limit = options_.hopeless_ratio * fastest_median();
+  const double fastest = fastest_median();
+  const double limit = options_.hopeless_ratio * fastest;
+  const auto fewest = static_cast<size_t>(options_.everybody ? options_.judge_after : 1);
+  if (options_.budget_us > 0 && spent_here_us_ >= share_us_ &&
+      std::all_of(alive_.begin(), alive_.end(), [&](size_t c) { return samples_[c].size() >= fewest; })) {
+    alive_.clear();  // nobody lost samples that others got
+    return;
+  }
   std::erase_if(alive_, [&](size_t c) {
     const std::vector<double>& s = samples_[c];
     if (static_cast<int32_t>(s.size()) >= options_.repeats) return true;
     const bool hopeless = static_cast<int32_t>(s.size()) >= options_.judge_after &&
                           *std::min_element(s.begin(), s.end()) > limit;
+    const bool far = options_.narrow_ratio > 0 && static_cast<int32_t>(s.size()) >= options_.narrow_after &&
+                     quantile(s, options_.quantile) > options_.narrow_ratio * fastest;
     dropped_ += hopeless ? 1 : 0;
-    return hopeless;
+    return hopeless || far;
   });
 }
 
 void Profiler::end_point() {
   const size_t point = order_[at_];
   for (size_t c = 0; c < data_.configs.size(); ++c) {
-    if (!samples_[c].empty()) timing(point, c) = quantile(samples_[c], 0.5);
+    const std::vector<double>& s = samples_[c];
+    if (s.empty()) continue;
+    if (!options_.halves) {
+      timing(point, c) = quantile(s, options_.quantile);
+      continue;
+    }
+    std::vector<double> half[2];
+    for (size_t i = 0; i < s.size(); ++i) half[i % 2].push_back(s[i]);
+    timing(point, c) = quantile(half[0], options_.quantile);
+    if (!half[1].empty())
+      data_.us_repeat[point * data_.configs.size() + c] = quantile(half[1], options_.quantile);
   }
   double best = std::numeric_limits<double>::infinity();
   for (size_t c = 0; c < data_.configs.size(); ++c) best = timing(point, c) < best ? timing(point, c) : best;
@@ -237,8 +327,18 @@ void Profiler::end_point() {
 }
 
 Profiler::Progress Profiler::progress() const noexcept {
-  return {at_, order_.size(), runs_, dropped_,
-          static_cast<size_t>(std::count(failed_.begin(), failed_.end(), true))};
+  const bool over = at_ >= order_.size();
+  const double points = static_cast<double>(at_) / static_cast<double>(order_.size());
+  const double budget = options_.budget_us > 0 ? spent_us_ / options_.budget_us : 0;
+  return {at_,
+          order_.size(),
+          runs_,
+          dropped_,
+          static_cast<size_t>(std::count(failed_.begin(), failed_.end(), true)),
+          spent_us_,
+          over                     ? 1.0
+          : options_.budget_us > 0 ? std::min(budget, 0.99)
+                                   : points};
 }
 
 }  // namespace ramp::core

@@ -8,6 +8,12 @@
 // alike): each is run `warmup` times untimed before its first sample. Hopeless configs lose their remaining
 // samples at the point (their timing is kept: cost models learn from slow configs too), and configs that were
 // hopeless at every one of the first `skip_after` points are not measured at the others.
+//
+// A budget is counted in the very ticks that are reported, so it needs no clock either. With one, points are
+// visited from few rows to many and configs in the order of their times at the nearest point already visited,
+// best first: when a point has used up its share of what is left, its rounds end, and configs that would only
+// come after twice the share are left out there (those are the ones that were slow next door). At the first
+// point nobody is.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +27,29 @@ namespace ramp::core {
 
 struct ProfilerOptions {
   int32_t warmup = 2;       // untimed runs before the first sample
-  int32_t repeats = 9;      // samples; the timing is their median
+  int32_t repeats = 9;      // samples; the timing is their median (or another quantile)
+  double quantile = 0.5;    // 0 = the fastest sample: where others use the machine meanwhile
   int32_t judge_after = 2;  // samples that everybody gets before hopeless configs are dropped
   // Hopeless: the fastest sample exceeds this multiple of the point's fastest median. The measured spread of
   // one config (p99 3.5-6% on the H200) is far below 2.
   double hopeless_ratio = 2.0;
   int32_t skip_after = 4;     // points; 0 = measure every config everywhere
   int32_t max_bad_ticks = 3;  // in a row: NaN, infinite, zero or negative; then the config counts as failed
+  // A run of at least this many microseconds has warmed up while it ran: from there on a first tick is a
+  // sample, whatever `warmup` says. 0 = off.
+  double settled_us = 0;
+  // From `narrow_after` samples on only configs whose median is within this multiple of the point's fastest
+  // one go on: precision is spent where the choice is close. 0 = off.
+  double narrow_ratio = 0;
+  int32_t narrow_after = 3;
+  // Microseconds that all runs together, warm-ups included, should take. Kept to within about one round of
+  // the last point; every config of a point that is not left out has at least one sample. 0 = no limit.
+  double budget_us = 0;
+  // With a budget: leave nobody out and give everybody judge_after samples (judging needs all of them).
+  bool everybody = false;
+  // us: median of the even samples, us_repeat: of the odd ones (configs with one sample have no repeat):
+  // what a guard and a noise floor need. Off: us is the median of all.
+  bool halves = false;
 };
 
 class Profiler {
@@ -54,13 +76,18 @@ class Profiler {
 
   struct Progress {
     size_t points_done = 0, points = 0;
-    size_t runs = 0;     // reports so far, warm-ups included
-    size_t dropped = 0;  // (config, point) pairs that lost samples or were skipped
-    size_t failed = 0;   // configs
+    size_t runs = 0;      // reports so far, warm-ups included
+    size_t dropped = 0;   // (config, point) pairs that lost samples or were skipped
+    size_t failed = 0;    // configs
+    double spent_us = 0;  // sum of the ticks so far
+    // done, 0..1: of the budget where there is one (it may end earlier), else of the points
+    double fraction = 0;
   };
   [[nodiscard]] Progress progress() const noexcept;
   // Everything measured so far, point by point (a point that is under way is not in it): NaN = not measured.
   // All points are training points.
+  // A pair that has been dropped by the budget is NaN; when such a profile is resumed with a budget, it stays
+  // so.
   [[nodiscard]] const Dataset& data() const noexcept { return data_; }
   // One line per failed config.
   [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }
@@ -73,6 +100,9 @@ class Profiler {
   void end_round();
   void end_point();
   void fail_config(size_t config, const std::string& reason);
+  void sort_by_neighbour();
+  void leave_out_the_rest();
+  [[nodiscard]] double share() const noexcept;
   [[nodiscard]] double fastest_median() const;
   double& timing(size_t point, size_t config) { return data_.us[point * data_.configs.size() + config]; }
 
@@ -81,8 +111,10 @@ class Profiler {
   std::vector<size_t> order_;     // points in the order of visit
   std::vector<size_t> hopeless_;  // per config: points at which it was hopeless
   std::vector<bool> failed_;
+  std::vector<bool> settled_;  // [point][config]: adopted, or left out by an earlier run with a budget
   std::vector<std::string> notes_;
   size_t runs_ = 0, dropped_ = 0;
+  double spent_us_ = 0;
 
   size_t at_ = 0;                             // position in order_
   std::vector<size_t> alive_;                 // configs that still take samples at this point
@@ -90,6 +122,7 @@ class Profiler {
   size_t turn_ = 0;                           // index into alive_
   int32_t warmup_left_ = 0;
   int32_t bad_ticks_ = 0;
+  double share_us_ = 0, spent_here_us_ = 0;  // of this point
 };
 
 // The order of visit for n points sorted by work: 0, n-1, then midpoints of ever smaller gaps.

@@ -37,6 +37,9 @@ struct HardwareConstants {
 // 4.53 TB/s pure read, FP8 block scales 1046-1120 TFLOP/s (1080 here), bf16 665-780 (720 here), launch 0.73
 // us in a graph. startup and tile time: arXiv 2604.26039, 24 us and 0.130 us.
 const HardwareConstants& h200();
+// A CPU of that many workers. No structure: nothing shares a worker, so a tile's residency is 1. dram_gbps
+// starts the fit of the bytes' cost, which the timings then correct: any CPU's order of magnitude will do.
+HardwareConstants cpu_hardware(int32_t workers);
 std::span<const HardwareConstants> known_hardware();
 const HardwareConstants& find_hardware(std::string_view name);  // throws Error that lists the known ones
 

@@ -23,6 +23,8 @@ namespace ramp::cli_test {
 namespace {
 
 Result spawn(const std::vector<std::string>& command) {
+  // No fit that somebody's profile left in the user's cache directory may play a part.
+  setenv("RAMP_CACHE_DIR", (std::filesystem::temp_directory_path() / "ramp-cli-test-no-cache").c_str(), 1);
   const Scratch scratch;
   const std::string out = scratch.path("out");
   const std::string err = scratch.path("err");

@@ -3,6 +3,7 @@
 #include "dispatch/profiler.hpp"
 
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "cost/evaluate.hpp"
@@ -75,6 +76,16 @@ TEST(Profiler, TheMedianCounts) {
   run(p, [&](const Profiler::Task&) { return ticks[i++]; });
   EXPECT_EQ(i, 5U);
   EXPECT_EQ(p.data().time(0, 0), 11.0);
+}
+
+TEST(Profiler, OrAnotherQuantile) {
+  for (const double q : {0.0, 0.5, 1.0}) {
+    Profiler p(toy_configs(1), toy_model(), {toy_points()[0]}, {.warmup = 0, .repeats = 3, .quantile = q});
+    const std::vector<double> ticks = {20, 10, 90};
+    size_t i = 0;
+    run(p, [&](const Profiler::Task&) { return ticks[i++]; });
+    EXPECT_EQ(p.data().time(0, 0), q == 0 ? 10.0 : q == 1 ? 90.0 : 20.0);
+  }
 }
 
 TEST(Profiler, SameTicksSameCourse) {
@@ -209,6 +220,136 @@ TEST(Profiler, ResumesWhereItWasInterrupted) {
   for (const Profiler::Task& t : run(third, law(moved, configs))) EXPECT_EQ(t.point, 3U);
 }
 
+// The budget is counted in ticks: no clock here either.
+TEST(Profiler, ABudgetIsKeptAndSpentWhereChoicesAreClose) {
+  const auto points = toy_points();
+  const ConfigTable configs = toy_configs(8);
+  const auto clock = [&](const Profiler::Task& t) {
+    return synthetic_us(configs.configs[t.config], points[t.point].histogram);
+  };
+  double everything = 0;
+  {
+    Profiler p(configs, toy_model(), points, {.warmup = 1, .repeats = 9, .skip_after = 0});
+    run(p, clock);
+    everything = p.progress().spent_us;
+  }
+  for (const double share : {0.02, 0.1, 0.3, 1.0, 10.0}) {
+    const ProfilerOptions options = {
+        .warmup = 1, .repeats = 9, .skip_after = 0, .budget_us = share * everything};
+    Profiler p(configs, toy_model(), points, options);
+    int64_t rows = 0;
+    double fraction = 0;
+    while (const auto task = p.next()) {
+      const auto& h = points[task->point].histogram;
+      const int64_t now = std::accumulate(h.begin(), h.end(), int64_t{0});
+      EXPECT_GE(now, rows) << "few rows first";
+      rows = now;
+      EXPECT_GE(p.progress().fraction, fraction);
+      fraction = p.progress().fraction;
+      p.report(clock(*task));
+    }
+    EXPECT_EQ(p.progress().fraction, 1.0);
+    EXPECT_EQ(p.progress().points_done, points.size());
+    // Each point may take its share, once more until it leaves the rest out, and one run beyond that.
+    if (share <= 1) {
+      EXPECT_LE(p.progress().spent_us, 2.0 * options.budget_us + 0.05 * everything);
+    }
+    for (size_t i = 0; i < points.size(); ++i) {
+      size_t timed = 0;
+      for (size_t c = 0; c < configs.size(); ++c) timed += std::isnan(p.data().time(i, c)) ? 0 : 1;
+      EXPECT_GE(timed, 1U) << "every point has a timing";
+      if (share > 1) {
+        EXPECT_EQ(timed, configs.size());
+      }
+    }
+  }
+}
+
+TEST(Profiler, WhatTheBudgetLeavesOutWasSlowNextDoor) {
+  const auto points = toy_points();
+  const ConfigTable configs = toy_configs(4);
+  // Config c takes (4 - c) times as long: the last one is best, and comes first from the second point on.
+  const auto clock = [&](const Profiler::Task& t) { return 100.0 * static_cast<double>(4 - t.config); };
+  Profiler p(
+      configs, toy_model(), points,
+      {.warmup = 0, .repeats = 3, .skip_after = 0, .budget_us = 100.0 * static_cast<double>(points.size())});
+  const auto tasks = run(p, clock);
+  size_t place = 0;
+  std::map<size_t, size_t> first;
+  for (const Profiler::Task& t : tasks) first.emplace(t.point, t.config);
+  for (const Profiler::Task& t : tasks) {
+    if (t.point != tasks[0].point) {
+      EXPECT_EQ(first[t.point], 3U) << place;
+    }
+    ++place;
+  }
+  size_t left_out = 0;
+  for (size_t i = 0; i < points.size(); ++i) {
+    if (i == tasks[0].point) continue;
+    EXPECT_FALSE(std::isnan(p.data().time(i, 3)));
+    left_out += std::isnan(p.data().time(i, 0)) ? 1 : 0;
+  }
+  EXPECT_GT(left_out, 0U);
+  EXPECT_GE(p.progress().dropped, left_out);
+  // Resumed with a budget, what was left out stays out; without one it is measured.
+  ProfilerOptions options = {.warmup = 0, .repeats = 3, .skip_after = 0, .budget_us = 1e9};
+  Profiler again(configs, toy_model(), points, options, &p.data());
+  EXPECT_FALSE(again.next().has_value());
+  options.budget_us = 0;
+  Profiler rest(configs, toy_model(), points, options, &p.data());
+  EXPECT_TRUE(rest.next().has_value());
+}
+
+TEST(Profiler, EverybodyMeansTwoSamplesEach) {
+  const auto points = toy_points();
+  Profiler p(toy_configs(4), toy_model(), points,
+             {.warmup = 0,
+              .repeats = 9,
+              .judge_after = 2,
+              .hopeless_ratio = 100,
+              .skip_after = 0,
+              .budget_us = 1,
+              .everybody = true,
+              .halves = true});
+  const auto tasks = run(p, [](const Profiler::Task& t) { return 10.0 * (1.0 + t.config); });
+  EXPECT_EQ(tasks.size(), points.size() * 4 * 2);
+  for (const double us : p.data().us) EXPECT_FALSE(std::isnan(us));
+  for (const double us : p.data().us_repeat) EXPECT_FALSE(std::isnan(us));
+}
+
+TEST(Profiler, SettledRunsNeedNoWarmUp) {
+  for (const double us : {10.0, 1000.0}) {
+    Profiler p(toy_configs(2), toy_model(), {toy_points()[0]},
+               {.warmup = 2, .repeats = 3, .settled_us = 500});
+    const auto tasks = run(p, [&](const Profiler::Task&) { return us; });
+    EXPECT_EQ(tasks.size(), us < 500 ? 2U * 5 : 2U * 3);
+    EXPECT_EQ(p.data().time(0, 1), us);
+  }
+}
+
+TEST(Profiler, NarrowingStopsWhatIsClearlySlower) {
+  Profiler p(toy_configs(3), toy_model(), {toy_points()[0]},
+             {.warmup = 0, .repeats = 9, .narrow_ratio = 1.25, .narrow_after = 3});
+  const std::vector<double> us = {10, 12, 15};
+  std::map<size_t, int> samples;
+  for (const Profiler::Task& t : run(p, [&](const Profiler::Task& task) { return us[task.config]; }))
+    ++samples[t.config];
+  EXPECT_EQ(samples[0], 9);
+  EXPECT_EQ(samples[1], 9);
+  EXPECT_EQ(samples[2], 3);
+  EXPECT_EQ(p.data().time(0, 2), 15.0);
+}
+
+TEST(Profiler, HalvesAreTheEvenAndTheOddSamples) {
+  Profiler p(toy_configs(1), toy_model(), {toy_points()[0]}, {.warmup = 0, .repeats = 5, .halves = true});
+  const std::vector<double> ticks = {10, 20, 11, 22, 12};
+  size_t i = 0;
+  run(p, [&](const Profiler::Task&) { return ticks[i++]; });
+  EXPECT_TRUE(p.data().has_repeat);
+  EXPECT_EQ(p.data().time(0, 0), 11.0);
+  EXPECT_EQ(p.data().repeat(0, 0), 21.0);
+}
+
 TEST(Profiler, RefusesBadInput) {
   const auto points = toy_points();
   const auto make = [](ConfigTable c, std::vector<WorkPoint> p, ProfilerOptions o = {}) {
@@ -233,6 +374,11 @@ TEST(Profiler, RefusesBadInput) {
   refused("hopeless_ratio", toy_configs(2), points, {.hopeless_ratio = std::nan("")});
   refused("skip_after", toy_configs(2), points, {.skip_after = -1});
   refused("max_bad_ticks", toy_configs(2), points, {.max_bad_ticks = 0});
+  refused("quantile", toy_configs(2), points, {.quantile = 1.5});
+  refused("settled_us", toy_configs(2), points, {.settled_us = -1});
+  refused("narrow_ratio", toy_configs(2), points, {.narrow_ratio = 0.5});
+  refused("narrow_after", toy_configs(2), points, {.narrow_after = 0});
+  refused("budget_us", toy_configs(2), points, {.budget_us = std::nan("")});
   Profiler done(toy_configs(1), toy_model(), {points[0]}, {.warmup = 0, .repeats = 1});
   done.report(1.0);
   EXPECT_FALSE(done.next().has_value());

@@ -15,6 +15,7 @@
 #include "base/env.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
+#include "dispatch/block_fit.hpp"
 #include "routing/sorted_rows.hpp"
 
 namespace ramp::core {
@@ -56,8 +57,24 @@ void carve(Job& j, void* workspace, uint64_t bytes) {
   }
 }
 
+// What runs when the caller names no config: the fit's choice for this histogram where there is a fit for
+// such weights, else the analytic default.
+KernelConfig choose_config(const FitList& fits, const ExpertWeights& w, std::span<const int32_t> histogram,
+                           int64_t top_k, ramp_determinism determinism, int32_t workers) noexcept {
+  const FitList::Entry* const fit =
+      fits.find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, top_k);
+  if (fit == nullptr) {
+    return cpu_default_config(histogram, w.hidden, w.intermediate, w.format, w.activation, determinism,
+                              workers);
+  }
+  KernelConfig c = fit->choose(histogram);
+  // A split costs bits that depend on the config, hence never in batch-invariant mode.
+  if (determinism == RAMP_BATCH_INVARIANT) c.split_k = 1;
+  return c;
+}
+
 // Config and plan, once offsets and sorted_slots are filled.
-void plan(Job& j, const KernelConfig* config, ramp_determinism determinism) {
+void plan(Job& j, const KernelConfig* config, ramp_determinism determinism, const FitList& fits) {
   const ExpertWeights& w = *j.weights;
   j.rows = j.offsets[static_cast<size_t>(j.experts)];
   if (config != nullptr) {
@@ -72,8 +89,7 @@ void plan(Job& j, const KernelConfig* config, ramp_determinism determinism) {
       const auto at = static_cast<size_t>(e);
       j.counts[at] = j.offsets[at + 1] - j.offsets[at];
     }
-    j.config = cpu_default_config(j.counts, j.hidden, j.intermediate, w.format, w.activation, determinism,
-                                  j.executor->workers());
+    j.config = choose_config(fits, w, j.counts, j.batched ? 0 : j.top_k, determinism, j.executor->workers());
   }
   if (determinism == RAMP_BATCH_INVARIANT) j.config.split_k = 1;
   j.plan = plan_tiles(j.offsets, j.config.tile_m, j.plan_experts, j.plan_tiles);
@@ -96,11 +112,15 @@ class CpuBackend final : public Backend {
                                    bool with_rejected) const override {
     return cpu_configs(model, format, activation, with_rejected);
   }
+  [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
+                          ramp_activation activation) const override {
+    return cpu_config_legal(config, model.hidden, model.intermediate, format, activation);
+  }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
                                     ramp_determinism determinism) const override {
-    return cpu_default_config(histogram, w.hidden, w.intermediate, w.format, w.activation, determinism,
-                              executor_->workers());
+    return choose_config(fits_, w, histogram, 0, determinism, executor_->workers());
   }
+  [[nodiscard]] FitList* fits() noexcept override { return &fits_; }
 
   void pack(ExpertWeights& weights, void* /*stream*/) override { pack_panels(weights, *executor_); }
   void update(ExpertWeights& weights, int64_t first_expert, const ramp_weights_desc& update,
@@ -134,6 +154,7 @@ class CpuBackend final : public Backend {
   const CpuKernels& kernels_;
   std::unique_ptr<Executor> executor_;
   BackendInfo info_;
+  FitList fits_;
 };
 
 void CpuBackend::expert_block(const BlockCall& call) {
@@ -153,7 +174,7 @@ void CpuBackend::expert_block(const BlockCall& call) {
   sorted.slots = j.sorted_slots;
   sorted.positions = j.positions;
   sort_rows(call.ids, call.expert_map, j.experts, sorted);
-  plan(j, call.config, call.determinism);
+  plan(j, call.config, call.determinism, fits_);
   run_job(j);
   if (call.counters != nullptr) {
     add_counter(call.counters[0], sorted.masked);
@@ -188,7 +209,7 @@ void CpuBackend::expert_block_batched(const BatchedCall& call) {
     rows += valid;
     j.offsets[static_cast<size_t>(e) + 1] = rows;
   }
-  plan(j, call.config, call.determinism);
+  plan(j, call.config, call.determinism, fits_);
   run_job(j);
 }
 
