@@ -21,7 +21,7 @@ struct BlockWorld {
   Array x_scale, addend{RAMP_BF16, {kT, kH}}, map{RAMP_I32, {kE}};
   Array counters{RAMP_I64, {2}};
   uint64_t needed = 0;
-  Scratch scratch{1 << 20};
+  Scratch scratch{16 << 20};
   void* workspace = scratch.data();
   uint64_t workspace_bytes = scratch.bytes();
   void* stream = nullptr;

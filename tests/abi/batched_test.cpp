@@ -14,7 +14,7 @@ struct BatchedWorld {
   Array x{RAMP_BF16, {kE, kT, kH}}, y{RAMP_F32, {kE, kT, kH}}, counts{RAMP_I32, {kE}};
   Array row_weights{RAMP_F32, {kE, kT}}, x_scale{RAMP_F32, {kE, kT, 1}};
   ramp_batched_args args = ramp_batched_args_init();
-  Scratch scratch{1 << 20};
+  Scratch scratch{16 << 20};
   void* workspace = scratch.data();
   uint64_t workspace_bytes = scratch.bytes();
   uint64_t needed = 0;

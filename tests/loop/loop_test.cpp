@@ -15,9 +15,9 @@ namespace {
 
 TEST(Loop, ProfileFitDispatchRegret) {
   const Scratch scratch;
-  const Result r = ramp({"profile", "--backend", "cpu", "--model", "32,4,768,384,8,2,1024,768", "--format",
-                         "bf16", "--tokens", "1,6,24,96", "--budget", "20", "--judge", "--judge-tokens",
-                         "2,4,8,16,32,64", "--judge-budget", "25", "-o", scratch.path("fits"), "--json"});
+  const Result r = ramp({"profile", "--backend", "cpu", "--model", "32,4,1024,512,8,2,1024,1024", "--format",
+                         "bf16", "--tokens", "1,4,16,64,256", "--budget", "40", "--judge", "--judge-tokens",
+                         "2,8,32,100,180,400", "--judge-budget", "40", "-o", scratch.path("fits"), "--json"});
   ASSERT_EQ(r.code, 0) << r.err;
   const json models = r.parsed();
   ASSERT_EQ(models.size(), 2U);

@@ -14,8 +14,7 @@ namespace {
 
 // Splits help where an expert's few rows leave too few tiles; more than this many partial sums never paid.
 constexpr int32_t kMaxSplit = 8;
-constexpr int32_t kFewRows = 8;    // tile_m up to which a tile is bound by the weights it reads
-constexpr int32_t kManyRows = 16;  // tile_m up to which an expert of a prefill has few tiles or many re-reads
+constexpr int32_t kFewRows = 8;     // tile_m up to which a tile is bound by the weights it reads
 constexpr int32_t kMaxStages = 64;  // 67 KiB ahead
 
 enum class Rule : int32_t {
@@ -38,6 +37,13 @@ enum class Rule : int32_t {
 
 int64_t depth_steps(int64_t hidden, int32_t tile_k) noexcept {
   return (hidden + tile_k - 1) / tile_k;
+}
+
+// The largest power of two that is a legal depth step.
+int32_t deepest_step(int64_t hidden) noexcept {
+  int32_t k = kMaxTileK;
+  while (k >= 2 * std::max<int64_t>(hidden, kScaleGroup)) k /= 2;
+  return k;
 }
 
 // The first rule that a config breaks.
@@ -128,7 +134,8 @@ ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activat
   // neighbouring tile_m differ little; two distances of the prefetch decide most of what more would.
   constexpr std::array<int32_t, 4> kRows = {4, 16, 64, 128};
   constexpr std::array<int32_t, 4> kSlices = {32, 64, 256, 1024};
-  constexpr std::array<int32_t, 3> kDepths = {128, 512, 2048};
+  constexpr std::array<int32_t, 5> kDepths = {128, 256, 512, 1024, 2048};
+  const int32_t deepest = deepest_step(model.hidden);
   constexpr std::array<int32_t, 3> kSplits = {1, 2, 4};
   constexpr std::array<int32_t, 2> kStages = {1, 9};
   constexpr std::array<int32_t, 3> kGroups = {0, -1, 4};  // column, row, grouped by 4
@@ -148,7 +155,8 @@ ConfigList cpu_configs(const ModelShape& model, ramp_format format, ramp_activat
       const bool many = m > 16;
       if (many && n == 64 && w13_rows(model.intermediate, activation) >= 256) continue;
       for (const int32_t k : kDepths) {
-        if (k == kScaleGroup && model.hidden > 256) continue;
+        // Whole panels where the scratch holds them, and one that leaves x rows in the caches (and splits).
+        if (k != deepest && k != std::min(512, deepest / 2)) continue;
         for (const int32_t split : kSplits) {
           for (const int32_t stages : kStages) {
             for (const int32_t group : kGroups) {
@@ -200,10 +208,10 @@ KernelConfig cpu_default_config(std::span<const int32_t> histogram, int64_t hidd
   // Wide slices: x rows are converted once for more weights, and memory is read in long runs. (Qwen3-30B-A3B,
   // T = 1, bf16, 2 cores: n64 33, n256 34 GB/s; OLMoE, T = 512: n256 53, n1024 49 ms.)
   c.tile_n = few ? 256 : kMaxTileN;
-  while (c.tile_n > kPanelRows && (c.tile_n > n1 || tiles() < wanted)) c.tile_n /= 2;
+  while (c.tile_n > 64 && (c.tile_n > n1 || tiles() < wanted)) c.tile_n /= 4;
+  if (c.tile_n > n1) c.tile_n = kPanelRows;
   // Whole panels, or long steps: sums pass through memory less often, and the prefetch runs along the panel.
-  c.tile_k = kMaxTileK;
-  while (c.tile_k >= 2 * std::max<int64_t>(hidden, kScaleGroup)) c.tile_k /= 2;
+  c.tile_k = deepest_step(hidden);
   c.stages = 9;
   // A split costs bits that depend on the config, hence never in batch-invariant mode.
   if (few && determinism != RAMP_BATCH_INVARIANT && tokens.m_tiles > 0) {
