@@ -2,11 +2,12 @@
 // one from a histogram when no fit does.
 //
 // What the parameters mean here. tile_m: most rows of x in a tile. tile_n: rows of w13 (gate and up counted)
-// or of w2 in a tile. tile_k: depth step: a tile's x rows and decoded weights of one step live in cache.
-// order, group_m: order of the tiles of one expert. split_k: depth of GEMM1 split over that many tiles
-// (partial sums are added in order before the activation; GEMM2 has H rows and needs no split). stages:
-// prefetch distance along the panel, in pieces of 1088 bytes, the current one counted (1: no software
-// prefetch); where the depth is cut into steps, the piece of the panel that comes next is fetched instead.
+// in a tile; w2 is cut into as many slices. tile_k: depth step: a tile's x rows and decoded weights of one
+// step live in cache. order, group_m: order of the tiles of one expert. split_k: depth of GEMM1 split over
+// that many tiles (partial sums are added in order before the activation; GEMM2 has H rows and needs no
+// split). stages: prefetch distance along the panel, in pieces of 1088 bytes, the current one counted (1: no
+// software prefetch); where the depth is cut into steps, the piece of the panel that comes next is fetched
+// instead.
 #pragma once
 
 #include <cstdint>

@@ -283,9 +283,17 @@ std::byte* y_row(const Job& j, int64_t slot) noexcept {
   return static_cast<std::byte*>(j.y.data) + at * dtype_bytes(static_cast<ramp_dtype>(j.y.dtype));
 }
 
+// GEMM2's rows are cut into as many slices as GEMM1's, so that both have the same grid and a config that
+// divides the one evenly among the workers divides the other. (With tile_n for both, 3 experts with one slice
+// each left one of two workers idle for a third of GEMM2.)
+int64_t slice_panels2(const Job& j) noexcept {
+  const int64_t slices = ceil_div(j.w13.panels(), slice_panels(j));
+  return std::clamp<int64_t>(ceil_div(j.w2.panels(), slices), 1, kMaxTileN / kPanelRows);
+}
+
 void gemm2_task(const Job& j, const Gemm2& g, int64_t task, int32_t worker) noexcept {
   const TileScratch s = worker_scratch(j, worker);
-  const int64_t per_slice = slice_panels(j);
+  const int64_t per_slice = slice_panels2(j);
   const int64_t block_panels = g.columns / kPanelRows;
   const Tile tile = tile_of_task(j.plan, j.config, ceil_div(block_panels, per_slice), 1, task);
   TileRange t;
@@ -388,7 +396,7 @@ void gemm2(const Job& j) {
   }
   for (g.column0 = 0; g.column0 < j.hidden; g.column0 += block) {
     g.columns = std::min(block, j.hidden - g.column0);
-    const int64_t tiles = j.plan.m_tiles() * ceil_div(g.columns / kPanelRows, slice_panels(j));
+    const int64_t tiles = j.plan.m_tiles() * ceil_div(g.columns / kPanelRows, slice_panels2(j));
     j.executor->run(tiles, [&](int64_t task, int32_t worker) { gemm2_task(j, g, task, worker); });
     if (!j.per_slot) combine(j, g);
   }
