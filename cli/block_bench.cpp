@@ -105,7 +105,7 @@ Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, 
   m.config = config;
   if (number == 0)
     m.config = core::config_name(
-        backend_of(context_).choose(values_of(first), routing.front().histogram, determinism_));
+        backend_of(context_).choose(values_of(first), routing.front().histogram, determinism_, shape_.top_k));
   uint64_t bytes = 0;
   check(ramp_expert_block_workspace(context_, first, tokens, shape_.top_k, &bytes));
   workspace_.reserve(bytes);

@@ -91,11 +91,11 @@ const core::ExpertWeights& values_of(const ramp_weights* weights) {
   return *core::weights_of(weights).weights;
 }
 
-std::string fit_of(ramp_context* context, const core::ExpertWeights& w) {
+std::string fit_of(ramp_context* context, const core::ExpertWeights& w, int64_t top_k) {
   const core::FitList* const fits = backend_of(context).fits();
   if (fits == nullptr) return {};
   const core::FitList::Entry* const fit =
-      fits->find({w.experts, w.hidden, w.intermediate, w.format, w.activation});
+      fits->find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, top_k);
   return fit == nullptr ? std::string() : fit->file;
 }
 

@@ -49,7 +49,7 @@ ContextFacts facts_of(const ramp_context* context);
 core::Backend& backend_of(ramp_context* context);
 const core::ExpertWeights& values_of(const ramp_weights* weights);
 // The fit file by which the context chooses configs for such weights; "" = the analytic default.
-std::string fit_of(ramp_context* context, const core::ExpertWeights& weights);
+std::string fit_of(ramp_context* context, const core::ExpertWeights& weights, int64_t top_k);
 
 // Names of the configs that the context has for these weights.
 std::vector<std::string> config_names(ramp_context* context, const ramp_weights* weights);

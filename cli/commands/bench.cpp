@@ -111,7 +111,7 @@ struct Bench {
     const RandomSource first = source(c, 0);
     BlockBench bench(context.get(), layers, first, determinism, static_cast<uint64_t>(o.seed));
     const std::vector<std::string> configs = expand_configs(o, context.get(), layers.front().handle.get());
-    const std::string fit = fit_of(context.get(), values_of(layers.front().handle.get()));
+    const std::string fit = fit_of(context.get(), values_of(layers.front().handle.get()), c.model.top_k);
     Progress progress(io, fmt::format("measuring {} in {}", c.model.name, core::format_name(c.format)));
     const double budget = o.no_check ? 0 : o.check ? kFullBudget : kQuickBudget;
     const double total = static_cast<double>(tokens.size() * routing.size() * configs.size());

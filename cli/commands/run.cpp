@@ -118,9 +118,9 @@ BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSour
   out.config = o.config;
   if (config == 0) {
     const std::vector<int32_t> histogram = local_histogram(in, source.shape().experts);
-    out.config = core::config_name(backend_of(context).choose(values_of(layer.handle.get()), histogram,
-                                                              parse_determinism(o.determinism)));
-    out.fit = fit_of(context, values_of(layer.handle.get()));
+    out.config = core::config_name(backend_of(context).choose(
+        values_of(layer.handle.get()), histogram, parse_determinism(o.determinism), in.ids.view.shape[1]));
+    out.fit = fit_of(context, values_of(layer.handle.get()), in.ids.view.shape[1]);
   }
   return out;
 }

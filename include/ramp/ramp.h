@@ -232,7 +232,9 @@ typedef struct ramp_context_options {
   ramp_log_fn log;               /* NULL = no log */
   void* log_user;
   const char* cache_dir; /* compiled kernels; NULL = $RAMP_CACHE_DIR, $XDG_CACHE_HOME/ramp, ~/.cache/ramp */
-  const char* isa; /* CPU backend: an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best */
+  const char* isa; /* CPU backend: an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best.
+                      "amx" asks Linux for the matrix unit, for the whole process: alternate signal stacks
+                      below sysconf(_SC_SIGSTKSZ) are refused from then on */
 } ramp_context_options;
 RAMP_DEFINE_INIT(ramp_context_options)
 
@@ -266,10 +268,9 @@ RAMP_API ramp_status ramp_context_get_info(const ramp_context* context, ramp_con
  * level, number of workers, library series or set of configs is not used: the call succeeds, and a warning
  * that names the file and the command that mends it goes to the context's log. In a directory, fits of other
  * ISA levels and worker counts are passed over silently. A later fit for the same weights replaces an earlier
- * one. May run at any time, beside other calls on the context: a call chooses by the fits that were there
- * when it began.
- * Errors: INVALID_ARGUMENT, IO and BAD_FILE (of a file that was named), UNSUPPORTED (a backend without
- * configs), OUT_OF_MEMORY. */
+ * one; one made with the call's top_k goes before one made with another. May run at any time, beside other
+ * calls on the context: a call chooses by the fits that were there when it began. Errors: INVALID_ARGUMENT,
+ * IO and BAD_FILE (of a file that was named), UNSUPPORTED (a backend without configs), OUT_OF_MEMORY. */
 RAMP_API ramp_status ramp_context_load_fit(ramp_context* context, const char* path, int32_t* used);
 
 /* ---------------------------------------------------------------- expert weights */

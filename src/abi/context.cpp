@@ -113,7 +113,8 @@ int32_t load_fit(ramp_context& context, const char* path) {
     return context.backend->runs(c, model, format, activation);
   };
   BlockFitReport report;
-  if (path == nullptr || std::filesystem::is_directory(place)) {
+  std::error_code unreadable;  // then it is no directory, and reading it as a file reports why
+  if (path == nullptr || std::filesystem::is_directory(place, unreadable)) {
     if (!place.empty()) report = load_block_fits(place, here, legal, *fits);
   } else {
     report = load_block_fit(place, here, legal, *fits);

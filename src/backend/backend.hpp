@@ -85,9 +85,10 @@ class Backend {
                                   ramp_format /*format*/, ramp_activation /*activation*/) const {
     return false;
   }
-  // The config that the backend would use for this histogram (what `config == nullptr` means).
+  // The config that the backend would use for this histogram (what `config == nullptr` means). top_k: of the
+  // calls; 0 = not known (it only matters where fits differ in nothing else).
   [[nodiscard]] virtual KernelConfig choose(const ExpertWeights& weights, std::span<const int32_t> histogram,
-                                            ramp_determinism determinism) const = 0;
+                                            ramp_determinism determinism, int64_t top_k = 0) const = 0;
   // The fits by which it chooses; add to them at any time. nullptr: there are no configs to choose from.
   [[nodiscard]] virtual FitList* fits() noexcept { return nullptr; }
 

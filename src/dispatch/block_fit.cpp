@@ -24,15 +24,18 @@ std::vector<std::string> words(std::string_view text) {
 }
 
 // The command that makes the fit that was wanted.
-std::string mend(const BlockMachine& here, const Fit& fit, const std::optional<BlockKernel>& kernel) {
+std::string mend(const std::string& path, const BlockMachine& here, const Fit& fit,
+                 const std::optional<BlockKernel>& kernel) {
   std::string text = fmt::format("ramp profile --backend {} --threads {}", here.backend, here.workers);
   if (!here.isa.empty()) text += " --isa " + here.isa;
   if (!fit.models.empty()) {
     const ModelShape& m = fit.models.front().predictor->model();
     text += fmt::format(" --model {},{},{},{}", m.experts, m.top_k, m.hidden, m.intermediate);
   }
-  if (kernel) text += fmt::format(" --format {}", format_name(kernel->format));
-  return text;
+  if (kernel)
+    text += fmt::format(" --format {} --activation {}", format_name(kernel->format),
+                        activation_name(kernel->activation));
+  return text + " -o " + path;
 }
 
 bool same_place(const BlockKernel& k, int32_t workers, const BlockMachine& here) {
@@ -49,7 +52,7 @@ void take(const std::string& path, const BlockMachine& here, const ConfigCheck& 
   }
   const Metadata& theirs = loaded.fit.metadata;
   const std::optional<BlockKernel> kernel = parse_block_kernel(theirs.kernel);
-  const std::string fix = mend(here, loaded.fit, kernel);
+  const std::string fix = mend(path, here, loaded.fit, kernel);
   if (!kernel) {
     report.warnings.push_back(fmt::format(
         "{}: a fit of kernel '{}', expected one of ramp's own expert block; not used; to mend: {}", path,

@@ -248,7 +248,10 @@ void Profiler::fail_config(size_t config, const std::string& reason) {
   notes_.push_back(fmt::format("config '{}' failed on '{}' and will not be chosen: {}",
                                data_.configs.names[config], data_.points[order_[at_]].name, reason));
   failed_[config] = true;
-  for (size_t p = 0; p < data_.points.size(); ++p) timing(p, config) = kUnmeasured;
+  for (size_t p = 0; p < data_.points.size(); ++p) {
+    timing(p, config) = kUnmeasured;
+    data_.us_repeat[p * data_.configs.size() + config] = kUnmeasured;
+  }
   samples_[config].clear();
   alive_.erase(alive_.begin() + static_cast<std::ptrdiff_t>(turn_));
   advance();
@@ -320,8 +323,10 @@ void Profiler::end_point() {
   double best = std::numeric_limits<double>::infinity();
   for (size_t c = 0; c < data_.configs.size(); ++c) best = timing(point, c) < best ? timing(point, c) : best;
   for (size_t c = 0; c < data_.configs.size(); ++c) {
-    // Not measured here although it has not failed: it was hopeless everywhere before.
-    if (!(timing(point, c) <= options_.hopeless_ratio * best)) ++hopeless_[c];
+    // Not measured here although it has not failed: it was hopeless everywhere before, or the budget left it
+    // out, which says nothing.
+    const bool left_out = options_.budget_us > 0 && std::isnan(timing(point, c));
+    if (!left_out && !(timing(point, c) <= options_.hopeless_ratio * best)) ++hopeless_[c];
   }
   ++at_;
 }

@@ -21,7 +21,7 @@ struct KernelConfig {
   int32_t tile_n = 0;    // rows of w13 per tile, gate and up counted (ttn = bn * wn)
   int32_t tile_k = 128;  // depth per pipeline step
   int32_t warps_n = 0;   // warps along n (0: not applicable)
-  int32_t stages = 1;    // pipeline depth (GPU); prefetch distance in panels (CPU)
+  int32_t stages = 1;    // pipeline depth (GPU); prefetch distance (CPU, configs.hpp)
   int32_t threads = 0;   // threads per block (GPU); 0 on the CPU
   int32_t split_k = 1;   // depth split over this many tiles whose partial sums are added in fixed order
   int32_t group_m = 0;   // M tiles per group when order == kGrouped

@@ -98,7 +98,7 @@ void plan(Job& j, const KernelConfig* config, ramp_determinism determinism, cons
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const BackendOptions& options)
-      : kernels_(select_isa(options.isa)), executor_(make_executor(options)) {
+      : kernels_(select_isa(options.isa, options.log)), executor_(make_executor(options)) {
     info_.kind = RAMP_BACKEND_CPU;
     info_.name = "cpu";
     info_.isa = kernels_.isa;
@@ -117,8 +117,8 @@ class CpuBackend final : public Backend {
     return cpu_config_legal(config, model.hidden, model.intermediate, format, activation);
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
-                                    ramp_determinism determinism) const override {
-    return choose_config(fits_, w, histogram, 0, determinism, executor_->workers());
+                                    ramp_determinism determinism, int64_t top_k) const override {
+    return choose_config(fits_, w, histogram, top_k, determinism, executor_->workers());
   }
   [[nodiscard]] FitList* fits() noexcept override { return &fits_; }
 

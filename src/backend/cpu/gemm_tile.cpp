@@ -1,5 +1,6 @@
-// gemm_tile: depth step by depth step, rows of x to fp32 scratch, then panel after panel through the ISA
-// level's kernel. The order in which one output's products are added is that of k, whatever the config.
+// gemm_tile: depth step by depth step, rows of x to scratch (fp32, or bf16 for dot products), then panel
+// after panel through the ISA level's kernel. The order in which one output's products are added is the
+// level's, whatever the config.
 #include "backend/cpu/gemm_tile.hpp"
 
 #include <algorithm>

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <cerrno>
+#include <system_error>
 #include <vector>
 
 #include "base/error.hpp"
@@ -37,8 +39,7 @@ bool has_avx512() {
 bool has_avx512_bf16() {
   return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0;
 }
-// The CPU has the matrix unit with bf16, and the kernel lets this process use its registers (Linux hands them
-// out on request, since they are 8 KiB more to save per thread; once granted, all threads have them).
+// The CPU has the matrix unit with bf16, and the operating system saves its registers.
 bool has_amx() {
   unsigned eax = 0;
   unsigned ebx = 0;
@@ -48,13 +49,11 @@ bool has_amx() {
   constexpr unsigned kAmxTile = 1U << 24;
   if (!has_avx512_bf16() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
   if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
-#if defined(__linux__)
-  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
-  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
+  constexpr unsigned kOsxsave = 1U << 27;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kOsxsave) == 0) return false;
+  constexpr unsigned kTileState = 3U << 17;  // XTILECFG and XTILEDATA of XCR0
+  __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  return (eax & kTileState) == kTileState;
 }
 #endif
 
@@ -76,12 +75,41 @@ std::span<const CpuKernels* const> available_isa_levels() {
   return levels;
 }
 
-const CpuKernels& select_isa(std::string_view name) {
+bool permit_isa(const CpuKernels& level) noexcept {
+  if (std::string_view(level.isa) != "amx") return true;
+#if defined(RAMP_CPU_X86_KERNELS) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+const CpuKernels& select_isa(std::string_view name, const LogSink& log) {
   const auto levels = available_isa_levels();
-  if (name.empty()) return *levels.back();
+  if (name.empty()) {
+    if (permit_isa(*levels.back())) return *levels.back();
+    const CpuKernels& next = *levels[levels.size() - 2];
+    if (log.fn != nullptr) {
+      log(RAMP_LOG_WARNING,
+          fmt::format("isa: the system did not permit '{}' ({}); going on with '{}'", levels.back()->isa,
+                      std::generic_category().message(errno), next.isa));
+    }
+    return next;
+  }
   std::string have;
   for (const CpuKernels* level : levels) {
-    if (name == level->isa) return *level;
+    if (name == level->isa) {
+      if (permit_isa(*level)) return *level;
+      fail_argument(
+          "isa",
+          fmt::format("'{}', which the system did not permit ({})", name,
+                      std::generic_category().message(errno)),
+          "one that this process may use",
+          "give threads' alternate signal stacks at least sysconf(_SC_SIGSTKSZ) bytes, or leave isa empty",
+          RAMP_ERROR_UNSUPPORTED);
+    }
     have += (have.empty() ? "" : ", ") + std::string(level->isa);
   }
   for (const std::string_view known : kKnownLevels) {

@@ -14,7 +14,7 @@ namespace {
 // Budget of `staged` and `out`: they are written and read back once, so they should stay in the last-level
 // cache's reach, and more columns at a time than this gives gain nothing.
 constexpr int64_t kBlockBytes = int64_t{32} << 20;
-constexpr int64_t kFewestColumns = 256;  // the largest slice of any config
+constexpr int64_t kFewestColumns = 256;  // a slice that still reads weights in long runs
 constexpr int64_t kMostSplits = 8;       // configs.cpp's limit
 
 constexpr int64_t groups_of(int64_t n) noexcept {

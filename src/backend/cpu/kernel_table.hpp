@@ -40,6 +40,8 @@ inline constexpr int32_t kScaleGroup = 128;
 inline constexpr float kQuadScale = 256.0F;
 
 // c[i][lane] += sum over k of a[i][k] * w[k][lane], for the 32 lanes of one panel and `rows` rows of x.
+// Memory for kMaxTileM rows has to be there behind a and c, whatever `rows` is: tiles may compute a few rows
+// too many.
 struct GemmArgs {
   const void* w;  // panel at the first depth step, in its layout
   const void* a;  // rows at distance kRowStride: fp32, or bf16 (in quad order for e4m3) where dot is set

@@ -195,7 +195,9 @@ void gemm(const GemmArgs* g) {
 template <class W>
 void decode_panel_typed(const typename W::T* w, int64_t depth, int32_t prefetch, float* out) {
   for (int64_t k = 0; k < depth; k += W::kPack) {
-    if (prefetch != 0) prefetch_line((const char*)(w + k * kPanelRows), kNear, prefetch);
+    const char* const words = (const char*)(w + k * kPanelRows);
+    if (prefetch != 0) prefetch_line(words, kNear, prefetch);
+    if (prefetch != 0 && kPanelRows * W::kPack * sizeof(*w) > 64) prefetch_line(words + 64, kNear, prefetch);
     for (int v = 0; v < kPanelRows; v += VL) {
       const typename W::Raw raw = W::raw(w + k * kPanelRows + v * W::kPack);
       RAMP_UNROLL for (int j = 0; j < W::kPack; ++j) {

@@ -4,7 +4,8 @@
 // Two tiles of x rows times the panel's two tiles give four sums at a time. A tile's x rows are cut into
 // equal blocks of at most 32, so that one shape of the tiles serves all of a thread's calls for it
 // (configuring takes 180 cycles; always 16 rows made the rows that are not there evict the others from the L1
-// cache, and cost 10% of the bandwidth at one row). The last block may compute one row that nobody reads.
+// cache, and cost 10% of the bandwidth at one row). The last block may compute up to three rows that nobody
+// reads.
 //
 // A few rows are as well served here as by vdpbf16ps, which on some CPUs takes 2 cycles (measured; fma 0.5);
 // one unit for all also keeps a row's bits independent of the tile. Each sum adds its 32 products of a step

@@ -58,9 +58,10 @@ RAMP_INLINE Pairs decode_quads(__m512i v) {
 template <bool kNan>
 RAMP_INLINE void decode_pairs_as(int64_t prefetch, const char* w, int depth, uint32_t* out) {
   for (int k = 0; k < depth; k += 4) {
-    // Distance 0 prefetches what is about to be loaded: harmless, and no branch.
-    prefetch_line(w, kNearQuads, prefetch);
-    prefetch_line(w + 64, kNearQuads, prefetch);
+    if (prefetch != 0) {
+      prefetch_line(w, kNearQuads, prefetch);
+      prefetch_line(w + 64, kNearQuads, prefetch);
+    }
     const Pairs low = decode_quads<kNan>(load_words(w));
     const Pairs high = decode_quads<kNan>(load_words(w + 64));
     _mm512_storeu_si512(out, low.even);

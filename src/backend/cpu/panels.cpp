@@ -264,8 +264,12 @@ void update_panels(ExpertWeights& w, int64_t first_expert, const ramp_weights_de
     return;
   }
   auto& packed = dynamic_cast<PackedPanels&>(*w.packed);
-  packed.nan_codes |= pack_from(checkpoint_matrix(to13, update.w13), to13, first_expert, executor);
-  packed.nan_codes |= pack_from(checkpoint_matrix(to2, update.w2), to2, first_expert, executor);
+  // Panels may be left half written (a caller's executor that fails): until all are, assume the worst.
+  const bool before = packed.nan_codes;
+  packed.nan_codes = true;
+  const bool nan13 = pack_from(checkpoint_matrix(to13, update.w13), to13, first_expert, executor);
+  const bool nan2 = pack_from(checkpoint_matrix(to2, update.w2), to2, first_expert, executor);
+  packed.nan_codes = before || nan13 || nan2;
 }
 
 void unpack_panels(const ExpertWeights& w, const ramp_tensor& w13, const ramp_tensor& w2,

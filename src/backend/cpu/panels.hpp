@@ -17,8 +17,8 @@ namespace ramp::core {
 
 struct PackedPanels final : PackedWeights {
   AlignedBuffer own13, own2;  // COPY (taken over from the handle) and BORROW (made by pack)
-  std::byte* w13 = nullptr;   // [E][rows13 / 32][H][32]
-  std::byte* w2 = nullptr;    // [E][H / 32][I][32]
+  std::byte* w13 = nullptr;   // [E][rows13 / 32] panels, each H deep
+  std::byte* w2 = nullptr;    // [E][H / 32] panels, each I deep
   int64_t total_bytes = 0;
   // e4m3: whether any weight's code is a NaN (set by pack and update, never cleared). Kernels skip the
   // decoding of NaN codes where there are none.

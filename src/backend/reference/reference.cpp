@@ -142,7 +142,7 @@ class ReferenceBackend final : public Backend {
     return {{only_config()}, {}};
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& /*weights*/, std::span<const int32_t> /*histogram*/,
-                                    ramp_determinism /*determinism*/) const override {
+                                    ramp_determinism /*determinism*/, int64_t /*top_k*/) const override {
     return only_config();
   }
 
