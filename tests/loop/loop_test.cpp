@@ -1,10 +1,10 @@
 // The loop as a user runs it, on this machine's timings: `ramp profile --judge` profiles two layer shapes,
 // fits the cost model, lets it choose at 18 points per shape that the fit has not seen (3 routings x 6 token
-// counts), and holds every choice against exhaustive timing of all configs. Bars: mean regret at most 10%
-// above the noise floor (the best config of half the samples, judged on the other half), and as fast as the
-// best single config by geometric mean, within that noise. A machine that others use meanwhile must not fail
-// a build: with a busy neighbour the floor rose from 3% to 9% and the regret of medians from 3% to 15%, hence
-// the 20% quantile here. docs/dispatch.md has the command that shows 5% of medians on a quiet machine.
+// counts), and holds every choice against exhaustive timing of all configs. Bars: mean regret at most 10%,
+// and as fast as the best single config by geometric mean, within the noise floor (the best config of half
+// the samples, judged on the other half). Above a floor of 5% nothing can be judged, and the test says so and
+// skips: with busy neighbours the floor rose from 3% to 9-15%, and the regret with it. Hence also the 20%
+// quantile. docs/dispatch.md has the command with medians, and what it gave.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -61,7 +61,8 @@ TEST(Loop, ProfileFitDispatchRegret) {
   }
   std::printf("both: mean regret %.2f%% (noise floor %.2f%%), %.3fx the single best config\n", 100 * regret,
               100 * noise, std::exp(over_single_best));
-  EXPECT_LE(regret, 0.10 + noise);
+  if (noise > 0.05) GTEST_SKIP() << "noise floor " << 100 * noise << "%: this machine is too busy to judge";
+  EXPECT_LE(regret, 0.10);
   EXPECT_GT(std::exp(over_single_best), 1.0 - noise);
 }
 
