@@ -1,14 +1,28 @@
 // Memory of the expert block: outputs and workspaces that overlap something, workspaces that are too small or
 // misaligned, and the workspace queries.
+#include <cstring>
+
 #include "abi/bad_block.hpp"
 
 namespace abi_test {
 namespace {
 
+// Weights whose tensor `member` lies at `at`, in memory of the test's own. An output or workspace put over a
+// tensor in memory of the allocator's could also reach whatever lies behind it, and a message names only the
+// first overlap.
+void borrow_from(BlockWorld& w, ramp_tensor ramp_weights_desc::*member, const Array& data, void* at) {
+  ramp_weights_desc desc = w.model.desc(RAMP_BORROW);
+  std::memcpy(at, data.bytes.data(), data.bytes.size());
+  (desc.*member).data = at;
+  w.weights = make_weights(w.context, desc);
+  w.args().weights = w.weights.get();
+}
+
 std::vector<BadCall> bad_memory() {
   constexpr int32_t kB = RAMP_FORMAT_BF16;
   constexpr int32_t kBlock = RAMP_FORMAT_FP8_BLOCK;
   constexpr int32_t kX = RAMP_BF16;
+  static Scratch own(16 << 20);  // as long as the workspace of a BlockWorld
   return {
       // aliasing
       {"YIsX", kB, RAMP_F32, [](BlockWorld& w) { w.args().y = w.args().x; }, kInvalid, {"y", "overlap x"}},
@@ -54,7 +68,10 @@ std::vector<BadCall> bad_memory() {
       {"YOverScales",
        kBlock,
        kX,
-       [](BlockWorld& w) { w.args().y.data = w.model.w13_scale.bytes.data(); },
+       [](BlockWorld& w) {
+         borrow_from(w, &ramp_weights_desc::w13_scale, w.model.w13_scale, own.data());
+         w.args().y.data = own.data();
+       },
        kInvalid,
        {"y", "overlap weights.w13_scale"}},
       {"YOverCounters",
@@ -79,8 +96,8 @@ std::vector<BadCall> bad_memory() {
        kB,
        kX,
        [](BlockWorld& w) {
-         const auto at = reinterpret_cast<uintptr_t>(w.model.w13.bytes.data());
-         w.workspace = reinterpret_cast<void*>((at + 255) / 256 * 256);
+         borrow_from(w, &ramp_weights_desc::w13, w.model.w13, own.data());
+         w.workspace = own.data();
        },
        kInvalid,
        {"workspace", "overlap weights.w13"}},

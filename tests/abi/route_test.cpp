@@ -305,7 +305,9 @@ std::vector<BadForward> bad_forwards() {
        kInvalid,
        {"topk_weights_out: got f16"}},
       {"YOverLogits",
-       [](W& w) { w.args.y.data = w.logits.bytes.data(); },
+       // Both in memory of their own: y is longer than the logits, so y at the logits' own address could also
+       // reach whatever the allocator placed behind them, and the message names the first overlap found.
+       [](W& w) { w.args.y.data = w.args.router_logits.data = scratch.data(); },
        kInvalid,
        {"y", "overlap router_logits"}},
       {"IdsOutOverY",
