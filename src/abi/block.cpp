@@ -71,7 +71,7 @@ void run_block(ramp_context& context, const ramp_expert_block_args& args, void* 
   const uint64_t needed = call.tokens == 0 ? 0 : context.backend->block_workspace(w, call.tokens, call.top_k);
   check_workspace(workspace, bytes, needed, kBlockQuery);
   if (call.tokens == 0) return;
-  with_workspace(context, workspace, bytes, needed, [&](void* data, uint64_t size) {
+  with_workspace(context, workspace, bytes, needed, stream, [&](void* data, uint64_t size) {
     call.workspace = data;
     call.workspace_bytes = size;
     context.backend->expert_block(call);
@@ -124,7 +124,7 @@ void run_batched(ramp_context& context, const ramp_batched_args& args, void* wor
   const uint64_t needed = call.max_tokens == 0 ? 0 : context.backend->batched_workspace(w, call.max_tokens);
   check_workspace(workspace, bytes, needed, kBatchedQuery);
   if (call.max_tokens == 0) return;
-  with_workspace(context, workspace, bytes, needed, [&](void* data, uint64_t size) {
+  with_workspace(context, workspace, bytes, needed, stream, [&](void* data, uint64_t size) {
     call.workspace = data;
     call.workspace_bytes = size;
     context.backend->expert_block_batched(call);

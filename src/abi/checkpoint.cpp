@@ -15,14 +15,15 @@ namespace {
 // The handle owns the loaded buffers: the loader's views borrow them, then they move in, so that a layer is
 // in memory once and pack may give them up.
 std::unique_ptr<ramp_weights> load_weights(const ramp_context& context, const Checkpoint& checkpoint,
-                                           int64_t layer, int64_t first, int64_t count) {
-  if (context.device.type != RAMP_DEVICE_CPU)
-    fail(RAMP_ERROR_UNSUPPORTED,
-         "context: got a GPU context, expected a CPU one; loading to a GPU is not built yet");
+                                           int64_t layer, int64_t first, int64_t count, void* stream) {
   LoadedLayer loaded = load_layer(checkpoint, layer, first, count);
   loaded.desc.ownership = RAMP_BORROW;
   auto handle = std::make_unique<ramp_weights>();
-  handle->weights = make_expert_weights(loaded.desc, context.device);
+  handle->weights = make_expert_weights(loaded.desc, {});
+  if (const DeviceMemory* const memory = context.backend->memory()) {
+    handle->weights = upload_weights(*handle->weights, context.device, {memory, stream});
+    return handle;
+  }
   ExpertWeights& w = *handle->weights;
   w.own_w13 = std::move(loaded.w13);
   w.own_w2 = std::move(loaded.w2);
@@ -76,7 +77,7 @@ ramp_status ramp_checkpoint_load_weights(ramp_context* context, const ramp_check
     const ramp_checkpoint& k = checkpoint_of(checkpoint);
     check_out(out, "out");
     check_stream(c, stream);
-    *out = load_weights(c, k.checkpoint, layer, first_expert, num_experts).release();
+    *out = load_weights(c, k.checkpoint, layer, first_expert, num_experts, stream).release();
   });
 }
 

@@ -83,7 +83,10 @@ std::unique_ptr<ramp_context> create_context(const ramp_context_options* user) {
     context->executor = check_executor(*options.executor);
     backend.executor = &context->executor;
   }
-  backend.isa = options.isa != nullptr ? std::string(options.isa) : env("RAMP_CPU_ISA").value_or("");
+  const bool on_cpu = context->device.type == RAMP_DEVICE_CPU;
+  backend.isa = options.isa != nullptr ? std::string(options.isa)
+                : on_cpu               ? env("RAMP_CPU_ISA").value_or("")
+                                       : "";
   backend.cache_dir = cache_directory(options.cache_dir != nullptr ? options.cache_dir : "");
   context->cache_dir = backend.cache_dir;
   backend.log = context->log;

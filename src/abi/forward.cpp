@@ -141,7 +141,7 @@ void run_forward(ramp_context& context, const ramp_moe_forward_args& args, void*
   }
   check_workspace(workspace, bytes, layout.total, kForwardQuery);
   if (tokens == 0) return;
-  with_workspace(context, workspace, bytes, layout.total, [&](void* data, uint64_t size) {
+  with_workspace(context, workspace, bytes, layout.total, stream, [&](void* data, uint64_t size) {
     auto* base = static_cast<std::byte*>(data);
     if (!present(route.ids)) {
       route.ids = make_tensor(base + layout.ids, RAMP_I32, {tokens, slots});
@@ -155,8 +155,7 @@ void run_forward(ramp_context& context, const ramp_moe_forward_args& args, void*
     route.workspace_bytes = block.workspace_bytes = size - layout.scratch;
     block.ids = route.ids;
     block.topk_weights = route.weights;
-    context.backend->route(route);
-    context.backend->expert_block(block);
+    context.backend->routed_block(route, block);
   });
 }
 

@@ -43,6 +43,11 @@ struct ramp_context {
   std::unique_ptr<ramp::core::Backend> backend;
   std::mutex workspace_mutex;  // held during a call that uses the context's own workspace
   ramp::core::AlignedBuffer workspace;
+  // The same on a GPU. The last call that used it may still run: its stream, and whether one is known.
+  std::shared_ptr<void> device_workspace;
+  uint64_t device_workspace_bytes = 0;
+  void* workspace_stream = nullptr;
+  bool workspace_used = false;
   std::mutex configs_mutex;  // guards the list; its entries never change or move
   std::deque<ramp::core::ShapeConfigs> configs;
 };

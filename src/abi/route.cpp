@@ -34,7 +34,7 @@ void run_route(ramp_context& context, const ramp_router_config& router, const ra
   memory.check();
   if (tokens == 0) return;
   const uint64_t needed = context.backend->route_workspace(call.router, num_logits, tokens);
-  with_workspace(context, nullptr, 0, needed, [&](void* data, uint64_t size) {
+  with_workspace(context, nullptr, 0, needed, stream, [&](void* data, uint64_t size) {
     call.workspace = data;
     call.workspace_bytes = size;
     context.backend->route(call);

@@ -202,8 +202,36 @@ void check_workspace(const void* workspace, uint64_t bytes, uint64_t needed, std
   }
 }
 
-OwnWorkspace own_workspace(ramp_context& context, uint64_t needed) {
+// On a GPU calls are only enqueued when they return: one stream at a time may use the context's workspace, so
+// a change of stream, and growing, wait for what the last one still has to do. (Not while a graph is
+// captured: a captured call must find its workspace big enough and its stream in use already, or bring its
+// own.)
+void own_device_workspace(ramp_context& context, const DeviceMemory& memory, uint64_t needed, void* stream,
+                          OwnWorkspace& own) {
+  const bool grow = context.device_workspace_bytes < needed;
+  if (context.workspace_used && (grow || context.workspace_stream != stream))
+    memory.synchronize_all();  // (the stream itself may be gone)
+  if (grow) {
+    if (context.log.fn != nullptr) {
+      context.log(RAMP_LOG_DEBUG, fmt::format("context workspace on the device: {} -> {} bytes",
+                                              context.device_workspace_bytes, needed));
+    }
+    context.device_workspace.reset();
+    context.device_workspace_bytes = 0;
+    context.device_workspace = memory.allocate(needed);
+    context.device_workspace_bytes = needed;
+  }
+  context.workspace_stream = stream;
+  context.workspace_used = true;
+  own.data = context.device_workspace.get();
+}
+
+OwnWorkspace own_workspace(ramp_context& context, uint64_t needed, void* stream) {
   OwnWorkspace own{std::unique_lock(context.workspace_mutex), nullptr};
+  if (const DeviceMemory* const memory = context.backend->memory()) {
+    own_device_workspace(context, *memory, needed, stream, own);
+    return own;
+  }
   // AlignedBuffer aligns to 64 bytes: a little more, so that the start can be rounded up.
   const uint64_t bytes = needed + kWorkspaceAlignment;
   if (bytes < needed) fail(RAMP_ERROR_OUT_OF_MEMORY, "workspace: size overflows; split the batch");

@@ -73,17 +73,18 @@ struct OwnWorkspace {
   std::unique_lock<std::mutex> lock;
   void* data = nullptr;
 };
-OwnWorkspace own_workspace(ramp_context& context, uint64_t needed);
+OwnWorkspace own_workspace(ramp_context& context, uint64_t needed, void* stream);
 
 // Runs body(data, bytes) with the caller's (already checked) workspace or, if that is NULL, with the
 // context's.
 template <typename Body>
-void with_workspace(ramp_context& context, void* workspace, uint64_t bytes, uint64_t needed, Body&& body) {
+void with_workspace(ramp_context& context, void* workspace, uint64_t bytes, uint64_t needed, void* stream,
+                    Body&& body) {
   if (workspace != nullptr || needed == 0) {
     body(workspace, bytes);
     return;
   }
-  const OwnWorkspace own = own_workspace(context, needed);
+  const OwnWorkspace own = own_workspace(context, needed, stream);
   body(own.data, needed);
 }
 

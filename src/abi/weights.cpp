@@ -22,10 +22,11 @@ ramp_weights_desc check_desc(const ramp_weights_desc* user) {
   return desc;
 }
 
-std::unique_ptr<ramp_weights> create_weights(const ramp_context& context, const ramp_weights_desc* user) {
+std::unique_ptr<ramp_weights> create_weights(const ramp_context& context, const ramp_weights_desc* user,
+                                             void* stream) {
   const ramp_weights_desc desc = check_desc(user);
   auto handle = std::make_unique<ramp_weights>();
-  handle->weights = make_expert_weights(desc, context.device);
+  handle->weights = make_expert_weights(desc, context.device, {context.backend->memory(), stream});
   const ExpertWeights& w = *handle->weights;
   if (w.ownership != RAMP_COPY)
     handle->buffers = {byte_range(w.w13), byte_range(w.w2), byte_range(w.w13_scale), byte_range(w.w2_scale)};
@@ -41,7 +42,7 @@ void update_weights(ramp_context& context, ramp_weights& handle, int64_t first, 
          "weights: got a handle that borrows the caller's buffers, expected one that owns its values; write "
          "to your buffers instead, pack the handle first, or create it with RAMP_COPY or RAMP_IN_PLACE");
   }
-  const ramp_weights_desc checked = check_update(w, first, desc);
+  const ramp_weights_desc checked = check_update(w, first, desc, {context.backend->memory(), stream});
   MemoryMap memory;
   memory.reads("desc.w13", checked.w13);
   memory.reads("desc.w2", checked.w2);
@@ -108,7 +109,7 @@ ramp_status ramp_weights_create(ramp_context* context, const ramp_weights_desc* 
     const ramp_context& c = context_of(context);
     check_out(out, "out");
     check_stream(c, stream);
-    *out = create_weights(c, desc).release();
+    *out = create_weights(c, desc, stream).release();
   });
 }
 

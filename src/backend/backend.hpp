@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/device_memory.hpp"
 #include "base/log.hpp"
 #include "geometry/config.hpp"
 #include "geometry/model.hpp"
@@ -19,7 +20,7 @@ namespace ramp::core {
 struct BackendInfo {
   ramp_backend kind = RAMP_BACKEND_AUTO;
   std::string name;         // "reference", "cpu", "cuda"
-  std::string isa;          // CPU: ISA level in use
+  std::string isa;          // CPU: ISA level in use; CUDA: kernel family in use
   std::string device_name;  // CPU or GPU model
   int32_t workers = 1;      // CPU workers or SMs
 };
@@ -92,6 +93,9 @@ class Backend {
   // The fits by which it chooses; add to them at any time. nullptr: there are no configs to choose from.
   [[nodiscard]] virtual FitList* fits() noexcept { return nullptr; }
 
+  // The device's memory; nullptr: it is the host's.
+  [[nodiscard]] virtual const DeviceMemory* memory() const noexcept { return nullptr; }
+
   // Packing. pack() fills weights.packed and (COPY, IN_PLACE) gives up the checkpoint-layout views.
   virtual void pack(ExpertWeights& weights, void* stream) = 0;
   // `update` has passed check_update. Writes into whatever layout the handle has.
@@ -109,13 +113,19 @@ class Backend {
   [[nodiscard]] virtual uint64_t route_workspace(const ramp_router_config& router, int64_t num_logits,
                                                  int64_t max_tokens) const = 0;
   virtual void route(const RouteCall& call) = 0;
+  // Both in one go, block.ids and block.topk_weights being route's outputs: what ramp_moe_forward runs. The two calls'
+  // workspaces may be the same memory.
+  virtual void routed_block(const RouteCall& routing, const BlockCall& block) {
+    route(routing);
+    expert_block(block);
+  }
 };
 
 struct BackendOptions {
   ramp_device device{};
   int32_t num_threads = 0;  // 0: one per available core
   const ramp_executor* executor = nullptr;
-  std::string isa;  // "" = best
+  std::string isa;  // CPU: ISA level, CUDA: kernel family; "" = best
   std::string cache_dir;
   LogSink log;
 };

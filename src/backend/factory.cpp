@@ -3,6 +3,9 @@
 
 #include "backend/backend.hpp"
 #include "backend/cpu/cpu_backend.hpp"
+#if defined(RAMP_HAS_CUDA)
+#include "backend/cuda/cuda_backend.hpp"
+#endif
 #include "backend/reference/reference.hpp"
 #include "base/error.hpp"
 
@@ -17,8 +20,14 @@ std::unique_ptr<Backend> make_backend(ramp_backend kind, const BackendOptions& o
     fail_argument("device.index", fmt::format("{}", options.device.index), "0 for the CPU");
   }
   if (kind == RAMP_BACKEND_CUDA || options.device.type == RAMP_DEVICE_CUDA) {
+#if defined(RAMP_HAS_CUDA)
+    return make_cuda_backend(options);
+#else
     fail(RAMP_ERROR_UNSUPPORTED,
-         "backend: this version of ramp has no CUDA backend; use backend cpu (or auto) on device cpu");
+         "backend: this build of ramp has no CUDA backend (the CUDA toolkit was not found when it was "
+         "built); use "
+         "backend cpu (or auto) on device cpu");
+#endif
   }
   switch (kind) {
     case RAMP_BACKEND_AUTO:

@@ -24,7 +24,14 @@ class DeviceMemory {
   virtual void copy(const ramp_tensor& from, const ramp_tensor& to, void* stream) const = 0;
   virtual void fill(void* device, uint8_t value, uint64_t bytes, void* stream) const = 0;  // asynchronous
   virtual void synchronize(void* stream) const = 0;
+  virtual void synchronize_all() const = 0;  // every stream of the device's context
   [[nodiscard]] virtual uint64_t free_bytes() const = 0;
+};
+
+// How to reach memory of a context's device: nothing for the host.
+struct DeviceAccess {
+  const DeviceMemory* memory = nullptr;  // nullptr: the host's own memory
+  void* stream = nullptr;
 };
 
 }  // namespace ramp::core

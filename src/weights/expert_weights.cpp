@@ -73,9 +73,17 @@ void check_absent(const ramp_tensor& t, std::string_view name, ramp_format forma
                 "leave it zero, or choose the format that has it");
 }
 
-ramp_tensor check_input_scale(const ramp_tensor& t, std::string_view name, ramp_device device) {
+float read_scalar(const ramp_tensor& t, DeviceAccess access) {
+  if (access.memory == nullptr) return *static_cast<const float*>(t.data);
+  float value = 0;
+  access.memory->download(&value, t.data, sizeof value, access.stream);
+  return value;
+}
+
+ramp_tensor check_input_scale(const ramp_tensor& t, std::string_view name, ramp_device device,
+                              DeviceAccess access) {
   const ramp_tensor s = check_tensor(t, name, {RAMP_F32}, {1}, device);
-  const float value = *static_cast<const float*>(s.data);
+  const float value = read_scalar(s, access);
   if (!std::isfinite(value) || !(value > 0.0F)) {
     fail_argument(name, fmt::format("{}", value), "a finite scale > 0",
                   "it multiplies the e4m3 codes of the activations: about amax / 448");
@@ -114,7 +122,8 @@ void check_in_place(const ramp_weights_desc& d) {
 
 // All rules that hold for creation and update alike. Returns the descriptor with explicit strides; absent
 // tensors become all zero.
-ramp_weights_desc check_desc(const ramp_weights_desc& desc, ramp_device device, bool input_scales_required) {
+ramp_weights_desc check_desc(const ramp_weights_desc& desc, ramp_device device, bool input_scales_required,
+                             DeviceAccess access) {
   check_format(desc.format);
   check_in_range("desc.activation", desc.activation, RAMP_ACTIVATION_RELU2,
                  "silu_and_mul (0), gelu_and_mul (1), gelu_tanh_and_mul (2) or relu2 (3)");
@@ -149,9 +158,9 @@ ramp_weights_desc check_desc(const ramp_weights_desc& desc, ramp_device device, 
   }
   if (format == RAMP_FORMAT_FP8_TENSOR) {
     if (input_scales_required || present(desc.w13_input_scale))
-      d.w13_input_scale = check_input_scale(desc.w13_input_scale, "desc.w13_input_scale", device);
+      d.w13_input_scale = check_input_scale(desc.w13_input_scale, "desc.w13_input_scale", device, access);
     if (input_scales_required || present(desc.w2_input_scale))
-      d.w2_input_scale = check_input_scale(desc.w2_input_scale, "desc.w2_input_scale", device);
+      d.w2_input_scale = check_input_scale(desc.w2_input_scale, "desc.w2_input_scale", device, access);
   } else {
     check_absent(desc.w13_input_scale, "desc.w13_input_scale", format);
     check_absent(desc.w2_input_scale, "desc.w2_input_scale", format);
@@ -188,9 +197,17 @@ std::vector<float> own_scale_copy(ramp_tensor& t) {
   return values;  // moved: the data pointer in t stays valid
 }
 
-void take_input_scales(ExpertWeights& w, const ramp_weights_desc& d) noexcept {
-  if (present(d.w13_input_scale)) w.w13_input_scale = *static_cast<const float*>(d.w13_input_scale.data);
-  if (present(d.w2_input_scale)) w.w2_input_scale = *static_cast<const float*>(d.w2_input_scale.data);
+// The same on a device; asynchronous. An absent tensor stays absent.
+std::shared_ptr<void> device_copy(ramp_tensor& t, DeviceAccess access) {
+  if (!present(t)) return nullptr;
+  int64_t bytes = 0;
+  if (__builtin_mul_overflow(numel(t), dtype_bytes(static_cast<ramp_dtype>(t.dtype)), &bytes))
+    fail(RAMP_ERROR_OUT_OF_MEMORY, "device memory: the size of the weights overflows");
+  std::shared_ptr<void> own = access.memory->allocate(static_cast<uint64_t>(bytes));
+  const ramp_tensor c = contiguous_like(t, own.get());
+  access.memory->copy(t, c, access.stream);
+  t = c;
+  return own;
 }
 
 void check_same(std::string_view name, int64_t got, int64_t expected) {
@@ -238,8 +255,14 @@ ScaleShape w2_scale_shape(ramp_format f, int64_t experts, int64_t hidden, int64_
   }
 }
 
-std::unique_ptr<ExpertWeights> make_expert_weights(const ramp_weights_desc& desc, ramp_device device) {
-  const ramp_weights_desc d = check_desc(desc, device, true);
+void take_input_scales(ExpertWeights& w, const ramp_weights_desc& desc, DeviceAccess access) {
+  if (present(desc.w13_input_scale)) w.w13_input_scale = read_scalar(desc.w13_input_scale, access);
+  if (present(desc.w2_input_scale)) w.w2_input_scale = read_scalar(desc.w2_input_scale, access);
+}
+
+std::unique_ptr<ExpertWeights> make_expert_weights(const ramp_weights_desc& desc, ramp_device device,
+                                                   DeviceAccess access) {
+  const ramp_weights_desc d = check_desc(desc, device, true, access);
   if (d.ownership == RAMP_IN_PLACE) check_in_place(d);
   auto w = std::make_unique<ExpertWeights>();
   w->format = static_cast<ramp_format>(d.format);
@@ -253,8 +276,14 @@ std::unique_ptr<ExpertWeights> make_expert_weights(const ramp_weights_desc& desc
   w->w2 = d.w2;
   w->w13_scale = d.w13_scale;
   w->w2_scale = d.w2_scale;
-  take_input_scales(*w, d);
-  if (w->ownership == RAMP_COPY) {
+  take_input_scales(*w, d, access);
+  if (w->ownership == RAMP_COPY && access.memory != nullptr) {
+    w->device_w13 = device_copy(w->w13, access);
+    w->device_w2 = device_copy(w->w2, access);
+    w->device_w13_scale = device_copy(w->w13_scale, access);
+    w->device_w2_scale = device_copy(w->w2_scale, access);
+    access.memory->synchronize(access.stream);  // the caller may free its buffers when create returns
+  } else if (w->ownership == RAMP_COPY) {
     w->own_w13 = own_copy(w->w13);
     w->own_w2 = own_copy(w->w2);
     w->own_w13_scale = own_scale_copy(w->w13_scale);
@@ -263,15 +292,48 @@ std::unique_ptr<ExpertWeights> make_expert_weights(const ramp_weights_desc& desc
   return w;
 }
 
+std::unique_ptr<ExpertWeights> upload_weights(const ExpertWeights& host, ramp_device device,
+                                              DeviceAccess access) {
+  auto w = std::make_unique<ExpertWeights>();
+  w->format = host.format;
+  w->activation = host.activation;
+  w->ownership = RAMP_COPY;
+  w->experts = host.experts;
+  w->hidden = host.hidden;
+  w->intermediate = host.intermediate;
+  w->device = device;
+  w->w13_input_scale = host.w13_input_scale;
+  w->w2_input_scale = host.w2_input_scale;
+  const auto upload = [&](const ramp_tensor& from, ramp_tensor& to) -> std::shared_ptr<void> {
+    to = from;
+    if (!present(from)) return nullptr;
+    AlignedBuffer packed;  // only where the host's view has gaps
+    ramp_tensor source = from;
+    if (!is_contiguous(source)) packed = own_copy(source);
+    const auto bytes = static_cast<uint64_t>(numel(from) * dtype_bytes(static_cast<ramp_dtype>(from.dtype)));
+    std::shared_ptr<void> own = access.memory->allocate(bytes);
+    access.memory->upload(own.get(), source.data, bytes, access.stream);
+    access.memory->synchronize(access.stream);
+    to = contiguous_like(from, own.get());
+    to.device = device;
+    return own;
+  };
+  w->device_w13 = upload(host.w13, w->w13);
+  w->device_w2 = upload(host.w2, w->w2);
+  w->device_w13_scale = upload(host.w13_scale, w->w13_scale);
+  w->device_w2_scale = upload(host.w2_scale, w->w2_scale);
+  return w;
+}
+
 ramp_weights_desc check_update(const ExpertWeights& target, int64_t first_expert,
-                               const ramp_weights_desc& desc) {
+                               const ramp_weights_desc& desc, DeviceAccess access) {
   check_same("desc.format", desc.format, target.format);
   check_same("desc.activation", desc.activation, target.activation);
   check_same("desc.hidden", desc.hidden, target.hidden);
   check_same("desc.intermediate", desc.intermediate, target.intermediate);
   ramp_weights_desc any_owner = desc;
   any_owner.ownership = RAMP_COPY;  // ignored by contract
-  const ramp_weights_desc d = check_desc(any_owner, target.device, false);
+  const ramp_weights_desc d = check_desc(any_owner, target.device, false, access);
   if (first_expert < 0 || first_expert >= target.experts) {
     fail_argument("first_expert", std::to_string(first_expert),
                   fmt::format("0..{}, the experts of the handle", target.experts - 1));
@@ -344,7 +406,7 @@ void update_scales(ExpertWeights& target, int64_t first_expert, const ramp_weigh
     copy_elements(update.w13_scale, expert_range(target.w13_scale, first_expert, update.num_experts));
     copy_elements(update.w2_scale, expert_range(target.w2_scale, first_expert, update.num_experts));
   }
-  take_input_scales(target, update);
+  take_input_scales(target, update, {});
 }
 
 float w13_scale_at(const ExpertWeights& w, int64_t e, int64_t row, int64_t col) noexcept {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/aligned_buffer.hpp"
+#include "base/device_memory.hpp"
 #include "geometry/model.hpp"
 #include "ramp/ramp.h"
 
@@ -34,6 +35,8 @@ struct ExpertWeights {
   // Owned storage behind the views when ownership == COPY.
   AlignedBuffer own_w13, own_w2;
   std::vector<float> own_w13_scale, own_w2_scale;
+  // The same where the device is not the host.
+  std::shared_ptr<void> device_w13, device_w2, device_w13_scale, device_w2_scale;
 
   [[nodiscard]] int64_t rows13() const noexcept { return w13_rows(intermediate, activation); }
   [[nodiscard]] bool gated() const noexcept { return is_gated(activation); }
@@ -49,12 +52,18 @@ ScaleShape w13_scale_shape(ramp_format f, ramp_activation a, int64_t experts, in
 ScaleShape w2_scale_shape(ramp_format f, int64_t experts, int64_t hidden, int64_t intermediate) noexcept;
 
 // Validates the descriptor (throws Error naming the field) and builds the handle: copies for COPY, refers
-// otherwise.
-std::unique_ptr<ExpertWeights> make_expert_weights(const ramp_weights_desc& desc, ramp_device device);
+// otherwise. access: of `device`, where that is not the host. Blocking.
+std::unique_ptr<ExpertWeights> make_expert_weights(const ramp_weights_desc& desc, ramp_device device,
+                                                   DeviceAccess access = {});
 // Same checks as make_expert_weights for an update of `target` at first_expert; returns normalised views, no
 // copy.
 ramp_weights_desc check_update(const ExpertWeights& target, int64_t first_expert,
-                               const ramp_weights_desc& desc);
+                               const ramp_weights_desc& desc, DeviceAccess access = {});
+// Takes over the static input scales that a checked descriptor has.
+void take_input_scales(ExpertWeights& w, const ramp_weights_desc& desc, DeviceAccess access);
+// Host weights on a device: a COPY handle there. Blocking.
+std::unique_ptr<ExpertWeights> upload_weights(const ExpertWeights& host, ramp_device device,
+                                              DeviceAccess access);
 
 // Experts [first, first + count) of a tensor whose first dimension is the expert.
 ramp_tensor expert_range(ramp_tensor t, int64_t first, int64_t count) noexcept;

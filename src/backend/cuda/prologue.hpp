@@ -72,6 +72,10 @@ class Prologue {
   // Row index, plan and GEMM1's input, asynchronously on `stream`. T*k <= 10240 ids: one launch; else at most
   // three. counters (may be nullptr): += masked slots, += ids out of range.
   GemmInput block(const BlockCall& call, const PrologueWorkspace& workspace, CUstream stream);
+  // Routing and the above: fused into one launch where logits are given and T <= 1024, else route() and
+  // block().
+  GemmInput routed_block(const RouteCall& routing, const BlockCall& call, const PrologueWorkspace& workspace,
+                         CUstream stream);
   // The same for the batched entry: counts instead of ids. Slots are e*max_tokens + r.
   GemmInput batched(const BatchedCall& call, const PrologueWorkspace& workspace, CUstream stream);
   // GEMM2's input from h f32 [rows, I] (in sorted row order; the rows are offsets[E], known on the device

@@ -1,0 +1,372 @@
+// Host side of the plain expert block: workspace, parameters, launches. Grids depend on shapes alone.
+#include "backend/cuda/plain_block.hpp"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/launch.hpp"
+#include "backend/cuda/weights.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+#include "params/block.hpp"
+#include "weights/quantize.hpp"
+
+namespace ramp::core::cuda {
+namespace {
+
+constexpr int32_t kTileRows = 64, kTileColumns = 64;  // kernels/reference/gemm.cu
+constexpr uint64_t kAlignment = 256;
+
+static_assert(sizeof(TileParams) == sizeof(Tile));
+
+uint64_t align_up(uint64_t n) noexcept {
+  return (n + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+KernelProgram plain_program(ramp_format format, PlainPrecision precision) {
+  const bool f64 = precision == PlainPrecision::kF64;
+  return {fmt::format("plain_{}_{}", format_name(format), f64 ? "f64" : "f32"),
+          "reference/gemm.cu",
+          {fmt::format("-DFORMAT={}", static_cast<int>(format)), f64 ? "-DACC=double" : "-DACC=float"},
+          {"gemm1_gated", "gemm1_plain", "gemm2", "gemm2_accumulate"},
+          80};
+}
+
+KernelProgram combine_program() {
+  KernelProgram p{"combine", "combine/combine.cu", {}, {}, 80};
+  for (const char* const rows : {"f32", "bf16"}) {
+    for (const char* const y : {"f32", "f16", "bf16"}) {
+      p.entries.push_back(fmt::format("combine_{}_{}", rows, y));
+      p.entries.push_back(fmt::format("per_slot_{}_{}", rows, y));
+    }
+  }
+  return p;
+}
+
+// Workspace of the plain block, behind that of the prologue.
+struct Parts {
+  PrologueWorkspace prologue;
+  float* h = nullptr;       // [T*k, I]
+  void* codes = nullptr;    // [T*k, I] in the activation type
+  float* scales = nullptr;  // its scales
+  float* rows = nullptr;    // [T*k, H]; or the sums [T, H] in fast mode
+};
+
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
+  const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
+  const auto h = static_cast<uint64_t>(w.hidden);
+  const auto i = static_cast<uint64_t>(w.intermediate);
+  uint64_t at = align_up(carve_prologue(w, tokens, top_k, kTileRows, base, parts.prologue));
+  const auto take = [&](uint64_t bytes) {
+    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
+    at += align_up(bytes);
+    return p;
+  };
+  parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
+  parts.codes = take(slots * i * static_cast<uint64_t>(dtype_bytes(weight_dtype(w.format))));
+  parts.scales = static_cast<float*>(take(slots * ceil_div(i, kGroup) * sizeof(float)));
+  parts.rows = static_cast<float*>(take(slots * h * sizeof(float)));
+  return at;
+}
+
+RowSource row_source(bool per_slot) noexcept {
+  return per_slot ? kRowSlot : kRowToken;
+}
+
+void set_rows(PlainGemmParams& p, const RowIndex& index, int64_t top_k) noexcept {
+  p.tiles = reinterpret_cast<const TileParams*>(index.tiles);
+  p.num_tiles = index.num_tiles;
+  p.slots = index.slots;
+  p.top_k = static_cast<int>(top_k);
+}
+
+void set_input(PlainGemmParams& p, const GemmInput& in, RowSource rows, RowSource scale_rows) noexcept {
+  p.a = in.data;
+  p.a_stride = in.stride;
+  p.a_scale = in.scales;
+  p.a_scale_stride = in.scale_stride;
+  p.a_static = in.static_scale;
+  p.a_source = rows;
+  p.a_scale_source = scale_rows;
+  p.a_groups = static_cast<int>(in.groups);
+  p.a_aligned = rows_aligned(in.data, dtype_bytes(in.dtype), {in.stride}) ? 1 : 0;
+}
+
+void set_weights(PlainGemmParams& p, const ramp_tensor& w, const ramp_tensor& scale,
+                 ramp_format format) noexcept {
+  p.w = w.data;
+  p.w_expert = w.stride[0];
+  p.w_row = w.stride[1];
+  p.w_aligned =
+      rows_aligned(w.data, dtype_bytes(static_cast<ramp_dtype>(w.dtype)), {w.stride[0], w.stride[1]}) ? 1 : 0;
+  p.w_scale = static_cast<const float*>(scale.data);
+  if (!present(scale)) return;
+  p.ws_expert = scale.stride[0];
+  p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
+  p.ws_column = format == RAMP_FORMAT_FP8_BLOCK ? scale.stride[2] : 0;
+}
+
+}  // namespace
+
+bool rows_aligned(const void* data, int64_t element_bytes, std::initializer_list<int64_t> strides) noexcept {
+  constexpr uint64_t kVector = 16;
+  if (reinterpret_cast<uintptr_t>(data) % kVector != 0) return false;
+  for (const int64_t s : strides)
+    if (static_cast<uint64_t>(s * element_bytes) % kVector != 0) return false;
+  return true;
+}
+
+std::vector<KernelProgram> plain_programs(int /*arch*/) {
+  std::vector<KernelProgram> list;
+  for (const ramp_format f : {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16, RAMP_FORMAT_F32,
+                              RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL}) {
+    list.push_back(plain_program(f, PlainPrecision::kF32));
+    list.push_back(plain_program(f, PlainPrecision::kF64));
+  }
+  return list;
+}
+
+std::vector<KernelProgram> combine_programs(int /*arch*/) {
+  return {combine_program()};
+}
+
+KernelConfig plain_config(ramp_activation activation) noexcept {
+  KernelConfig c;
+  c.tile_m = kTileRows;
+  c.tile_n = is_gated(activation) ? 2 * kTileColumns : kTileColumns;
+  c.tile_k = 32;
+  c.threads = 256;
+  return c;
+}
+
+// ---------------------------------------------------------------- combine
+
+Combine::Combine(std::shared_ptr<const Gpu> gpu, KernelLibrary& library)
+    : gpu_(std::move(gpu)), library_(library) {}
+
+void Combine::prepare() {
+  const KernelProgram program = combine_program();
+  constexpr std::array<const char*, 2> kRows = {"f32", "bf16"};
+  constexpr std::array<const char*, 3> kY = {"f32", "f16", "bf16"};
+  for (size_t r = 0; r < kRows.size(); ++r) {
+    for (size_t y = 0; y < kY.size(); ++y) {
+      functions_[0][r][y] = library_.get(program, fmt::format("combine_{}_{}", kRows[r], kY[y]));
+      functions_[1][r][y] = library_.get(program, fmt::format("per_slot_{}_{}", kRows[r], kY[y]));
+    }
+  }
+}
+
+CUfunction Combine::function(bool per_slot, ramp_dtype rows, int32_t y) {
+  const size_t column = y == RAMP_F32 ? 0 : y == RAMP_F16 ? 1 : 2;
+  return functions_[per_slot ? 1 : 0][rows == RAMP_F32 ? 0 : 1][column];
+}
+
+void Combine::block(const BlockCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
+                    CUstream stream) {
+  const bool per_slot = call.output == RAMP_OUTPUT_PER_SLOT;
+  CombineParams p{};
+  p.rows = rows;
+  p.positions = index.positions;
+  p.tokens = static_cast<int>(call.tokens);
+  p.top_k = static_cast<int>(call.top_k);
+  p.hidden = static_cast<int>(call.weights->hidden);
+  p.y = call.y.data;
+  p.y_token = call.y.stride[0];
+  p.y_slot = per_slot ? call.y.stride[1] : 0;
+  const int64_t width = dtype_bytes(static_cast<ramp_dtype>(call.y.dtype));
+  p.y_aligned = rows_aligned(call.y.data, width, {p.y_token, p.y_slot}) ? 1 : 0;
+  if (present(call.shared_addend)) {
+    p.addend = call.shared_addend.data;
+    p.addend_dtype = call.shared_addend.dtype;
+    p.addend_token = call.shared_addend.stride[0];
+    p.addend_aligned =
+        rows_aligned(p.addend, dtype_bytes(static_cast<ramp_dtype>(p.addend_dtype)), {p.addend_token}) ? 1
+                                                                                                       : 0;
+  }
+  const uint64_t outputs =
+      static_cast<uint64_t>(call.tokens) * (per_slot ? static_cast<uint64_t>(call.top_k) : 1);
+  const uint64_t vectors = outputs * static_cast<uint64_t>(call.weights->hidden) / 8;
+  launch(function(per_slot, rows_dtype, call.y.dtype), {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
+}
+
+void Combine::convert(const BlockCall& call, const float* sums, CUstream stream) {
+  RowIndex none;  // no positions: row t is token t
+  block(call, sums, RAMP_F32, none, stream);
+}
+
+void Combine::batched(const BatchedCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
+                      CUstream stream) {
+  CombineParams p{};
+  p.rows = rows;
+  p.positions = index.positions;
+  p.tokens = static_cast<int>(call.weights->experts);
+  p.top_k = static_cast<int>(call.max_tokens);
+  p.hidden = static_cast<int>(call.weights->hidden);
+  p.y = call.y.data;
+  p.y_token = call.y.stride[0];
+  p.y_slot = call.y.stride[1];
+  p.y_aligned =
+      rows_aligned(call.y.data, dtype_bytes(static_cast<ramp_dtype>(call.y.dtype)), {p.y_token, p.y_slot})
+          ? 1
+          : 0;
+  p.keep_masked = 1;
+  const uint64_t vectors = static_cast<uint64_t>(call.weights->experts) *
+                           static_cast<uint64_t>(call.max_tokens) *
+                           static_cast<uint64_t>(call.weights->hidden) / 8;
+  launch(function(true, rows_dtype, call.y.dtype), {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
+}
+
+// ---------------------------------------------------------------- the block
+
+struct PlainBlock::State {
+  std::mutex mutex;
+  std::array<Kernels, 8> kernels;  // by ramp_format; complete once `ready`
+  std::array<std::atomic<bool>, 8> ready{};
+};
+
+PlainBlock::PlainBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
+                       Combine& combine, PlainPrecision precision)
+    : gpu_(std::move(gpu)),
+      library_(library),
+      prologue_(prologue),
+      combine_(combine),
+      precision_(precision),
+      state_(std::make_shared<State>()) {}
+
+const PlainBlock::Kernels& PlainBlock::kernels(ramp_format format) {
+  const auto at = static_cast<size_t>(format);
+  if (!state_->ready[at].load(std::memory_order_acquire)) {
+    const std::lock_guard lock(state_->mutex);
+    if (!state_->ready[at].load(std::memory_order_relaxed)) {
+      const KernelProgram program = plain_program(format, precision_);
+      Kernels& k = state_->kernels[at];
+      k.gemm1_gated = library_.get(program, "gemm1_gated");
+      k.gemm1_plain = library_.get(program, "gemm1_plain");
+      k.gemm2 = library_.get(program, "gemm2");
+      k.gemm2_accumulate = library_.get(program, "gemm2_accumulate");
+      state_->ready[at].store(true, std::memory_order_release);
+    }
+  }
+  return state_->kernels[at];
+}
+
+void PlainBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+  prologue_.prepare(weights, x_dtype);
+  kernels(weights.format);
+}
+
+std::vector<KernelProgram> PlainBlock::programs(ramp_format format) const {
+  return {plain_program(format, precision_)};
+}
+
+uint64_t PlainBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+  Parts parts;
+  return carve(weights, tokens, top_k, nullptr, parts);
+}
+
+namespace {
+
+struct Run {
+  const ExpertWeights& w;
+  const Parts& parts;
+  int64_t slots = 0, top_k = 1;
+  CUstream stream = nullptr;
+
+  [[nodiscard]] uint64_t tiles() const {
+    return static_cast<uint64_t>(max_tiles(slots, w.experts, kTileRows));
+  }
+
+  void gemm1(CUfunction f, const GemmInput& in) const {
+    const WeightViews views = weight_views(w);
+    PlainGemmParams p{};
+    set_rows(p, parts.prologue.index, top_k);
+    set_input(p, in, row_source(in.per_slot), row_source(in.scales_per_slot));
+    set_weights(p, views.w13, w.w13_scale, w.format);
+    p.n = static_cast<int>(w.intermediate);
+    p.depth = static_cast<int>(w.hidden);
+    p.up_row = static_cast<int>(w.intermediate);
+    p.up_scale_row = static_cast<int>(ceil_div(static_cast<uint64_t>(w.intermediate), kGroup));
+    p.activation = w.activation;
+    p.out = parts.h;
+    p.out_stride = w.intermediate;
+    launch(f, {tiles(), ceil_div(static_cast<uint64_t>(w.intermediate), kTileColumns), 256, 0}, stream, p);
+  }
+
+  // weights: [T,k] with strides, absent where they were applied to the input.
+  void gemm2(CUfunction f, const GemmInput& in, const ramp_tensor& weights, float* out) const {
+    const WeightViews views = weight_views(w);
+    PlainGemmParams p{};
+    set_rows(p, parts.prologue.index, top_k);
+    set_input(p, in, kRowSorted, kRowSorted);
+    set_weights(p, views.w2, w.w2_scale, w.format);
+    p.n = static_cast<int>(w.hidden);
+    p.depth = static_cast<int>(w.intermediate);
+    p.out = out;
+    p.out_stride = w.hidden;
+    if (present(weights)) {
+      p.slot_weight = static_cast<const float*>(weights.data);
+      p.slot_weight_token = weights.stride[0];
+      p.slot_weight_slot = weights.stride[1];
+    }
+    launch(f, {tiles(), ceil_div(static_cast<uint64_t>(w.hidden), kTileColumns), 256, 0}, stream, p);
+  }
+};
+
+void check_size(uint64_t got, uint64_t needed, const void* workspace) {
+  if (workspace != nullptr && got >= needed) return;
+  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
+                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
+}
+
+}  // namespace
+
+void PlainBlock::block(const BlockCall& call, const RouteCall* routing) {
+  const ExpertWeights& w = *call.weights;
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, call.tokens, call.top_k, call.workspace, parts), call.workspace);
+  const Kernels& k = kernels(w.format);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{w, parts, call.tokens * call.top_k, call.top_k, stream};
+
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
+  run.gemm1(w.gated() ? k.gemm1_gated : k.gemm1_plain, x);
+  const GemmInput h =
+      prologue_.requantize(w, parts.h, run.slots, parts.prologue.index, parts.codes, parts.scales, stream);
+  const ramp_tensor weights = call.router_weight_on_input ? ramp_tensor{} : call.topk_weights;
+  if (call.determinism == RAMP_FAST && call.output == RAMP_OUTPUT_COMBINED) {
+    const auto bytes = static_cast<size_t>(call.tokens * w.hidden) * sizeof(float);
+    RAMP_CU(cuMemsetD8Async, reinterpret_cast<CUdeviceptr>(parts.rows), static_cast<unsigned char>(0), bytes,
+            stream);
+    run.gemm2(k.gemm2_accumulate, h, weights, parts.rows);
+    combine_.convert(call, parts.rows, stream);
+    return;
+  }
+  run.gemm2(k.gemm2, h, weights, parts.rows);
+  combine_.block(call, parts.rows, RAMP_F32, parts.prologue.index, stream);
+}
+
+void PlainBlock::batched(const BatchedCall& call) {
+  const ExpertWeights& w = *call.weights;
+  const int64_t slots = w.experts * call.max_tokens;
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, slots, 1, call.workspace, parts), call.workspace);
+  const Kernels& k = kernels(w.format);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
+  const Run run{w, parts, slots, call.max_tokens, stream};
+
+  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  x.per_slot = x.scales_per_slot = true;
+  run.gemm1(w.gated() ? k.gemm1_gated : k.gemm1_plain, x);
+  const GemmInput h =
+      prologue_.requantize(w, parts.h, run.slots, parts.prologue.index, parts.codes, parts.scales, stream);
+  run.gemm2(k.gemm2, h, call.router_weight_on_input ? ramp_tensor{} : call.row_weights, parts.rows);
+  combine_.batched(call, parts.rows, RAMP_F32, parts.prologue.index, stream);
+}
+
+}  // namespace ramp::core::cuda

@@ -1,0 +1,77 @@
+// The plain expert block on the GPU: row index -> GEMM1 + activation -> requantise -> GEMM2 -> combine, each
+// a kernel of its own with fp32 (or fp64) sums on CUDA cores. It takes every format, shape and option; on big
+// shapes it is the yardstick for the fast kernels, and until those exist it is what runs.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.hpp"
+#include "backend/cuda/kernel_library.hpp"
+#include "backend/cuda/prologue.hpp"
+
+namespace ramp::core::cuda {
+
+// What values, products and sums are held in.
+enum class PlainPrecision { kF32, kF64 };
+
+std::vector<KernelProgram> plain_programs(int arch);
+std::vector<KernelProgram> combine_programs(int arch);
+
+// The one config of the plain block: tiles of 64 rows x 64 columns (gate and up: 128), depth 32, 256 threads.
+KernelConfig plain_config(ramp_activation activation) noexcept;
+
+// From expert rows to y (kernels/combine/combine.cu). rows: contiguous, f32 or bf16, already times the router
+// weight.
+class Combine {
+ public:
+  Combine(std::shared_ptr<const Gpu> gpu, KernelLibrary& library);
+  void prepare();
+  // rows [*, H] in sorted order. COMBINED: y[t] = sum over slots, + addend; PER_SLOT: y[t,j].
+  void block(const BlockCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
+             CUstream stream);
+  // sums f32 [T,H]: y[t] = sums[t] + addend.
+  void convert(const BlockCall& call, const float* sums, CUstream stream);
+  // y[e,r] of every row with r < counts[e]; others stay as they are.
+  void batched(const BatchedCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
+               CUstream stream);
+
+ private:
+  CUfunction function(bool per_slot, ramp_dtype rows, int32_t y);
+  std::shared_ptr<const Gpu> gpu_;
+  KernelLibrary& library_;
+  CUfunction functions_[2][2][3] = {};
+};
+
+class PlainBlock {
+ public:
+  PlainBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue, Combine& combine,
+             PlainPrecision precision);
+  // Loads the kernels of a format, so that calls load nothing. Thread-safe.
+  void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);
+  // What prepare() will ask the library for, of the block's own kernels.
+  [[nodiscard]] std::vector<KernelProgram> programs(ramp_format format) const;
+  // slots per token: k (batched: 1, with experts * max_tokens tokens).
+  [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
+  // routing: computed first (its outputs are the call's ids and weights); nullptr: they are given.
+  void block(const BlockCall& call, const RouteCall* routing = nullptr);
+  void batched(const BatchedCall& call);
+
+ private:
+  struct Kernels {
+    CUfunction gemm1_gated = nullptr, gemm1_plain = nullptr, gemm2 = nullptr, gemm2_accumulate = nullptr;
+  };
+  const Kernels& kernels(ramp_format format);
+  std::shared_ptr<const Gpu> gpu_;
+  KernelLibrary& library_;
+  Prologue& prologue_;
+  Combine& combine_;
+  PlainPrecision precision_;
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace ramp::core::cuda
