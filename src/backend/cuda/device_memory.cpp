@@ -90,6 +90,11 @@ class CudaMemory : public DeviceMemory {
     RAMP_CU(cuStreamSynchronize, stream_of(stream));
   }
 
+  void synchronize_all() const override {
+    const ScopedContext scope(*gpu_);
+    RAMP_CU(cuCtxSynchronize);
+  }
+
   [[nodiscard]] uint64_t free_bytes() const override {
     const ScopedContext scope(*gpu_);
     size_t free = 0;
