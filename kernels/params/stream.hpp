@@ -1,0 +1,49 @@
+// Parameters of the stream kernels (sm_90a) and of packing; host and device share these structs.
+#pragma once
+
+namespace ramp::core::cuda {
+
+struct StreamTile {  // prologue.hpp: Tile
+  int expert, first, rows, reserved;
+};
+
+// One GEMM over packed tiles. Packed weights of an expert: slices of 128 rows; a slice is its depth steps one after the
+// other; a step is one 16 KB tile of 128 rows x 128 bytes with the 128-byte swizzle.
+struct StreamParams {
+  const unsigned char* weights;
+  const float* weight_scale;  // fp8_block: checkpoint layout [E, rows/128 blocks, depth/128]
+  long long ws_expert, ws_row;
+  int up_scale_row;           // GEMM1: first scale row of the up half
+  const unsigned char* x;     // GEMM1: [T,H] or [T*k,H] codes; GEMM2: [rows, I] codes
+  long long x_stride;         // bytes
+  const float* x_scale;       // [.., depth/128]
+  long long x_scale_stride;
+  int x_source, x_scale_source;  // RowSource (params/block.hpp)
+  const StreamTile* tiles;
+  const int* num_tiles;
+  const int* offsets;  // [E+1]
+  const int* slots;
+  int top_k;
+  int slices, steps;   // per expert; per slice
+  int activation;
+  unsigned char* codes;  // GEMM1: [rows, I] e4m3
+  float* scales;         // GEMM1: [rows, I/128]
+  unsigned short* rows;  // GEMM2: bf16 [rows, H]
+  long long out_stride;  // elements from row to row of codes or rows
+  long long scale_out_stride;
+  const float* slot_weight;  // GEMM2: nullptr: 1
+  long long slot_weight_token, slot_weight_slot;
+};
+
+// Packing of one expert (or unpacking): rows of the checkpoint layout into tiles. gated: rows 16q .. 16q+7 of a slice are gate rows
+// 64s + 8q .., rows 16q+8 .. 16q+15 the up rows of the same numbers.
+struct PackParams {
+  const unsigned char* from;
+  unsigned char* to;
+  long long from_stride;  // bytes from row to row of the checkpoint layout, whichever side that is; a multiple of 16
+  int rows, row_bytes;    // rows a multiple of 128, row_bytes of 128
+  int gated;              // 1: w13
+  int unpack;             // 1: `to` is the checkpoint layout, `from` the packed tiles
+};
+
+}  // namespace ramp::core::cuda

@@ -1,0 +1,285 @@
+// Host side of the stream block: variants, workspace, parameters, launches. Grids are persistent and depend on the GPU
+// alone; the plan on the device says how much of them has work.
+#include "backend/cuda/stream_block.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/launch.hpp"
+#include "backend/cuda/weights.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+#include "params/block.hpp"
+#include "params/stream.hpp"
+#include "weights/quantize.hpp"
+
+namespace ramp::core::cuda {
+namespace {
+
+constexpr int64_t kSliceRows = 128, kThreads = 288;
+constexpr uint64_t kAlignment = 256;
+
+// Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers allow one
+// block. The first ones are for the fewest rows.
+constexpr std::array<StreamVariant, 4> kVariants = {{{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 8, 1}}};
+
+static_assert(sizeof(StreamTile) == sizeof(Tile));
+
+uint64_t align_up(uint64_t n) noexcept {
+  return (n + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+KernelProgram stream_program(const StreamVariant& v, int gemm) {
+  return {fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
+          "sm90/stream.cu",
+          {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTAGES={}", v.stages),
+           fmt::format("-DBLOCKS={}", v.blocks)},
+          {"stream"},
+          90};
+}
+
+struct Parts {
+  PrologueWorkspace prologue;
+  uint8_t* codes = nullptr;    // [T*k, I]
+  float* scales = nullptr;     // [T*k, I/128]
+  uint16_t* rows = nullptr;    // bf16 [T*k, H]
+};
+
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base, Parts& parts) {
+  const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
+  uint64_t at = align_up(carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
+  const auto take = [&](uint64_t bytes) {
+    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
+    at += align_up(bytes);
+    return p;
+  };
+  const auto i = static_cast<uint64_t>(w.intermediate);
+  parts.codes = static_cast<uint8_t*>(take(slots * i));
+  parts.scales = static_cast<float*>(take(slots * i / kGroup * sizeof(float)));
+  parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
+  return at;
+}
+
+}  // namespace
+
+uint32_t StreamVariant::shared_bytes(int gemm) const noexcept {
+  const auto w = static_cast<uint32_t>(width);
+  const auto s = static_cast<uint32_t>(stages);
+  const uint32_t ring = s * (16384 + w * 128 + (w * 4 + 127) / 128 * 128);
+  const uint32_t out = w * (gemm == 1 ? 80 : 272);
+  const uint32_t amax = gemm == 1 ? w * 4 * (8 + 1 + 2) : 0;
+  return ring + out + amax + 16 * s + 16;
+}
+
+KernelConfig StreamVariant::config() const noexcept {
+  KernelConfig c;
+  c.tile_m = width;
+  c.tile_n = kSliceRows;
+  c.tile_k = kGroup;
+  c.stages = stages;
+  c.threads = kThreads;
+  return c;
+}
+
+std::span<const StreamVariant> stream_variants() noexcept {
+  return kVariants;
+}
+
+std::vector<KernelProgram> stream_programs(int /*arch*/) {
+  std::vector<KernelProgram> list;
+  for (const StreamVariant& v : kVariants)
+    for (const int gemm : {1, 2}) list.push_back(stream_program(v, gemm));
+  return list;
+}
+
+bool stream_applies(ramp_format format, ramp_activation activation, int64_t hidden, int64_t intermediate,
+                    std::string* reason) {
+  const auto no = [&](std::string text) {
+    if (reason != nullptr) *reason = std::move(text);
+    return false;
+  };
+  if (format != RAMP_FORMAT_FP8_BLOCK) return no(fmt::format("format {} (the stream kernels take fp8_block)", format_name(format)));
+  if (!is_gated(activation)) return no("relu2 is not gated (the stream kernels interleave gate and up rows)");
+  if (hidden % kGroup != 0 || intermediate % kGroup != 0)
+    return no(fmt::format("H = {} and I = {}, expected multiples of {}", hidden, intermediate, kGroup));
+  return true;
+}
+
+struct StreamBlock::State {
+  std::mutex mutex;
+  std::atomic<bool> ready{false};
+  std::array<std::array<CUfunction, 2>, kVariants.size()> functions{};
+};
+
+StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue, Combine& combine)
+    : gpu_(std::move(gpu)),
+      library_(library),
+      prologue_(prologue),
+      combine_(combine),
+      state_(std::make_shared<State>()) {}
+
+void StreamBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+  prologue_.prepare(weights, x_dtype);
+  if (state_->ready.load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(state_->mutex);
+  if (state_->ready.load(std::memory_order_relaxed)) return;
+  library_.load(stream_programs(90));
+  for (size_t i = 0; i < kVariants.size(); ++i) {
+    for (int gemm = 1; gemm <= 2; ++gemm) {
+      CUfunction const f = library_.get(stream_program(kVariants[i], gemm), "stream");
+      RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+              static_cast<int>(kVariants[i].shared_bytes(gemm)));
+      state_->functions[i][static_cast<size_t>(gemm) - 1] = f;
+    }
+  }
+  state_->ready.store(true, std::memory_order_release);
+}
+
+uint64_t StreamBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+  Parts parts;
+  return carve(weights, tokens, top_k, kVariants.front().width, nullptr, parts);  // the smallest tiles need most
+}
+
+StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
+  const int64_t mean = tokens * top_k / std::max<int64_t>(1, weights.experts);
+  if (tokens <= 2) return kVariants[0];
+  if (tokens <= 8) return kVariants[1];
+  return mean <= 24 ? kVariants[2] : kVariants[3];
+}
+
+namespace {
+
+struct Run {
+  const Gpu& gpu;
+  const ExpertWeights& w;
+  const Parts& parts;
+  StreamVariant variant;
+  int64_t top_k = 1;
+  CUstream stream = nullptr;
+
+  [[nodiscard]] StreamParams common() const {
+    const RowIndex& index = parts.prologue.index;
+    StreamParams p{};
+    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.num_tiles = index.num_tiles;
+    p.offsets = index.offsets;
+    p.slots = index.slots;
+    p.top_k = static_cast<int>(top_k);
+    p.activation = w.activation;
+    return p;
+  }
+  [[nodiscard]] Grid grid(int gemm) const {
+    // A multiple of the cluster size.
+    const uint64_t blocks = static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
+    return {blocks / 2 * 2, 1, kThreads, variant.shared_bytes(gemm)};
+  }
+
+  void gemm1(CUfunction f, const GemmInput& in) const {
+    const WeightViews views = weight_views(w);
+    StreamParams p = common();
+    p.weights = static_cast<const unsigned char*>(views.w13.data);
+    p.weight_scale = static_cast<const float*>(w.w13_scale.data);
+    p.ws_expert = w.w13_scale.stride[0];
+    p.ws_row = w.w13_scale.stride[1];
+    p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride;
+    p.x_scale = in.scales;
+    p.x_scale_stride = in.scale_stride;
+    p.x_source = in.per_slot ? kRowSlot : kRowToken;
+    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    p.slices = static_cast<int>(2 * w.intermediate / kSliceRows);
+    p.steps = static_cast<int>(w.hidden / kGroup);
+    p.codes = parts.codes;
+    p.out_stride = w.intermediate;
+    p.scales = parts.scales;
+    p.scale_out_stride = w.intermediate / kGroup;
+    launch(f, grid(1), stream, p);
+  }
+
+  // weights: [T,k], absent where they were applied to the input.
+  void gemm2(CUfunction f, const ramp_tensor& weights) const {
+    const WeightViews views = weight_views(w);
+    StreamParams p = common();
+    p.weights = static_cast<const unsigned char*>(views.w2.data);
+    p.weight_scale = static_cast<const float*>(w.w2_scale.data);
+    p.ws_expert = w.w2_scale.stride[0];
+    p.ws_row = w.w2_scale.stride[1];
+    p.x = parts.codes;
+    p.x_stride = w.intermediate;
+    p.x_scale = parts.scales;
+    p.x_scale_stride = w.intermediate / kGroup;
+    p.x_source = p.x_scale_source = kRowSorted;
+    p.slices = static_cast<int>(w.hidden / kSliceRows);
+    p.steps = static_cast<int>(w.intermediate / kGroup);
+    p.rows = parts.rows;
+    p.out_stride = w.hidden;
+    if (present(weights)) {
+      p.slot_weight = static_cast<const float*>(weights.data);
+      p.slot_weight_token = weights.stride[0];
+      p.slot_weight_slot = weights.stride[1];
+    }
+    launch(f, grid(2), stream, p);
+  }
+};
+
+size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
+  for (size_t i = 0; i < kVariants.size(); ++i)
+    if (forced != nullptr ? kVariants[i].config() == *forced : kVariants[i] == chosen) return i;
+  fail_argument("config", forced != nullptr ? config_name(*forced) : "none", "a config of the stream kernels",
+                "ramp_config_name lists them");
+}
+
+// The kernels gather rows 16 bytes at a time.
+void check_rows(const GemmInput& in, const char* name) {
+  if (rows_aligned(in.data, 1, {in.stride})) return;
+  fail_argument(name, fmt::format("address {} and row stride {}", in.data, in.stride), "multiples of 16 bytes",
+                "align pre-quantised rows", RAMP_ERROR_UNSUPPORTED);
+}
+
+void check_size(uint64_t got, uint64_t needed, const void* workspace) {
+  if (workspace != nullptr && got >= needed) return;
+  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed), "ask for the size first",
+                RAMP_ERROR_WORKSPACE_TOO_SMALL);
+}
+
+}  // namespace
+
+void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
+  const ExpertWeights& w = *call.weights;
+  const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k));
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
+             call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
+  check_rows(x, "x");
+  run.gemm1(state_->functions[number][0], x);
+  run.gemm2(state_->functions[number][1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+}
+
+void StreamBlock::batched(const BatchedCall& call) {
+  const ExpertWeights& w = *call.weights;
+  const int64_t slots = w.experts * call.max_tokens;
+  const size_t number = variant_number(call.config, choose(w, slots, 1));
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts), call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, kVariants[number], call.max_tokens, stream};
+  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  x.per_slot = x.scales_per_slot = true;
+  check_rows(x, "x");
+  run.gemm1(state_->functions[number][0], x);
+  run.gemm2(state_->functions[number][1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+}
+
+}  // namespace ramp::core::cuda

@@ -1,0 +1,58 @@
+// The stream expert block (sm_90a, fp8_block, packed weights): prologue, two stream GEMMs (kernels/sm90/stream.cu),
+// combine. For steps in which experts have few rows it runs at the speed at which weights come out of memory.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "backend/backend.hpp"
+#include "backend/cuda/kernel_library.hpp"
+#include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/prologue.hpp"
+
+namespace ramp::core::cuda {
+
+// One compiled shape of the stream kernels.
+struct StreamVariant {
+  int32_t width = 8;   // token rows per tile at most
+  int32_t stages = 4;  // ring depth in 16 KB tiles
+  int32_t blocks = 3;  // per SM: as many as shared memory holds
+  friend bool operator==(const StreamVariant&, const StreamVariant&) = default;
+  [[nodiscard]] uint32_t shared_bytes(int gemm) const noexcept;
+  [[nodiscard]] KernelConfig config() const noexcept;
+};
+std::span<const StreamVariant> stream_variants() noexcept;
+
+std::vector<KernelProgram> stream_programs(int arch);
+std::vector<KernelProgram> pack_programs(int arch);
+
+// Whether weights of this shape can be packed into tiles and run by the stream kernels: H and I multiples of 128 (the
+// block scales), a gated activation. Says why not in *reason.
+bool stream_applies(ramp_format format, ramp_activation activation, int64_t hidden, int64_t intermediate,
+                    std::string* reason = nullptr);
+
+class StreamBlock {
+ public:
+  StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue, Combine& combine);
+  void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);  // loads every variant; thread-safe
+  [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
+  // The variant that runs without a forced config.
+  [[nodiscard]] static StreamVariant choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept;
+  void block(const BlockCall& call, const RouteCall* routing = nullptr);
+  void batched(const BatchedCall& call);
+
+ private:
+  struct State;
+  std::shared_ptr<const Gpu> gpu_;
+  KernelLibrary& library_;
+  Prologue& prologue_;
+  Combine& combine_;
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace ramp::core::cuda
