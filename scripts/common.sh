@@ -7,8 +7,8 @@ say() { printf 'ramp: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
 # The packages that building and testing need. Their versions are the distribution's own (Debian 12 / Ubuntu 24.04);
-# the oldest that work: g++ 12, CMake 3.25, CLI11 2.1, nlohmann-json 3.11, fmt 9, Eigen 3.4, GoogleTest 1.12.
-RAMP_PACKAGES="g++ cmake ninja-build ccache pkg-config git libcli11-dev nlohmann-json3-dev libfmt-dev libeigen3-dev libgtest-dev libbenchmark-dev libcairo2-dev"
+# the oldest that work: g++ 12, CMake 3.25, CLI11 2.1, nlohmann-json 3.11, fmt 9, Eigen 3.4, GoogleTest 1.12, xxHash 0.8.
+RAMP_PACKAGES="g++ cmake ninja-build ccache pkg-config git libcli11-dev nlohmann-json3-dev libfmt-dev libeigen3-dev libgtest-dev libbenchmark-dev libcairo2-dev libxxhash-dev"
 
 missing_packages() {
   local p

@@ -42,6 +42,8 @@ const Driver& driver();
 // The same as a question: nullptr and the line in *why.
 const Driver* find_driver(std::string* why) noexcept;
 
+std::string version_text(int version);  // 13000 -> "13.0"
+
 // Throws Error unless r is CUDA_SUCCESS: OUT_OF_MEMORY for CUDA_ERROR_OUT_OF_MEMORY, else DEVICE. Text: the
 // call with its arguments, the error's name and description.
 void check_result(CUresult r, std::string_view call, std::string_view arguments);

@@ -60,6 +60,9 @@ class ScopedContext {
   bool pushed_ = false;
 };
 
-std::shared_ptr<const DeviceMemory> make_device_memory(std::shared_ptr<const Gpu> gpu);
+class KernelLibrary;  // kernel_library.hpp
+// kernels: for strided copies that the driver's own copies do not take; without it those go row by row.
+std::shared_ptr<const DeviceMemory> make_device_memory(std::shared_ptr<const Gpu> gpu,
+                                                       std::shared_ptr<KernelLibrary> kernels = nullptr);
 
 }  // namespace ramp::core::cuda

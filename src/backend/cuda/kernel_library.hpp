@@ -20,7 +20,7 @@ struct KernelProgram {
   std::string name;    // "route_e256", unique among the shipped ones; [a-z0-9_]
   std::string source;  // an embedded file, by its path below kernels/: "prologue/route.cu"
   std::vector<std::string>
-      options;  // "-DNV=8", "-fmad=false"; arch, -std=c++17 and -default-device are added
+      options;  // "-DNV=8", "-fmad=false"; arch, -std=c++17 and -v of ptxas are added
   std::vector<std::string> entries;  // extern "C" kernels that it defines
   int min_arch = 80;                 // does not compile below; 90: needs sm_90a
 };
