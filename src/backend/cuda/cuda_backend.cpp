@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 
@@ -13,6 +14,7 @@
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prologue.hpp"
+#include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/error.hpp"
 
@@ -21,12 +23,24 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-PlainPrecision parse_family(const std::string& name) {
-  if (name.empty() || name == "plain") return PlainPrecision::kF32;
-  if (name == "plain_f64") return PlainPrecision::kF64;
+enum class Family { kPlain, kPlainF64, kSm90 };
+constexpr std::array<const char*, 3> kFamilyNames = {"plain", "plain_f64", "sm90"};
+
+Family parse_family(const std::string& name, const GpuFacts& facts) {
+  const bool hopper = facts.major == 9 && facts.minor == 0;
+  if (name.empty()) return hopper ? Family::kSm90 : Family::kPlain;
+  for (size_t i = 0; i < kFamilyNames.size(); ++i) {
+    if (name != kFamilyNames[i]) continue;
+    const auto family = static_cast<Family>(i);
+    if (family != Family::kSm90 || hopper) return family;
+    fail(RAMP_ERROR_UNSUPPORTED,
+         fmt::format("isa: got 'sm90' on {} (compute capability {}.{}), expected a Hopper GPU "
+                     "(9.0); leave it out for the best",
+                     facts.name, facts.major, facts.minor));
+  }
   fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'plain' or 'plain_f64'", "leave it out for the best",
-                RAMP_ERROR_UNSUPPORTED);
+                "a kernel family of the CUDA backend: 'sm90', 'plain' or 'plain_f64'",
+                "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
 std::shared_ptr<const Gpu> open_gpu(int ordinal) {
@@ -44,17 +58,19 @@ std::shared_ptr<const Gpu> open_gpu(int ordinal) {
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const BackendOptions& options)
-      : precision_(parse_family(options.isa)),
-        gpu_(open_gpu(options.device.index)),
+      : gpu_(open_gpu(options.device.index)),
+        family_(parse_family(options.isa, gpu_->facts())),
         memory_(make_device_memory(gpu_)),
         library_(gpu_, options.cache_dir, options.log),
         prologue_(gpu_, library_),
         combine_(gpu_, library_),
-        plain_(gpu_, library_, prologue_, combine_, precision_) {
+        plain_(gpu_, library_, prologue_, combine_,
+               family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
+        stream_(gpu_, library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
-    info_.isa = precision_ == PlainPrecision::kF64 ? "plain_f64" : "plain";
+    info_.isa = kFamilyNames[static_cast<size_t>(family_)];
     info_.device_name = facts.name;
     info_.workers = facts.sm_count;
   }
@@ -62,50 +78,79 @@ class CudaBackend final : public Backend {
   [[nodiscard]] const BackendInfo& info() const noexcept override { return info_; }
   [[nodiscard]] const DeviceMemory* memory() const noexcept override { return memory_.get(); }
 
-  [[nodiscard]] ConfigList configs(const ModelShape& /*model*/, ramp_format /*format*/,
-                                   ramp_activation activation, bool /*with_rejected*/) const override {
-    return {{plain_config(activation)}, {}};
+  // Of packed weights where the stream kernels apply: unpacked weights run the plain kernels, without a
+  // choice.
+  [[nodiscard]] ConfigList configs(const ModelShape& model, ramp_format format, ramp_activation activation,
+                                   bool with_rejected) const override {
+    ConfigList list;
+    std::string reason = "the plain kernels were asked for";
+    const bool stream = family_ == Family::kSm90 &&
+                        stream_applies(format, activation, model.hidden, model.intermediate, &reason);
+    if (!stream) list.legal.push_back(plain_config(activation));
+    for (const StreamVariant& v : stream_variants()) {
+      if (stream)
+        list.legal.push_back(v.config());
+      else if (with_rejected)
+        list.rejected.push_back({v.config(), reason});
+    }
+    return list;
   }
-  [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& /*model*/, ramp_format /*format*/,
+  [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
                           ramp_activation activation) const override {
-    return config == plain_config(activation);
+    const std::vector<KernelConfig> legal = configs(model, format, activation, false).legal;
+    return std::find(legal.begin(), legal.end(), config) != legal.end();
   }
-  [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> /*histogram*/,
-                                    ramp_determinism /*determinism*/, int64_t /*top_k*/) const override {
-    return plain_config(w.activation);
+  [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
+                                    ramp_determinism /*determinism*/, int64_t top_k) const override {
+    if (!tiled(w)) return plain_config(w.activation);
+    int64_t slots = 0;
+    for (const int32_t c : histogram) slots += c;
+    const int64_t k = std::max<int64_t>(1, top_k);
+    return StreamBlock::choose(w, (slots + k - 1) / k, k).config();
   }
 
   void pack(ExpertWeights& w, void* stream) override {
     if (w.packed != nullptr) return;
     const ScopedContext scope(*gpu_);
-    prepare(w, RAMP_BF16);
-    pack_weights(w, *memory_, stream);
+    const bool tiles =
+        family_ == Family::kSm90 && stream_applies(w.format, w.activation, w.hidden, w.intermediate);
+    prepare(w, RAMP_BF16, tiles);
+    const TilePacker packer = make_packer();
+    pack_weights(w, *memory_, tiles ? &packer : nullptr, stream);
   }
   void update(ExpertWeights& w, int64_t first_expert, const ramp_weights_desc& update,
               void* stream) override {
     const ScopedContext scope(*gpu_);
-    cuda::update_weights(w, first_expert, update, *memory_, stream);
+    const TilePacker packer = make_packer();
+    cuda::update_weights(w, first_expert, update, *memory_, &packer, stream);
   }
   void unpack(const ExpertWeights& w, const ramp_tensor& w13, const ramp_tensor& w2, void* stream) override {
     const ScopedContext scope(*gpu_);
-    unpack_weights(w, w13, w2, *memory_, stream);
+    const TilePacker packer = make_packer();
+    cuda::unpack_weights(w, w13, w2, *memory_, &packer, stream);
   }
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    return PlainBlock::workspace(w, max_tokens, top_k);
+    return tiled(w) ? StreamBlock::workspace(w, max_tokens, top_k)
+                    : PlainBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
 
   [[nodiscard]] uint64_t batched_workspace(const ExpertWeights& w, int64_t max_tokens) const override {
-    return PlainBlock::workspace(w, w.experts * max_tokens, 1);
+    const int64_t slots = w.experts * max_tokens;
+    return tiled(w) ? StreamBlock::workspace(w, slots, 1) : PlainBlock::workspace(w, slots, 1);
   }
   void expert_block_batched(const BatchedCall& call) override {
     const ScopedContext scope(*gpu_);
     const ScopedRange range("ramp_expert_block_batched");
-    prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype));
-    plain_.batched(call);
+    const bool tiles = tiled(*call.weights);
+    prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
+    if (tiles)
+      stream_.batched(call);
+    else
+      plain_.batched(call);
   }
 
   [[nodiscard]] uint64_t route_workspace(const ramp_router_config& router, int64_t num_logits,
@@ -122,35 +167,46 @@ class CudaBackend final : public Backend {
   void run(const BlockCall& call, const RouteCall* routing) {
     const ScopedContext scope(*gpu_);
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
-    prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype));
-    plain_.block(call, routing);
+    const bool tiles = tiled(*call.weights);
+    prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
+    if (tiles)
+      stream_.block(call, routing);
+    else
+      plain_.block(call, routing);
+  }
+  [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
+  TilePacker make_packer() {
+    return {*memory_, library_.get(pack_programs(arch_number()).front(), "pack_tiles")};
   }
 
-  // Once per format and dtype of x; afterwards a read of one flag.
-  void prepare(const ExpertWeights& w, ramp_dtype x_dtype) {
-    std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)];
+  // Once per format, dtype of x and layout; afterwards a read of one flag.
+  void prepare(const ExpertWeights& w, ramp_dtype x_dtype, bool tiles) {
+    std::atomic<bool>& done =
+        prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)][tiles ? 1 : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = plain_.programs(w.format);
-    const std::vector<KernelProgram> before = prologue_programs(arch_number());
-    programs.insert(programs.end(), before.begin(), before.end());
+    std::vector<KernelProgram> programs = tiles ? stream_programs(arch_number()) : plain_.programs(w.format);
     const std::vector<KernelProgram> after = combine_programs(arch_number());
     programs.insert(programs.end(), after.begin(), after.end());
     library_.load(programs);
     combine_.prepare();
-    plain_.prepare(w, x_dtype);
+    if (tiles)
+      stream_.prepare(w, x_dtype);
+    else
+      plain_.prepare(w, x_dtype);
     done.store(true, std::memory_order_release);
   }
   [[nodiscard]] int arch_number() const { return 10 * gpu_->facts().major + gpu_->facts().minor; }
 
-  PlainPrecision precision_;
   std::shared_ptr<const Gpu> gpu_;
+  Family family_;
   std::shared_ptr<const DeviceMemory> memory_;
   KernelLibrary library_;
   Prologue prologue_;
   Combine combine_;
   PlainBlock plain_;
+  StreamBlock stream_;
   BackendInfo info_;
-  std::array<std::array<std::atomic<bool>, 16>, 8> prepared_{};
+  std::array<std::array<std::array<std::atomic<bool>, 2>, 16>, 8> prepared_{};
 };
 
 }  // namespace

@@ -17,10 +17,9 @@ namespace ramp::core::cuda {
 
 // A translation unit for NVRTC. Its name is also the name of its cache entry, its report line and its test.
 struct KernelProgram {
-  std::string name;    // "route_e256", unique among the shipped ones; [a-z0-9_]
-  std::string source;  // an embedded file, by its path below kernels/: "prologue/route.cu"
-  std::vector<std::string>
-      options;  // "-DNV=8", "-fmad=false"; arch, -std=c++17 and -v of ptxas are added
+  std::string name;                  // "route_e256", unique among the shipped ones; [a-z0-9_]
+  std::string source;                // an embedded file, by its path below kernels/: "prologue/route.cu"
+  std::vector<std::string> options;  // "-DNV=8", "-fmad=false"; arch, -std=c++17 and -v of ptxas are added
   std::vector<std::string> entries;  // extern "C" kernels that it defines
   int min_arch = 80;                 // does not compile below; 90: needs sm_90a
 };

@@ -7,6 +7,8 @@
 #include <set>
 
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/prologue.hpp"
+#include "backend/cuda/stream_block.hpp"
 #include "base/error.hpp"
 
 namespace ramp::core::cuda {
@@ -15,9 +17,13 @@ namespace {
 // Each part of the backend names its own programs. A new part is one line here.
 using Part = std::vector<KernelProgram> (*)(int arch);
 constexpr Part kParts[] = {
-    copy_programs,     // device_memory.cpp
-    plain_programs,    // plain_block.cpp
-    combine_programs,  // plain_block.cpp
+    copy_programs,      // device_memory.cpp
+    plain_programs,     // plain_block.cpp
+    combine_programs,   // plain_block.cpp
+    prologue_programs,  // prologue_kernels.cpp
+    route_programs,     // route.cpp
+    pack_programs,      // weights.cpp
+    stream_programs,    // stream_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {

@@ -31,15 +31,18 @@ struct RowIndex {
 // Tiles that T*k slots over E experts can need: min(T*k, E + T*k/tile_m).
 int64_t max_tiles(int64_t slots, int64_t experts, int32_t tile_m) noexcept;
 
-// GEMM1's input as the GEMM reads it.
+// GEMM1's input as the GEMM reads it. Rows begin at multiples of 16 bytes (an x for which that does not hold
+// is copied). Batched: row e*max_tokens + r.
 struct GemmInput {
   const void* data = nullptr;
   ramp_dtype dtype = RAMP_DTYPE_NONE;  // e4m3, bf16, f16 or f32
   int64_t stride = 0;                  // elements from row to row
   bool per_slot = false;               // rows are flat slots; else tokens (slot / k)
-  const float* scales = nullptr;       // f32 [rows, groups]; nullptr: none, or static_scale for fp8_tensor
-  int64_t scale_stride = 0;            // elements from row to row
-  int64_t groups = 0;                  // scales per row: ceil(H/128), or 1
+  // f32 [rows, groups]; nullptr: none, or static_scale for fp8_tensor (which has scales where router weights
+  // multiply pre-quantised x: static_scale times the weight)
+  const float* scales = nullptr;
+  int64_t scale_stride = 0;  // elements from row to row
+  int64_t groups = 0;        // scales per row: ceil(H/128), or 1
   bool scales_per_slot = false;
   float static_scale = 1.0F;
 };
@@ -49,6 +52,7 @@ struct PrologueWorkspace {
   RowIndex index;
   void* codes = nullptr;    // GEMM1's input where x cannot be read as it is: rows x H in the activation type
   float* scales = nullptr;  // its scales
+  int32_t* counts = nullptr;  // scratch of the sort over several launches
 };
 // Bytes that carve_prologue needs, for any T <= tokens (batched: experts * max_tokens slots, k = 1) with any
 // x and flags.
@@ -57,7 +61,7 @@ uint64_t prologue_workspace(const ExpertWeights& weights, int64_t tokens, int64_
 uint64_t carve_prologue(const ExpertWeights& weights, int64_t tokens, int64_t top_k, int32_t tile_m,
                         void* workspace, PrologueWorkspace& out);
 
-// Programs that this shape and these dtypes need: for loading before the first call and for the shipped list.
+// All programs of the prologue and of routing, for the shipped list.
 std::vector<KernelProgram> prologue_programs(int arch);
 std::vector<KernelProgram> route_programs(int arch);
 
@@ -66,25 +70,32 @@ class Prologue {
   Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library);
   ~Prologue();
   // Brings in the kernels that such a call needs, so that the call itself loads nothing (stream capture).
-  void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);
+  // routed: routed_block() will be called too.
+  void prepare(const ExpertWeights& weights, ramp_dtype x_dtype, bool routed = true);
+  // logits_dtype RAMP_DTYPE_NONE: logits are computed here, from x and router_weight of any types.
   void prepare_route(const ramp_router_config& router, int64_t num_logits, ramp_dtype logits_dtype);
 
-  // Row index, plan and GEMM1's input, asynchronously on `stream`. T*k <= 10240 ids: one launch; else at most
-  // three. counters (may be nullptr): += masked slots, += ids out of range.
+  // Row index, plan and GEMM1's input, asynchronously on `stream`. T*k <= 10240 ids: one launch; else three.
+  // counters (may be nullptr): += masked slots, += ids out of range. At most 1024 experts (UNSUPPORTED).
   GemmInput block(const BlockCall& call, const PrologueWorkspace& workspace, CUstream stream);
-  // Routing and the above: fused into one launch where logits are given and T <= 1024, else route() and
-  // block().
-  GemmInput routed_block(const RouteCall& routing, const BlockCall& call, const PrologueWorkspace& workspace,
+  // route() and block() in one launch where that is possible: logits are given, T <= 1024 (below sm_90: 64),
+  // at most 256 of them per token, T*slots <= 10240, no capacity, no router weights on the input. Else the
+  // two calls. route.ids and route.weights are written in either case; block.ids is route.ids.
+  GemmInput routed_block(const RouteCall& route, const BlockCall& block, const PrologueWorkspace& workspace,
                          CUstream stream);
+  // Whether routed_block would take one launch.
+  [[nodiscard]] bool fuses(const RouteCall& route, const BlockCall& block) const noexcept;
   // The same for the batched entry: counts instead of ids. Slots are e*max_tokens + r.
   GemmInput batched(const BatchedCall& call, const PrologueWorkspace& workspace, CUstream stream);
-  // GEMM2's input from h f32 [rows, I] (in sorted row order; the rows are offsets[E], known on the device
-  // alone): the activation type of the format, requantised. codes: [T*k, I], scales as GemmInput tells.
+  // GEMM2's input, in rows of the sorted index, from h f32 [rows, I] (in sorted row order; the rows are
+  // offsets[E], known on the device alone): the activation type of the format, requantised. codes: [T*k, I],
+  // scales as GemmInput tells.
   GemmInput requantize(const ExpertWeights& weights, const float* h, int64_t max_rows, const RowIndex& index,
                        void* codes, float* scales, CUstream stream);
 
   // Routing: logits -> ids and weights (all of ramp_router_config), computing the logits first where x and
-  // router_weight are given (fp32 accumulation; tensor cores for bf16 and f16).
+  // router_weight are given (fp32 accumulation; tensor cores for bf16 and f16). At most 1024 logits per token
+  // and top_k 32 (UNSUPPORTED).
   [[nodiscard]] uint64_t route_workspace(const ramp_router_config& router, int64_t num_logits,
                                          int64_t max_tokens) const;
   void route(const RouteCall& call);

@@ -1,5 +1,5 @@
-// Host side of the stream block: variants, workspace, parameters, launches. Grids are persistent and depend on the GPU
-// alone; the plan on the device says how much of them has work.
+// Host side of the stream block: variants, workspace, parameters, launches. Grids are persistent and depend
+// on the GPU alone; the plan on the device says how much of them has work.
 #include "backend/cuda/stream_block.hpp"
 
 #include <fmt/format.h>
@@ -24,8 +24,8 @@ namespace {
 constexpr int64_t kSliceRows = 128, kThreads = 288;
 constexpr uint64_t kAlignment = 256;
 
-// Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers allow one
-// block. The first ones are for the fewest rows.
+// Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers
+// allow one block. The first ones are for the fewest rows.
 constexpr std::array<StreamVariant, 4> kVariants = {{{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 8, 1}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
@@ -37,20 +37,21 @@ uint64_t align_up(uint64_t n) noexcept {
 KernelProgram stream_program(const StreamVariant& v, int gemm) {
   return {fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
           "sm90/stream.cu",
-          {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTAGES={}", v.stages),
-           fmt::format("-DBLOCKS={}", v.blocks)},
+          {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width),
+           fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
           {"stream"},
           90};
 }
 
 struct Parts {
   PrologueWorkspace prologue;
-  uint8_t* codes = nullptr;    // [T*k, I]
-  float* scales = nullptr;     // [T*k, I/128]
-  uint16_t* rows = nullptr;    // bf16 [T*k, H]
+  uint8_t* codes = nullptr;  // [T*k, I]
+  float* scales = nullptr;   // [T*k, I/128]
+  uint16_t* rows = nullptr;  // bf16 [T*k, H]
 };
 
-uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base, Parts& parts) {
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
+               Parts& parts) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
   uint64_t at = align_up(carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
   const auto take = [&](uint64_t bytes) {
@@ -103,7 +104,8 @@ bool stream_applies(ramp_format format, ramp_activation activation, int64_t hidd
     if (reason != nullptr) *reason = std::move(text);
     return false;
   };
-  if (format != RAMP_FORMAT_FP8_BLOCK) return no(fmt::format("format {} (the stream kernels take fp8_block)", format_name(format)));
+  if (format != RAMP_FORMAT_FP8_BLOCK)
+    return no(fmt::format("format {} (the stream kernels take fp8_block)", format_name(format)));
   if (!is_gated(activation)) return no("relu2 is not gated (the stream kernels interleave gate and up rows)");
   if (hidden % kGroup != 0 || intermediate % kGroup != 0)
     return no(fmt::format("H = {} and I = {}, expected multiples of {}", hidden, intermediate, kGroup));
@@ -116,7 +118,8 @@ struct StreamBlock::State {
   std::array<std::array<CUfunction, 2>, kVariants.size()> functions{};
 };
 
-StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue, Combine& combine)
+StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
+                         Combine& combine)
     : gpu_(std::move(gpu)),
       library_(library),
       prologue_(prologue),
@@ -142,7 +145,8 @@ void StreamBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
 
 uint64_t StreamBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
   Parts parts;
-  return carve(weights, tokens, top_k, kVariants.front().width, nullptr, parts);  // the smallest tiles need most
+  return carve(weights, tokens, top_k, kVariants.front().width, nullptr,
+               parts);  // the smallest tiles need most
 }
 
 StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
@@ -175,7 +179,8 @@ struct Run {
   }
   [[nodiscard]] Grid grid(int gemm) const {
     // A multiple of the cluster size.
-    const uint64_t blocks = static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
+    const uint64_t blocks =
+        static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
     return {blocks / 2 * 2, 1, kThreads, variant.shared_bytes(gemm)};
   }
 
@@ -238,14 +243,14 @@ size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
 // The kernels gather rows 16 bytes at a time.
 void check_rows(const GemmInput& in, const char* name) {
   if (rows_aligned(in.data, 1, {in.stride})) return;
-  fail_argument(name, fmt::format("address {} and row stride {}", in.data, in.stride), "multiples of 16 bytes",
-                "align pre-quantised rows", RAMP_ERROR_UNSUPPORTED);
+  fail_argument(name, fmt::format("address {} and row stride {}", in.data, in.stride),
+                "multiples of 16 bytes", "align pre-quantised rows", RAMP_ERROR_UNSUPPORTED);
 }
 
 void check_size(uint64_t got, uint64_t needed, const void* workspace) {
   if (workspace != nullptr && got >= needed) return;
-  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed), "ask for the size first",
-                RAMP_ERROR_WORKSPACE_TOO_SMALL);
+  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
+                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
 }
 
 }  // namespace
@@ -254,7 +259,8 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
   const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k));
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
+  check_size(call.workspace_bytes,
+             carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
              call.workspace);
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
@@ -271,7 +277,8 @@ void StreamBlock::batched(const BatchedCall& call) {
   const int64_t slots = w.experts * call.max_tokens;
   const size_t number = variant_number(call.config, choose(w, slots, 1));
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts), call.workspace);
+  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts),
+             call.workspace);
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);

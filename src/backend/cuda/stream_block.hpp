@@ -1,5 +1,6 @@
-// The stream expert block (sm_90a, fp8_block, packed weights): prologue, two stream GEMMs (kernels/sm90/stream.cu),
-// combine. For steps in which experts have few rows it runs at the speed at which weights come out of memory.
+// The stream expert block (sm_90a, fp8_block, packed weights): prologue, two stream GEMMs
+// (kernels/sm90/stream.cu), combine. For steps in which experts have few rows it runs at the speed at which
+// weights come out of memory.
 #pragma once
 
 #include <cuda.h>
@@ -31,8 +32,8 @@ std::span<const StreamVariant> stream_variants() noexcept;
 std::vector<KernelProgram> stream_programs(int arch);
 std::vector<KernelProgram> pack_programs(int arch);
 
-// Whether weights of this shape can be packed into tiles and run by the stream kernels: H and I multiples of 128 (the
-// block scales), a gated activation. Says why not in *reason.
+// Whether weights of this shape can be packed into tiles and run by the stream kernels: H and I multiples of
+// 128 (the block scales), a gated activation. Says why not in *reason.
 bool stream_applies(ramp_format format, ramp_activation activation, int64_t hidden, int64_t intermediate,
                     std::string* reason = nullptr);
 
@@ -42,7 +43,8 @@ class StreamBlock {
   void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);  // loads every variant; thread-safe
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
   // The variant that runs without a forced config.
-  [[nodiscard]] static StreamVariant choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept;
+  [[nodiscard]] static StreamVariant choose(const ExpertWeights& weights, int64_t tokens,
+                                            int64_t top_k) noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
 

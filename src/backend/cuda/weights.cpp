@@ -4,7 +4,11 @@
 
 #include <utility>
 
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/launch.hpp"
+#include "backend/cuda/stream_block.hpp"
 #include "base/tensor.hpp"
+#include "params/stream.hpp"
 
 namespace ramp::core::cuda {
 namespace {
@@ -41,15 +45,106 @@ WeightViews weight_views(const ExpertWeights& w) noexcept {
   return {w.w13, w.w2};
 }
 
-void pack_weights(ExpertWeights& w, const DeviceMemory& memory, void* stream) {
+std::vector<KernelProgram> pack_programs(int /*arch*/) {
+  return {{"pack_tiles", "sm90/pack.cu", {}, {"pack_tiles"}, 80}};
+}
+
+namespace {
+
+// One expert of [E, rows, columns] e4m3.
+ramp_tensor expert_of(const ramp_tensor& t, int64_t e) noexcept {
+  return expert_range(t, e, 1);
+}
+
+void launch_pack(CUfunction f, const ramp_tensor& shape, const void* from, void* to, int64_t plain_stride,
+                 bool gated, bool unpack, CUstream stream) {
+  PackParams p{};
+  p.from = static_cast<const unsigned char*>(from);
+  p.to = static_cast<unsigned char*>(to);
+  p.from_stride = plain_stride;
+  p.rows = static_cast<int>(shape.shape[1]);
+  p.row_bytes = static_cast<int>(shape.shape[2]);
+  p.gated = gated ? 1 : 0;
+  p.unpack = unpack ? 1 : 0;
+  const uint64_t chunks = static_cast<uint64_t>(shape.shape[1]) * static_cast<uint64_t>(shape.shape[2]) / 16;
+  launch(f, {ceil_div(chunks, 256), 1, 256, 0}, stream, p);
+}
+
+}  // namespace
+
+void TilePacker::pack(const ramp_tensor& w, bool gated, CUstream stream) const {
+  const std::shared_ptr<void> scratch = memory_.allocate(bytes_of(expert_of(w, 0)));
+  for (int64_t e = 0; e < w.shape[0]; ++e) {
+    const ramp_tensor expert = expert_of(w, e);
+    memory_.copy(expert, contiguous_at(expert, scratch.get()), stream);
+    launch_pack(pack_, w, scratch.get(), expert.data, w.shape[2], gated, false, stream);
+  }
+  memory_.synchronize(stream);
+}
+
+void TilePacker::update(const ramp_tensor& from, const ramp_tensor& to, int64_t first, bool gated,
+                        CUstream stream) const {
+  const bool direct = rows_aligned(from.data, 1, {from.stride[0], from.stride[1]});
+  const std::shared_ptr<void> scratch = direct ? nullptr : memory_.allocate(bytes_of(expert_of(from, 0)));
+  for (int64_t e = 0; e < from.shape[0]; ++e) {
+    const ramp_tensor source = expert_of(from, e);
+    const ramp_tensor target = expert_of(to, first + e);
+    if (direct) {
+      launch_pack(pack_, to, source.data, target.data, source.stride[1], gated, false, stream);
+      continue;
+    }
+    memory_.copy(source, contiguous_at(source, scratch.get()), stream);
+    launch_pack(pack_, to, scratch.get(), target.data, to.shape[2], gated, false, stream);
+  }
+  if (!direct) memory_.synchronize(stream);  // before the scratch goes
+}
+
+void TilePacker::unpack(const ramp_tensor& from, const ramp_tensor& to, bool gated, CUstream stream) const {
+  const bool direct = rows_aligned(to.data, 1, {to.stride[0], to.stride[1]});
+  const std::shared_ptr<void> scratch = direct ? nullptr : memory_.allocate(bytes_of(expert_of(from, 0)));
+  for (int64_t e = 0; e < from.shape[0]; ++e) {
+    const ramp_tensor source = expert_of(from, e);
+    const ramp_tensor target = expert_of(to, e);
+    if (direct) {
+      launch_pack(pack_, from, source.data, target.data, target.stride[1], gated, true, stream);
+      continue;
+    }
+    launch_pack(pack_, from, source.data, scratch.get(), from.shape[2], gated, true, stream);
+    memory_.copy(contiguous_at(source, scratch.get()), target, stream);
+  }
+  if (!direct) memory_.synchronize(stream);
+}
+
+bool is_tiled(const ExpertWeights& w) noexcept {
+  const auto* const packed = static_cast<const CudaPacked*>(w.packed.get());
+  return packed != nullptr && packed->tiles;
+}
+
+void pack_weights(ExpertWeights& w, const DeviceMemory& memory, const TilePacker* packer, void* stream) {
   auto packed = std::make_unique<CudaPacked>();
+  auto* const s = static_cast<CUstream>(stream);
   packed->w13 = w.w13;
   packed->w2 = w.w2;
+  packed->tiles = packer != nullptr;
   if (w.ownership == RAMP_BORROW) {
-    packed->own_w13 = own_copy(packed->w13, memory, stream);
-    packed->own_w2 = own_copy(packed->w2, memory, stream);
+    if (packer == nullptr) {
+      packed->own_w13 = own_copy(packed->w13, memory, stream);
+      packed->own_w2 = own_copy(packed->w2, memory, stream);
+    } else {
+      packed->own_w13 = memory.allocate(bytes_of(w.w13));
+      packed->own_w2 = memory.allocate(bytes_of(w.w2));
+      packed->w13 = contiguous_at(w.w13, packed->own_w13.get());
+      packed->w2 = contiguous_at(w.w2, packed->own_w2.get());
+      packer->update(w.w13, packed->w13, 0, w.gated(), s);
+      packer->update(w.w2, packed->w2, 0, false, s);
+    }
     memory.synchronize(stream);  // other streams may use the handle from here on
   } else {
+    // Nothing may fail once values have moved: both GEMMs' scratch is taken by the first one's size or more.
+    if (packer != nullptr) {
+      packer->pack(w.w13, w.gated(), s);
+      packer->pack(w.w2, false, s);
+    }
     packed->own_w13 = std::move(w.device_w13);
     packed->own_w2 = std::move(w.device_w2);
     w.w13.data = w.w2.data = nullptr;
@@ -58,7 +153,7 @@ void pack_weights(ExpertWeights& w, const DeviceMemory& memory, void* stream) {
 }
 
 void update_weights(ExpertWeights& w, int64_t first_expert, const ramp_weights_desc& update,
-                    const DeviceMemory& memory, void* stream) {
+                    const DeviceMemory& memory, const TilePacker* packer, void* stream) {
   if (present(w.w13_scale)) {
     // A BORROW handle's scales are the caller's, who is never written to.
     if (w.ownership == RAMP_BORROW && w.device_w13_scale == nullptr) {
@@ -75,15 +170,25 @@ void update_weights(ExpertWeights& w, int64_t first_expert, const ramp_weights_d
     memory.copy(update.w2_scale, expert_range(w.w2_scale, first_expert, update.num_experts), stream);
   }
   const WeightViews to = weight_views(w);
-  memory.copy(update.w13, expert_range(to.w13, first_expert, update.num_experts), stream);
-  memory.copy(update.w2, expert_range(to.w2, first_expert, update.num_experts), stream);
+  if (is_tiled(w)) {
+    packer->update(update.w13, to.w13, first_expert, w.gated(), static_cast<CUstream>(stream));
+    packer->update(update.w2, to.w2, first_expert, false, static_cast<CUstream>(stream));
+  } else {
+    memory.copy(update.w13, expert_range(to.w13, first_expert, update.num_experts), stream);
+    memory.copy(update.w2, expert_range(to.w2, first_expert, update.num_experts), stream);
+  }
   take_input_scales(w, update, {&memory, stream});
   memory.synchronize(stream);  // "values are copied in": the caller may change its buffers when this returns
 }
 
 void unpack_weights(const ExpertWeights& w, const ramp_tensor& w13, const ramp_tensor& w2,
-                    const DeviceMemory& memory, void* stream) {
+                    const DeviceMemory& memory, const TilePacker* packer, void* stream) {
   const WeightViews from = weight_views(w);
+  if (is_tiled(w)) {
+    if (present(w13)) packer->unpack(from.w13, w13, w.gated(), static_cast<CUstream>(stream));
+    if (present(w2)) packer->unpack(from.w2, w2, false, static_cast<CUstream>(stream));
+    return;
+  }
   if (present(w13)) memory.copy(from.w13, w13, stream);
   if (present(w2)) memory.copy(from.w2, w2, stream);
 }

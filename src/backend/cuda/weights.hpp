@@ -2,6 +2,8 @@
 // layout, so packing moves the values as they are (BORROW: copies them) behind the handle.
 #pragma once
 
+#include <cuda.h>
+
 #include <memory>
 
 #include "base/device_memory.hpp"
@@ -10,7 +12,8 @@
 namespace ramp::core::cuda {
 
 struct CudaPacked final : PackedWeights {
-  ramp_tensor w13{}, w2{};                // checkpoint layout
+  bool tiles = false;                     // the stream kernels' tiles; else checkpoint layout
+  ramp_tensor w13{}, w2{};                // shapes of the checkpoint layout; contiguous where tiles
   std::shared_ptr<void> own_w13, own_w2;  // empty where the caller's buffers serve (IN_PLACE)
   [[nodiscard]] int64_t bytes() const noexcept override;
 };
@@ -21,11 +24,31 @@ struct WeightViews {
 };
 WeightViews weight_views(const ExpertWeights& w) noexcept;
 
-void pack_weights(ExpertWeights& w, const DeviceMemory& memory, void* stream);
+bool is_tiled(const ExpertWeights& w) noexcept;
+
+// Packs and unpacks tiles (kernels/sm90/pack.cu). An expert at a time through scratch of one expert's size,
+// so that packing needs no second copy of the layer.
+class TilePacker {
+ public:
+  TilePacker(const DeviceMemory& memory, CUfunction pack) : memory_(memory), pack_(pack) {}
+  // In place.
+  void pack(const ramp_tensor& w, bool gated, CUstream stream) const;
+  // Experts of `from` (any strides) over experts [first, ...) of packed `to`.
+  void update(const ramp_tensor& from, const ramp_tensor& to, int64_t first, bool gated,
+              CUstream stream) const;
+  void unpack(const ramp_tensor& from, const ramp_tensor& to, bool gated, CUstream stream) const;
+
+ private:
+  const DeviceMemory& memory_;
+  CUfunction pack_;
+};
+
+// packer: tiles; nullptr: the checkpoint layout.
+void pack_weights(ExpertWeights& w, const DeviceMemory& memory, const TilePacker* packer, void* stream);
 // `update` has passed check_update.
 void update_weights(ExpertWeights& w, int64_t first_expert, const ramp_weights_desc& update,
-                    const DeviceMemory& memory, void* stream);
+                    const DeviceMemory& memory, const TilePacker* packer, void* stream);
 void unpack_weights(const ExpertWeights& w, const ramp_tensor& w13, const ramp_tensor& w2,
-                    const DeviceMemory& memory, void* stream);
+                    const DeviceMemory& memory, const TilePacker* packer, void* stream);
 
 }  // namespace ramp::core::cuda

@@ -1,0 +1,85 @@
+// The prologue's main kernel: the sorted row index and the tile plan by the first blocks of the grid, GEMM1's
+// input by the others (PrologueMode says how), in one launch for few slots and as the last of three for many.
+//
+//   X_TYPE  0: x is read in place, there is nothing to convert; else as in quantize.cuh, with FORMAT
+//   ROUTED  1: ids and weights do not exist yet; the sorting blocks route their tokens first
+#if X_TYPE != 0
+#include "prologue/quantize.cuh"
+#endif
+#include "prologue/sort.cuh"
+#if ROUTED
+#include "prologue/route_token.cuh"
+#endif
+
+extern __shared__ __align__(16) u32 g_shared[];
+
+// The batched entry: counts instead of ids. Every block scans the counts; slots are dealt out.
+__device__ __forceinline__ void batched_index(const PrologueParams& p, const SortShared& s) {
+  u32 count[2] = {0, 0};
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    const u32 e = 2 * threadIdx.x + i;
+    if (e >= p.sort.experts) continue;
+    const i64 n = p.batch.counts_wide != 0 ? static_cast<const i64*>(p.batch.counts)[e]
+                                           : (i64) static_cast<const i32*>(p.batch.counts)[e];
+    count[i] = n < 0 ? 0 : n > (i64)p.batch.max_tokens ? p.batch.max_tokens : (u32)n;
+  }
+  const u32 tiles = scan_experts(s, p.sort.experts, p.sort.tile_m, count[0], count[1], 0, 0);
+  __syncthreads();
+  if (blockIdx.x == 0) store_offsets(p.sort, s, tiles);
+  const u32 step = gridDim.x * kPrologueThreads;
+  for (u64 at = (u64)blockIdx.x * kPrologueThreads + threadIdx.x; at < p.sort.slots; at += step) {
+    const u32 slot = (u32)at;
+    const u32 e = slot / p.batch.max_tokens;
+    const u32 row = s.first[e] + (slot - e * p.batch.max_tokens);
+    if (row < s.first[e + 1]) {
+      store_row(p.sort, s, e, row, slot);
+    } else {
+      p.sort.positions[slot] = -1;
+    }
+  }
+}
+
+#if ROUTED
+// The tokens of this block's slots, a warp each; ids also go to the entries, where the sort reads them. The
+// warps' scratch lies behind the entries. At most 256 experts: 8 logits per lane.
+__device__ __forceinline__ void route_block(const RouteParams& r, const SortParams& p, const SortShared& s) {
+  const u32 warp = threadIdx.x / 32;
+  u32 begin, end;
+  block_slots(p, cluster_rank(), begin, end);
+  u32* const scratch = s.entry + p.chunk + warp * route_shared_words(r.experts, r.num_groups);
+  const u32 first = begin / p.top_k;
+  for (u32 t = first + warp; t < end / p.top_k; t += kPrologueWarps)
+    store_slots(r, t, route_token<8>(r, t, scratch), s.entry + (t - first) * p.top_k);
+}
+#endif
+
+__device__ __forceinline__ void sort_part(const PrologueParams& p, const SortShared& s) {
+  if (threadIdx.x < 2) s.invalid[threadIdx.x] = 0;
+#if ROUTED
+  route_block(p.route, p.sort, s);
+#endif
+  sort_block<ROUTED != 0, false>(p.sort, s, p.mode == kSortCounted);
+}
+
+extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
+    prologue(const __grid_constant__ PrologueParams p) {
+  const SortShared s = carve_sort(g_shared, p.sort.experts);
+  u32 part = blockIdx.x;
+  u32 parts = gridDim.x;
+  if (p.mode == kBatched) {
+    batched_index(p, s);
+  } else {
+    if (blockIdx.x < p.sort.chunks) {
+      sort_part(p, s);
+      return;
+    }
+    part -= p.sort.chunks;
+    parts -= p.sort.chunks;
+  }
+#if X_TYPE != 0
+  const u32 rows = p.mode == kBatched ? s.first[p.sort.experts] : p.rows.rows;
+  convert(p.rows, BatchRows{s.first, p.sort.experts, p.batch.max_tokens}, rows, part, parts,
+          reinterpret_cast<float*>(g_shared));
+#endif
+}

@@ -1,0 +1,265 @@
+// One token's routing by one warp: from logits to expert ids and weights. Device twin of
+// src/routing/router.cpp, bit for bit (what is computed is told in src/routing/router.hpp). Lane l holds the
+// logits l, l+32, l+64, ...; slot j of the result ends up in lane j.
+#pragma once
+
+#include "params/prologue.hpp"
+#include "prologue/ptx.cuh"
+#include "routing/score_math.hpp"
+
+using namespace ramp::core::cuda;
+
+constexpr u32 kWarpAll = 0xffffffffu;
+// Keys as integers: order-preserving bits (src/routing/select.hpp), where NaN becomes 1, below -inf's
+// 0x007fffff, and 0 says that there is nothing to choose.
+constexpr u32 kNothing = 0;
+constexpr u32 kNanKey = 1;
+constexpr float kSigmoidIsExp = -64.0f;  // as in router.cpp
+
+__device__ __forceinline__ u32 key_bits(float x) {
+  if (x != x) return kNanKey;
+  const u32 bits = __float_as_uint(x + 0.0f);  // -0 becomes +0: they tie
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float infinity() {
+  return __uint_as_float(0x7f800000u);
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (u32 d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(kWarpAll, v, d));
+  return v;
+}
+// The butterfly of warp_order_sum.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (u32 d = 16; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
+  return v;
+}
+__device__ __noinline__ float sigmoid_score(float x) {
+  const float s = ramp::core::sigmoid_f32(x);
+  return s >= 0.0f ? s : 0.0f;  // false for NaN
+}
+
+// softmax_term; with many logits per lane as a call, which compiles in a fraction of the time.
+__device__ __noinline__ float term_call(float x, float m) {
+  return ramp::core::softmax_term(x, m);
+}
+template <int N>
+__device__ __forceinline__ float term(float x, float m) {
+  return N > 8 ? term_call(x, m) : ramp::core::softmax_term(x, m);
+}
+
+__device__ __forceinline__ float load_logit(const RouteParams& p, i64 at) {
+  if (p.logits_dtype == 1) return static_cast<const float*>(p.logits)[at];
+  const u16 bits = static_cast<const u16*>(p.logits)[at];
+  return p.logits_dtype == 3 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+// The two largest keys of a group that are numbers, of any lane or warp; kNothing where there is none.
+struct Best2 {
+  u32 first, second;
+};
+__device__ __forceinline__ void offer(Best2& b, u32 key) {
+  if (key > b.first) {
+    b.second = b.first;
+    b.first = key;
+  } else if (key > b.second) {
+    b.second = key;
+  }
+}
+__device__ __forceinline__ float key_value(u32 key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
+}
+// A group's score as a key. NaN keys never come in, so kNothing stands for the host's NaN.
+__device__ __forceinline__ u32 group_key(const Best2& b, bool top2) {
+  if (b.first == kNothing) return kNanKey;
+  const float best = key_value(b.first);
+  if (!top2 || b.second == kNothing || best == infinity()) return b.first;
+  return key_bits(__fadd_rn(best, key_value(b.second)));
+}
+
+// Takes the experts of all but the topk_groups best groups out of `eligible`. `biased` scores the groups.
+// shared: route_shared_words of this warp.
+template <int N>
+__device__ __forceinline__ void keep_groups(const RouteParams& p, const u32 (&biased)[N], u32 (&eligible)[N],
+                                            u32* shared) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 size = p.experts / p.num_groups;
+  const bool top2 = p.group_score != 0;
+  u32* const keys = shared;
+  u32* const scores = shared + p.experts;
+  u32* const keep = scores + p.num_groups;
+  __syncwarp();  // the last token's readers are done
+  if (size % 32 == 0) {
+    // A group is a run of whole vectors: every lane its two best of the run, then the warp's.
+    Best2 b{kNothing, kNothing};
+    u32 left = size / 32;
+    u32 g = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (32 * i >= (int)p.experts) break;
+      if (biased[i] != kNanKey) offer(b, biased[i]);
+      if (--left != 0) continue;
+      Best2 w;
+      w.first = __reduce_max_sync(kWarpAll, b.first);
+      const u32 owner = __ffs(__ballot_sync(kWarpAll, b.first == w.first)) - 1;
+      w.second = __reduce_max_sync(kWarpAll, lane == owner ? b.second : b.first);
+      if (lane == 0) scores[g] = group_key(w, top2);
+      ++g;
+      left = size / 32;
+      b = Best2{kNothing, kNothing};
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (lane + 32 * i < p.experts) keys[lane + 32 * i] = biased[i];
+    }
+    __syncwarp();
+    for (u32 g = lane; g < p.num_groups; g += 32) {
+      Best2 b{kNothing, kNothing};
+      for (u32 e = g * size; e < (g + 1) * size; ++e) {
+        if (keys[e] != kNanKey) offer(b, keys[e]);
+      }
+      scores[g] = group_key(b, top2);
+    }
+  }
+  __syncwarp();
+  // A group stays if fewer than topk_groups come before it; ties go to the lower group.
+  for (u32 g = lane; g < p.num_groups; g += 32) {
+    const u32 score = scores[g];
+    u32 better = 0;
+    for (u32 o = 0; o < p.num_groups; ++o)
+      better += scores[o] > score || (scores[o] == score && o < g) ? 1u : 0u;
+    keep[g] = better < p.topk_groups ? 1u : 0u;
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const u32 e = lane + 32 * i;
+    if (e < p.experts && keep[e / size] == 0) eligible[i] = kNothing;
+  }
+}
+
+struct Chosen {
+  u32 id;        // of slot `lane`; 0 in lanes from top_k on
+  float weight;  // likewise
+};
+
+template <int N>
+__device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u32* shared) {
+  const u32 lane = threadIdx.x % 32;
+  const i64 at = (i64)token * p.logits_stride;
+  float x[N];
+  u32 key[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const u32 e = lane + 32 * i;
+    x[i] = e < p.experts ? load_logit(p, at + (i64)e) : __uint_as_float(0x7fc00000u);
+  }
+  const bool groups = p.num_groups > 1;
+  const bool sigmoid = p.scoring == 2;
+  const bool biased_keys = p.bias != nullptr || (groups && p.group_score != 0);
+  // The largest logit and the sum over all: where the softmax over all of them is needed.
+  float m = 0.0f;
+  float sum = 0.0f;
+  if (p.scoring == 0 && (biased_keys || p.renormalize == 0)) {
+    m = -infinity();
+#pragma unroll
+    for (int i = 0; i < N; ++i) m = fmaxf(m, x[i]);
+    m = warp_max(m);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (lane + 32 * i < p.experts) sum = __fadd_rn(sum, term<N>(x[i], m));
+    }
+    sum = warp_sum(sum);
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) key[i] = lane + 32 * i < p.experts ? key_bits(x[i]) : kNothing;
+  u32 biased[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) biased[i] = key[i];
+  if (biased_keys) {
+    const float divisor = sum > 0.0f ? sum : 1.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const u32 e = lane + 32 * i;
+      if (e >= p.experts) continue;
+      float score = x[i];
+      if (sigmoid) {
+        score = sigmoid_score(x[i]);
+      } else if (p.scoring == 0) {
+        score = __fdiv_rn(term<N>(x[i], m), divisor);
+      }
+      if (p.bias != nullptr) score = __fadd_rn(score, p.bias[e]);
+      biased[i] = x[i] == x[i] ? key_bits(score) : kNanKey;
+      if (p.bias != nullptr) key[i] = biased[i];
+    }
+  }
+  if (groups) keep_groups<N>(p, biased, key, shared);
+
+  // The top_k largest keys, ties to the lower id, best first: slot j to lane j.
+  u32 id = 0;
+  for (u32 j = 0; j < p.top_k; ++j) {
+    u32 best = key[0];
+    u32 where = 0;
+#pragma unroll
+    for (int i = 1; i < N; ++i) {
+      if (key[i] > best) {
+        best = key[i];
+        where = i;
+      }
+    }
+    const u32 largest = __reduce_max_sync(kWarpAll, best);
+    const u32 winner = __reduce_min_sync(kWarpAll, best == largest ? lane + 32 * where : 0xffffffffu);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (winner == lane + 32 * i) key[i] = kNothing;
+    }
+    if (lane == j) id = winner;
+  }
+
+  // Their logits, then weights.
+  float chosen = 0.0f;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const float v = __shfl_sync(kWarpAll, x[i], id % 32);
+    if (id / 32 == (u32)i) chosen = v;
+  }
+  const bool mine = lane < p.top_k;
+  float weight = 0.0f;
+  float divisor = 1.0f;
+  bool divide = true;
+  const float best = warp_max(mine ? chosen : -infinity());
+  if (sigmoid && !(p.renormalize != 0 && best < kSigmoidIsExp)) {
+    if (mine) weight = sigmoid_score(chosen);
+    divide = p.renormalize != 0;
+    if (divide) divisor = warp_sum(weight);
+  } else if (p.scoring == 0 && p.renormalize == 0) {
+    if (mine) weight = ramp::core::softmax_term(chosen, m);
+    divisor = sum;
+  } else {
+    if (mine) weight = ramp::core::softmax_term(chosen, best);
+    divisor = warp_sum(weight);
+  }
+  if (divide) weight = divisor > 0.0f ? __fdiv_rn(weight, divisor) : 0.0f;
+  return Chosen{id, __fmul_rn(weight, p.scaling)};
+}
+
+__device__ __forceinline__ void store_id(const RouteParams& p, i64 at, u32 id) {
+  if (p.ids_wide != 0) {
+    static_cast<i64*>(p.ids)[at] = (i64)id;
+  } else {
+    static_cast<i32*>(p.ids)[at] = (i32)id;
+  }
+}
+// Slots of a token: the chosen, then the shared experts with weight 1. `entries`: where a sorting block keeps
+// the ids as well, or nullptr.
+__device__ __forceinline__ void store_slots(const RouteParams& p, u32 token, const Chosen& c, u32* entries) {
+  const u32 lane = threadIdx.x % 32;
+  for (u32 j = lane; j < p.top_k + p.shared_experts; j += 32) {
+    const u32 id = j < p.top_k ? c.id : p.experts + (j - p.top_k);
+    store_id(p, (i64)token * p.ids_stride + (i64)j, id);
+    p.weights[(i64)token * p.weights_stride + (i64)j] = j < p.top_k ? c.weight : 1.0f;
+    if (entries != nullptr) entries[j] = id;
+  }
+}

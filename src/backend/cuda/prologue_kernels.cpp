@@ -1,0 +1,180 @@
+// Programs of kernels/prologue/ with their macros, and how they are loaded and launched.
+#include "backend/cuda/prologue_kernels.hpp"
+
+#include <fmt/format.h>
+
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/prologue.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+#include "geometry/model.hpp"
+#include "params/prologue.hpp"
+
+namespace ramp::core::cuda {
+namespace {
+
+// Order of operations as on the host: a*b+c is contracted nowhere.
+constexpr const char* kNoContraction = "-fmad=false";
+
+constexpr std::array<ramp_format, 6> kFormats = {RAMP_FORMAT_FP8_BLOCK,  RAMP_FORMAT_BF16,
+                                                 RAMP_FORMAT_F16,        RAMP_FORMAT_F32,
+                                                 RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
+constexpr std::array<ramp_dtype, 3> kFloats = {RAMP_F32, RAMP_F16, RAMP_BF16};
+constexpr std::array<int, 5> kVectors = {2, 4, 8, 16, 32};  // logits per lane
+
+size_t vectors_index(int64_t experts) noexcept {
+  size_t i = 0;
+  while (i + 1 < kVectors.size() && int64_t{32} * kVectors[i] < experts) ++i;
+  return i;
+}
+// 0: CUDA cores; else the type of both operands.
+int tensor_type(ramp_dtype x, ramp_dtype w) noexcept {
+  return x == w && (x == RAMP_BF16 || x == RAMP_F16) ? static_cast<int>(x) : 0;
+}
+
+}  // namespace
+
+KernelProgram main_program(ramp_format format, ramp_dtype x, bool routed) {
+  const bool depends = x != RAMP_DTYPE_NONE && x != RAMP_E4M3;
+  KernelProgram p;
+  const char* const stem = routed ? "routed" : "prologue";
+  if (x == RAMP_DTYPE_NONE) {
+    p.name = fmt::format("{}_in_place", stem);
+  } else if (x == RAMP_E4M3) {
+    p.name = fmt::format("{}_e4m3", stem);
+  } else {
+    p.name = fmt::format("{}_{}_{}", stem, format_name(format), dtype_name(x));
+  }
+  p.source = "prologue/prologue.cu";
+  p.options = {fmt::format("-DX_TYPE={}", static_cast<int>(x)),
+               fmt::format("-DFORMAT={}", static_cast<int>(depends ? format : RAMP_FORMAT_FP8_BLOCK)),
+               fmt::format("-DROUTED={}", routed ? 1 : 0), kNoContraction};
+  p.entries = {"prologue"};
+  return p;
+}
+
+KernelProgram requantize_program(ramp_format format) {
+  return {.name = fmt::format("requantize_{}", format_name(format)),
+          .source = "prologue/requantize.cu",
+          .options = {"-DX_TYPE=1", fmt::format("-DFORMAT={}", static_cast<int>(format)), kNoContraction},
+          .entries = {"requantize"}};
+}
+
+KernelProgram index_program() {
+  return {.name = "prologue_index",
+          .source = "prologue/index.cu",
+          .options = {kNoContraction},
+          .entries = {"count_chunks", "scan_chunks", "drop"}};
+}
+
+KernelProgram route_program(int64_t experts) {
+  const int vectors = kVectors[vectors_index(experts)];
+  return {.name = fmt::format("route_e{}", 32 * vectors),
+          .source = "prologue/route.cu",
+          .options = {fmt::format("-DNV={}", vectors), kNoContraction},
+          .entries = {"route"}};
+}
+
+GemmTile router_gemm_tile(ramp_dtype x, ramp_dtype w, bool many_tokens) noexcept {
+  if (tensor_type(x, w) == 0) return {4, 4};
+  return many_tokens ? GemmTile{64, 32} : GemmTile{16, 8};
+}
+
+KernelProgram router_gemm_program(ramp_dtype x, ramp_dtype w, bool many_tokens) {
+  const int type = tensor_type(x, w);
+  const GemmTile tile = router_gemm_tile(x, w, many_tokens);
+  return {.name = type == 0 ? std::string("router_gemm")
+                            : fmt::format("router_gemm_{}_t{}", dtype_name(type), tile.tokens),
+          .source = "prologue/router_gemm.cu",
+          .options = {fmt::format("-DMMA={}", type), fmt::format("-DTOKENS={}", tile.tokens),
+                      fmt::format("-DEXPERTS={}", tile.experts)},
+          .entries = {"router_gemm"}};
+}
+
+std::vector<KernelProgram> prologue_programs(int /*arch*/) {
+  std::vector<KernelProgram> all{index_program(), main_program(RAMP_FORMAT_NONE, RAMP_DTYPE_NONE, false),
+                                 main_program(RAMP_FORMAT_NONE, RAMP_E4M3, false),
+                                 main_program(RAMP_FORMAT_NONE, RAMP_DTYPE_NONE, true)};
+  for (const ramp_format f : kFormats) {
+    for (const ramp_dtype x : kFloats) {
+      all.push_back(main_program(f, x, false));
+      all.push_back(main_program(f, x, true));
+    }
+    if (f != RAMP_FORMAT_F32) all.push_back(requantize_program(f));
+  }
+  return all;
+}
+
+std::vector<KernelProgram> route_programs(int /*arch*/) {
+  std::vector<KernelProgram> all;
+  for (const int v : kVectors) all.push_back(route_program(int64_t{32} * v));
+  for (const ramp_dtype t : {RAMP_BF16, RAMP_F16}) {
+    for (const bool many : {false, true}) all.push_back(router_gemm_program(t, t, many));
+  }
+  all.push_back(router_gemm_program(RAMP_F32, RAMP_F32, false));
+  return all;
+}
+
+CUfunction LazyKernel::load(KernelLibrary& library, const KernelProgram& program, const char* entry) {
+  CUfunction f = library.get(program, entry);
+  RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+          static_cast<int>(kMaxShared));
+  function_.store(f, std::memory_order_release);
+  return f;
+}
+
+CUfunction PrologueKernels::main(ramp_format format, ramp_dtype x, bool routed) {
+  const size_t type = static_cast<size_t>(x);
+  const size_t row = x == RAMP_DTYPE_NONE || x == RAMP_E4M3 ? 0 : static_cast<size_t>(format);
+  return main_[(row * kTypes + type) * 2 + (routed ? 1 : 0)].get(
+      library_, [&] { return main_program(format, x, routed); }, "prologue");
+}
+CUfunction PrologueKernels::requantize(ramp_format format) {
+  return requantize_[static_cast<size_t>(format)].get(
+      library_, [&] { return requantize_program(format); }, "requantize");
+}
+CUfunction PrologueKernels::count_chunks() {
+  return count_.get(library_, index_program, "count_chunks");
+}
+CUfunction PrologueKernels::scan_chunks() {
+  return scan_.get(library_, index_program, "scan_chunks");
+}
+CUfunction PrologueKernels::drop() {
+  return drop_.get(library_, index_program, "drop");
+}
+CUfunction PrologueKernels::route(int64_t experts) {
+  return route_[vectors_index(experts)].get(
+      library_, [&] { return route_program(experts); }, "route");
+}
+CUfunction PrologueKernels::router_gemm(ramp_dtype x, ramp_dtype w, bool many_tokens) {
+  const int type = tensor_type(x, w);
+  const size_t at = type == 0 ? 0 : 2 * static_cast<size_t>(type - RAMP_F16) + (many_tokens ? 2 : 1);
+  return gemm_[at].get(
+      library_, [&] { return router_gemm_program(x, w, many_tokens); }, "router_gemm");
+}
+
+void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const void* params) {
+  void* arguments[] = {const_cast<void*>(params)};
+  if (l.cluster == 1) {
+    RAMP_CU(cuLaunchKernel, kernel, l.grid_x, l.grid_y, 1U, l.threads, 1U, 1U, l.shared, stream,
+            static_cast<void**>(arguments), static_cast<void**>(nullptr));
+    return;
+  }
+  CUlaunchAttribute cluster{};
+  cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+  cluster.value.clusterDim = {l.cluster, 1, 1};
+  CUlaunchConfig config{};
+  config.gridDimX = l.grid_x;
+  config.gridDimY = l.grid_y;
+  config.gridDimZ = 1;
+  config.blockDimX = l.threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = l.shared;
+  config.hStream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  RAMP_CU(cuLaunchKernelEx, static_cast<const CUlaunchConfig*>(&config), kernel,
+          static_cast<void**>(arguments), static_cast<void**>(nullptr));
+}
+
+}  // namespace ramp::core::cuda

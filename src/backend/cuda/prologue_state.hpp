@@ -1,0 +1,31 @@
+// What prologue.cpp and route.cpp share: the Prologue's state, and pieces of parameter blocks.
+#pragma once
+
+#include <memory>
+
+#include "backend/cuda/prologue.hpp"
+#include "backend/cuda/prologue_kernels.hpp"
+#include "backend/cuda/prologue_sort.hpp"
+#include "params/prologue.hpp"
+
+namespace ramp::core::cuda {
+
+struct Prologue::State {
+  State(std::shared_ptr<const Gpu> g, KernelLibrary& library) : gpu(std::move(g)), kernels(library) {}
+  std::shared_ptr<const Gpu> gpu;
+  PrologueKernels kernels;
+  [[nodiscard]] bool clusters() const noexcept { return gpu->facts().major >= 9; }
+  [[nodiscard]] unsigned sms() const noexcept { return static_cast<unsigned>(gpu->facts().sm_count); }
+
+  // Launches one and two of three, for sort_grid's kSortCounted.
+  void count(const SortParams& sort, CUstream stream);
+};
+
+// Whether every row of a tensor begins at a multiple of 16 bytes.
+bool rows_aligned(const ramp_tensor& t) noexcept;
+// Fills what a sort needs of ids and grid.
+void describe_sort(const ramp_tensor& ids, const SortGrid& grid, SortParams& out) noexcept;
+// `router` has gone through check_router. Throws UNSUPPORTED beyond what the kernels do.
+void describe_route(const RouteCall& call, const ramp_tensor& logits, RouteParams& out);
+
+}  // namespace ramp::core::cuda
