@@ -7,16 +7,16 @@ struct StreamTile {  // prologue.hpp: Tile
   int expert, first, rows, reserved;
 };
 
-// One GEMM over packed tiles. Packed weights of an expert: slices of 128 rows; a slice is its depth steps one after the
-// other; a step is one 16 KB tile of 128 rows x 128 bytes with the 128-byte swizzle.
+// One GEMM over packed tiles. Packed weights of an expert: slices of 128 rows; a slice is its depth steps one
+// after the other; a step is one 16 KB tile of 128 rows x 128 bytes with the 128-byte swizzle.
 struct StreamParams {
   const unsigned char* weights;
   const float* weight_scale;  // fp8_block: checkpoint layout [E, rows/128 blocks, depth/128]
   long long ws_expert, ws_row;
-  int up_scale_row;           // GEMM1: first scale row of the up half
-  const unsigned char* x;     // GEMM1: [T,H] or [T*k,H] codes; GEMM2: [rows, I] codes
-  long long x_stride;         // bytes
-  const float* x_scale;       // [.., depth/128]
+  int up_scale_row;        // GEMM1: first scale row of the up half
+  const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; GEMM2: [rows, I] codes
+  long long x_stride;      // bytes
+  const float* x_scale;    // [.., depth/128]
   long long x_scale_stride;
   int x_source, x_scale_source;  // RowSource (params/block.hpp)
   const StreamTile* tiles;
@@ -24,8 +24,7 @@ struct StreamParams {
   const int* offsets;  // [E+1]
   const int* slots;
   int top_k;
-  int slices, steps;   // per expert; per slice
-  int activation;
+  int slices, steps;     // per expert; per slice
   unsigned char* codes;  // GEMM1: [rows, I] e4m3
   float* scales;         // GEMM1: [rows, I/128]
   unsigned short* rows;  // GEMM2: bf16 [rows, H]
@@ -35,12 +34,13 @@ struct StreamParams {
   long long slot_weight_token, slot_weight_slot;
 };
 
-// Packing of one expert (or unpacking): rows of the checkpoint layout into tiles. gated: rows 16q .. 16q+7 of a slice are gate rows
-// 64s + 8q .., rows 16q+8 .. 16q+15 the up rows of the same numbers.
+// Packing of one expert (or unpacking): rows of the checkpoint layout into tiles. gated: rows 16q .. 16q+7 of
+// a slice are gate rows 64s + 8q .., rows 16q+8 .. 16q+15 the up rows of the same numbers.
 struct PackParams {
   const unsigned char* from;
   unsigned char* to;
-  long long from_stride;  // bytes from row to row of the checkpoint layout, whichever side that is; a multiple of 16
+  long long from_stride;  // bytes from row to row of the checkpoint layout, whichever side that is; a
+                          // multiple of 16
   int rows, row_bytes;    // rows a multiple of 128, row_bytes of 128
   int gated;              // 1: w13
   int unpack;             // 1: `to` is the checkpoint layout, `from` the packed tiles

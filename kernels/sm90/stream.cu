@@ -1,16 +1,19 @@
-// The stream kernel: one GEMM of the expert block at the speed of memory, for experts with few rows (fp8_block, sm_90a).
-// Swap-AB: 128 weight rows are wgmma's M side (two warpgroups of 64), up to WIDTH token rows its N side, in steps of 8
-// chosen per tile at run time. Weights come as packed 16 KB tiles by one bulk copy each into a ring of STAGES; token rows
-// are gathered by index with 16-byte copies and swizzled by hand. Each 128-deep step starts its sums from zero and is
-// promoted into fp32 with the block scales.
+// The stream kernel: one GEMM of the expert block at the speed of memory, for experts with few rows
+// (fp8_block, sm_90a). Swap-AB: 128 weight rows are wgmma's M side (two warpgroups of 64), up to WIDTH token
+// rows its N side, in steps of 8 chosen per tile at run time. Weights come as packed 16 KB tiles by one bulk
+// copy each into a ring of STAGES; token rows are gathered by index with 16-byte copies and swizzled by hand.
+// Each 128-deep step starts its sums from zero and is promoted into fp32 with the block scales.
 //
-//   GEMM    1: w13, SwiGLU and requantisation in the epilogue; blocks run in clusters of two, each with 64 of a group's 128
-//              columns, exchanging the group's amax through distributed shared memory. 2: w2, router weight, bf16 rows.
+//   GEMM    1: w13, SwiGLU and requantisation in the epilogue; blocks run in clusters of two, each with 64 of
+//   a group's 128
+//              columns, exchanging the group's amax through distributed shared memory. 2: w2, router weight,
+//              bf16 rows.
+//   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
 //   WIDTH   token rows per tile at most: 8, 16, 32, 64
 //   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
 //
-// Warps 0-7 do math, warp 8 copies. The grid is persistent: blocks stride over (tile, slice) items, ordered by expert, then
-// slice, then tile, so that an expert's tiles share its weights in L2.
+// Warps 0-7 do math, warp 8 copies. The grid is persistent: blocks stride over (tile, slice) items, ordered
+// by expert, then slice, then tile, so that an expert's tiles share its weights in L2.
 #define WGMMA_E4M3
 #include "common/types.cuh"
 #include "params/block.hpp"
@@ -20,16 +23,18 @@
 
 using namespace ramp::core::cuda;
 
-constexpr u32 kTile = 16384;         // bytes of a packed weight tile
-constexpr u32 kRowBytes = 128;       // depth per step
+constexpr u32 kTile = 16384;    // bytes of a packed weight tile
+constexpr u32 kRowBytes = 128;  // depth per step
 constexpr u32 kMathThreads = 256;
 constexpr u32 kTokenBytes = WIDTH * kRowBytes;
 constexpr u32 kStage = kTile + kTokenBytes;
 constexpr u32 kScaleBytes = (WIDTH * 4 + 127) / 128 * 128;
-// Steps by which the arrival of gathered rows is signalled late, so that their latency is hidden: less than the ring.
+// Steps by which the arrival of gathered rows is signalled late, so that their latency is hidden: less than
+// the ring.
 constexpr u32 kLag = STAGES > 2 ? 2 : STAGES - 1;
-constexpr u32 kOutPitch = GEMM == 1 ? 64 + 16 : 256 + 16;  // bytes per token row of the staged output; no bank conflicts
-constexpr int kRowsPerLane = WIDTH / 4;                    // token rows whose chunks a copying lane brings
+constexpr u32 kOutPitch =
+    GEMM == 1 ? 64 + 16 : 256 + 16;      // bytes per token row of the staged output; no bank conflicts
+constexpr int kRowsPerLane = WIDTH / 4;  // token rows whose chunks a copying lane brings
 
 struct Item {
   int expert, first, rows, slice;
@@ -54,17 +59,15 @@ __device__ __forceinline__ u32 source_row(int source, const StreamParams& p, int
   return (u32)(source == kRowSlot ? slot : slot / p.top_k);
 }
 
-__device__ __forceinline__ float activate(int kind, float g, float u) {
-  switch (kind) {
-    case 0:
-      return g / (1.0f + expf(-g)) * u;
-    case 1:
-      return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-    default: {
-      const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-      return 0.5f * g * (1.0f + tanhf(z)) * u;
-    }
-  }
+__device__ __forceinline__ float activate(float g, float u) {
+#if ACTIVATION == 0
+  return g / (1.0f + expf(-g)) * u;
+#elif ACTIVATION == 1
+  return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
+#else
+  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
+  return 0.5f * g * (1.0f + tanhf(z)) * u;
+#endif
 }
 
 struct Shared {
@@ -73,8 +76,8 @@ struct Shared {
 
 // The math warps' side of one item with N token columns.
 template <int N>
-__device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s, const Item& item, u32& at, u32 round,
-                                         u32 rank) {
+__device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s, const Item& item, u32& at,
+                                         u32 round, u32 rank) {
   const u32 group = threadIdx.x / 128;
   const u32 warp = threadIdx.x / 32;
   const u32 lane = threadIdx.x % 32;
@@ -125,8 +128,8 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
   float h[N / 4];
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
-    h[2 * j] = activate(p.activation, sum[4 * j], sum[4 * j + 2]);
-    h[2 * j + 1] = activate(p.activation, sum[4 * j + 1], sum[4 * j + 3]);
+    h[2 * j] = activate(sum[4 * j], sum[4 * j + 2]);
+    h[2 * j + 1] = activate(sum[4 * j + 1], sum[4 * j + 3]);
   }
 #pragma unroll
   for (int j = 0; j < N / 4; ++j) {
@@ -136,13 +139,15 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 8));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 16));
     if (lane < 4) {
-      asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.amax + 4 * (warp * WIDTH + 8 * (j / 2) + 2 * lane + j % 2)), "f"(m)
-                   : "memory");
+      asm volatile(
+          "st.shared.f32 [%0], %1;" ::"r"(s.amax + 4 * (warp * WIDTH + 8 * (j / 2) + 2 * lane + j % 2)),
+          "f"(m)
+          : "memory");
     }
   }
   named_barrier(1, kMathThreads);
-  // The group's other 64 columns are in the cluster's other block. Buffers and barriers alternate: the partner can be one
-  // item ahead at most, since it needs this block's amax of that item.
+  // The group's other 64 columns are in the cluster's other block. Buffers and barriers alternate: the
+  // partner can be one item ahead at most, since it needs this block's amax of that item.
   const u32 parity = round & 1;
   const u32 bar = s.exchange + 8 * parity;
   if (threadIdx.x < N) {
@@ -167,13 +172,17 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(mine) : "r"(s.own + 4 * column));
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(other) : "r"(s.remote + 4 * (parity * WIDTH + column)));
     const u32 q = f32_to_e4m3(__fdiv_rn(h[j], amax_scale(fmaxf(mine, other))));
-    asm volatile("st.shared.u8 [%0], %1;" ::"r"(s.out + column * kOutPitch + warp * 8 + lane / 4), "r"(q) : "memory");
+    asm volatile("st.shared.u8 [%0], %1;" ::"r"(s.out + column * kOutPitch + warp * 8 + lane / 4), "r"(q)
+                 : "memory");
   }
   if (rank == 0 && threadIdx.x < (u32)item.rows) {
     float mine, other;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(mine) : "r"(s.own + 4 * threadIdx.x));
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(other) : "r"(s.remote + 4 * (parity * WIDTH + threadIdx.x)));
-    p.scales[(i64)(item.first + (int)threadIdx.x) * p.scale_out_stride + item.slice / 2] = amax_scale(fmaxf(mine, other));
+    asm volatile("ld.shared.f32 %0, [%1];"
+                 : "=f"(other)
+                 : "r"(s.remote + 4 * (parity * WIDTH + threadIdx.x)));
+    p.scales[(i64)(item.first + (int)threadIdx.x) * p.scale_out_stride + item.slice / 2] =
+        amax_scale(fmaxf(mine, other));
   }
   named_barrier(1, kMathThreads);
   for (u32 c = threadIdx.x; c < (u32)item.rows * 4; c += kMathThreads) {
@@ -199,9 +208,11 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
     const float low = sum[4 * (j / 2) + j % 2];
     const float high = sum[4 * (j / 2) + 2 + j % 2];
     const u32 to = s.out + column * kOutPitch + 2 * (warp * 16 + lane / 4);
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(f32_to_bf16(p.slot_weight != nullptr ? low * weight : low))
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to),
+                 "h"(f32_to_bf16(p.slot_weight != nullptr ? low * weight : low))
                  : "memory");
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 16), "h"(f32_to_bf16(p.slot_weight != nullptr ? high * weight : high))
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 16),
+                 "h"(f32_to_bf16(p.slot_weight != nullptr ? high * weight : high))
                  : "memory");
   }
   named_barrier(1, kMathThreads);
@@ -219,8 +230,8 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 }
 
 // The copying warp.
-__device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& s, u32 first, u32 stride, u32 units,
-                                           u32 slices, u32 rank) {
+__device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& s, u32 first, u32 stride,
+                                           u32 units, u32 slices, u32 rank) {
   const u32 lane = threadIdx.x % 32;
   u32 at = 0;
   u32 signalled = 0;  // steps whose gathered rows have been signalled
@@ -230,20 +241,24 @@ __device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& 
     const u8* const tiles =
         p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
     const u32 width = (u32)(item.rows + 7) / 8 * 8;
-    // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the tile.
+    // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the
+    // tile.
     const u8* row[kRowsPerLane];
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
       const u32 r = lane / 8 + 4 * i;
-      row[i] = p.x + (u64)source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0)) * (u64)p.x_stride +
-               lane % 8 * 16;
+      row[i] =
+          p.x +
+          (u64)source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0)) * (u64)p.x_stride +
+          lane % 8 * 16;
     }
     const float* scale[(WIDTH + 31) / 32];
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
       const u32 r = lane + 32 * i;
-      scale[i] = p.x_scale + (u64)source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0)) *
-                                 (u64)p.x_scale_stride;
+      scale[i] =
+          p.x_scale + (u64)source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0)) *
+                          (u64)p.x_scale_stride;
     }
     for (u32 k = 0; k < (u32)p.steps; ++k, ++at) {
       const u32 slot = at % STAGES;
@@ -256,7 +271,8 @@ __device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& 
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) {
         const u32 r = lane / 8 + 4 * i;
-        if (r < width) copy16(stage + kTile + r * kRowBytes + ((lane % 8) ^ (r % 8)) * 16, row[i] + k * kRowBytes);
+        if (r < width)
+          copy16(stage + kTile + r * kRowBytes + ((lane % 8) ^ (r % 8)) * 16, row[i] + k * kRowBytes);
       }
 #pragma unroll
       for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
@@ -283,7 +299,8 @@ __device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& 
 #define CLUSTER
 #endif
 
-extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS) stream(const __grid_constant__ StreamParams p) {
+extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS)
+    stream(const __grid_constant__ StreamParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   Shared s;
   s.ring = shared_address(memory);
@@ -325,9 +342,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS) stream(const _
       Item item = find_item(p, unit, slices);
       if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
       switch ((item.rows + 7) / 8) {
-#define RAMP_WIDTH(n)                                    \
-  case n:                                                \
-    run_item<8 * n>(p, s, item, at, round, rank);        \
+#define RAMP_WIDTH(n)                             \
+  case n:                                         \
+    run_item<8 * n>(p, s, item, at, round, rank); \
     break;
         RAMP_WIDTH(1)
 #if WIDTH >= 16

@@ -181,10 +181,10 @@ class CudaBackend final : public Backend {
 
   // Once per format, dtype of x and layout; afterwards a read of one flag.
   void prepare(const ExpertWeights& w, ramp_dtype x_dtype, bool tiles) {
-    std::atomic<bool>& done =
-        prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)][tiles ? 1 : 0];
+    std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)]
+                                       [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = tiles ? stream_programs(arch_number()) : plain_.programs(w.format);
+    std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
     const std::vector<KernelProgram> after = combine_programs(arch_number());
     programs.insert(programs.end(), after.begin(), after.end());
     library_.load(programs);
@@ -206,7 +206,7 @@ class CudaBackend final : public Backend {
   PlainBlock plain_;
   StreamBlock stream_;
   BackendInfo info_;
-  std::array<std::array<std::array<std::atomic<bool>, 2>, 16>, 8> prepared_{};
+  std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
 };
 
 }  // namespace

@@ -18,8 +18,9 @@ namespace ramp::core::cuda {
   X(nvrtcGetErrorString)                                                                        \
   X(nvrtcGetNumSupportedArchs)                                                                  \
   X(nvrtcGetSupportedArchs)                                                                     \
-  X(nvrtcCreateProgram) X(nvrtcDestroyProgram) X(nvrtcCompileProgram) X(nvrtcGetProgramLogSize) \
-      X(nvrtcGetProgramLog) X(nvrtcGetCUBINSize) X(nvrtcGetCUBIN)
+  X(nvrtcCreateProgram)                                                                         \
+  X(nvrtcDestroyProgram) X(nvrtcCompileProgram) X(nvrtcGetProgramLogSize) X(nvrtcGetProgramLog) \
+      X(nvrtcGetCUBINSize) X(nvrtcGetCUBIN)
 
 struct Nvrtc {
 #define RAMP_NVRTC_MEMBER(name) decltype(&::name) name = nullptr;

@@ -34,14 +34,23 @@ uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-KernelProgram stream_program(const StreamVariant& v, int gemm) {
-  return {fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
-          "sm90/stream.cu",
-          {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width),
-           fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
-          {"stream"},
-          90};
+// activation: of GEMM 1 alone.
+KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
+  KernelProgram p{fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
+                  "sm90/stream.cu",
+                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width),
+                   fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
+                  {"stream"},
+                  90};
+  if (gemm == 1) {
+    p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
+    if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
+    if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
+  }
+  return p;
 }
+
+constexpr size_t kActivations = 3;  // the gated ones
 
 struct Parts {
   PrologueWorkspace prologue;
@@ -93,8 +102,11 @@ std::span<const StreamVariant> stream_variants() noexcept {
 
 std::vector<KernelProgram> stream_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
-  for (const StreamVariant& v : kVariants)
-    for (const int gemm : {1, 2}) list.push_back(stream_program(v, gemm));
+  for (const StreamVariant& v : kVariants) {
+    for (size_t a = 0; a < kActivations; ++a)
+      list.push_back(stream_program(v, 1, static_cast<ramp_activation>(a)));
+    list.push_back(stream_program(v, 2, RAMP_ACTIVATION_SILU_AND_MUL));
+  }
   return list;
 }
 
@@ -113,9 +125,10 @@ bool stream_applies(ramp_format format, ramp_activation activation, int64_t hidd
 }
 
 struct StreamBlock::State {
+  using Functions = std::array<std::array<CUfunction, 2>, kVariants.size()>;  // by variant and GEMM
   std::mutex mutex;
-  std::atomic<bool> ready{false};
-  std::array<std::array<CUfunction, 2>, kVariants.size()> functions{};
+  std::array<std::atomic<bool>, kActivations> ready{};
+  std::array<Functions, kActivations> functions{};
 };
 
 StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
@@ -126,21 +139,28 @@ StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library,
       combine_(combine),
       state_(std::make_shared<State>()) {}
 
+std::vector<KernelProgram> StreamBlock::programs(ramp_activation activation) const {
+  std::vector<KernelProgram> list;
+  for (const StreamVariant& v : kVariants)
+    for (const int gemm : {1, 2}) list.push_back(stream_program(v, gemm, activation));
+  return list;
+}
+
 void StreamBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   prologue_.prepare(weights, x_dtype);
-  if (state_->ready.load(std::memory_order_acquire)) return;
+  const auto a = static_cast<size_t>(weights.activation);
+  if (state_->ready[a].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
-  if (state_->ready.load(std::memory_order_relaxed)) return;
-  library_.load(stream_programs(90));
+  if (state_->ready[a].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
     for (int gemm = 1; gemm <= 2; ++gemm) {
-      CUfunction const f = library_.get(stream_program(kVariants[i], gemm), "stream");
+      CUfunction const f = library_.get(stream_program(kVariants[i], gemm, weights.activation), "stream");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
               static_cast<int>(kVariants[i].shared_bytes(gemm)));
-      state_->functions[i][static_cast<size_t>(gemm) - 1] = f;
+      state_->functions[a][i][static_cast<size_t>(gemm) - 1] = f;
     }
   }
-  state_->ready.store(true, std::memory_order_release);
+  state_->ready[a].store(true, std::memory_order_release);
 }
 
 uint64_t StreamBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
@@ -174,7 +194,6 @@ struct Run {
     p.offsets = index.offsets;
     p.slots = index.slots;
     p.top_k = static_cast<int>(top_k);
-    p.activation = w.activation;
     return p;
   }
   [[nodiscard]] Grid grid(int gemm) const {
@@ -267,8 +286,9 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
   check_rows(x, "x");
-  run.gemm1(state_->functions[number][0], x);
-  run.gemm2(state_->functions[number][1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
   combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 
@@ -284,8 +304,9 @@ void StreamBlock::batched(const BatchedCall& call) {
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
   x.per_slot = x.scales_per_slot = true;
   check_rows(x, "x");
-  run.gemm1(state_->functions[number][0], x);
-  run.gemm2(state_->functions[number][1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
   combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 

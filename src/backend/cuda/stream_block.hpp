@@ -41,6 +41,7 @@ class StreamBlock {
  public:
   StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue, Combine& combine);
   void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);  // loads every variant; thread-safe
+  [[nodiscard]] std::vector<KernelProgram> programs(ramp_activation activation) const;
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
   // The variant that runs without a forced config.
   [[nodiscard]] static StreamVariant choose(const ExpertWeights& weights, int64_t tokens,
