@@ -62,7 +62,7 @@ struct Scales {
       token[2 * j + 1] = v[1];
     }
   }
-  __device__ __forceinline__ void promote(float (&sum)[WIDTH / 2], const float (&part)[N / 2]) const {
+  __device__ __forceinline__ void promote(float* sum, const float (&part)[N / 2]) const {
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
 #pragma unroll
@@ -76,8 +76,8 @@ struct Scales {
 
 #if !MATH
 template <int N>
-__device__ __forceinline__ void run_item(float (&sum)[WIDTH / 2], const Ring& ring, Cursor& at, u32 steps,
-                                         u32, u32 group) {
+__device__ __forceinline__ void run_item(float (&sum)[N / 2], const Ring& ring, Cursor& at, u32 steps, u32,
+                                         u32 group) {
   sum[0] = 0.0f;
   for (u32 k = 0; k < steps; ++k, at.advance()) {
     barrier_wait(ring.full + 8 * at.slot, at.phase);
@@ -89,24 +89,25 @@ __device__ __forceinline__ void run_item(float (&sum)[WIDTH / 2], const Ring& ri
 #elif !FP8
 // bf16 accumulates in place. OVERLAP: a slot is released one step late, so that wgmmas never drain.
 template <int N>
-__device__ __forceinline__ void run_item(float (&sum)[WIDTH / 2], const Ring& ring, Cursor& at, u32 steps,
-                                         u32, u32 group) {
-  float(&acc)[N / 2] = reinterpret_cast<float(&)[N / 2]>(sum);
+__device__ __forceinline__ void run_item(float (&sum)[N / 2], const Ring& ring, Cursor& at, u32 steps, u32,
+                                         u32 group) {
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
   u32 last = at.slot;
   for (u32 k = 0; k < steps; ++k, at.advance()) {
     barrier_wait(ring.full + 8 * at.slot, at.phase);
-    issue<N>(acc, weight_descriptor(ring, at.slot, group), token_descriptor(ring, at.slot), k == 0);
+    issue<N>(sum, weight_descriptor(ring, at.slot, group), token_descriptor(ring, at.slot), false);
 #if OVERLAP
     wgmma_wait<1>();
     if (k > 0) release(ring, last);
     last = at.slot;
 #else
-    wgmma_wait<0>(acc);
+    wgmma_wait<0>(sum);
     release(ring, at.slot);
 #endif
   }
 #if OVERLAP
-  wgmma_wait<0>(acc);
+  wgmma_wait<0>(sum);
   release(ring, last);
 #endif
 }
@@ -114,8 +115,8 @@ __device__ __forceinline__ void run_item(float (&sum)[WIDTH / 2], const Ring& ri
 // The same with each pair of token scales loaded as it is used: N / 4 fewer registers, but the slot is
 // released after the promotion only.
 template <int N, int AT>
-__device__ __forceinline__ void promote_slot(float (&sum)[WIDTH / 2], const float (&part)[N / 2],
-                                             const Ring& ring, u32 slot, u32 odd) {
+__device__ __forceinline__ void promote_slot(float* sum, const float (&part)[N / 2], const Ring& ring,
+                                             u32 slot, u32 odd) {
   const u32 at = ring.scales + slot * kScaleBytes;
   float row[2];
   load_shared(row, at + WIDTH * 4 + odd * 8);
@@ -132,7 +133,7 @@ __device__ __forceinline__ void promote_slot(float (&sum)[WIDTH / 2], const floa
 }
 
 template <int N>
-__device__ __forceinline__ void run_serial(float (&sum)[WIDTH / 2], const Ring& ring, Cursor& at, u32 steps,
+__device__ __forceinline__ void run_serial(float (&sum)[N / 2], const Ring& ring, Cursor& at, u32 steps,
                                            u32 odd, u32 group) {
   for (u32 k = 0; k < steps; ++k, at.advance(), odd ^= 1) {
     float part[N / 2];
@@ -154,7 +155,7 @@ __device__ __forceinline__ void run_serial(float (&sum)[WIDTH / 2], const Ring& 
 // Two halves of the token columns, one in the tensor cores while the other is promoted; no more accumulators
 // than run_serial holds.
 template <int N>
-__device__ __forceinline__ void run_halves(float (&sum)[WIDTH / 2], const Ring& ring, Cursor& at, u32 steps,
+__device__ __forceinline__ void run_halves(float (&sum)[N / 2], const Ring& ring, Cursor& at, u32 steps,
                                            u32 odd, u32 group) {
   constexpr int kLow = (N / 8 + 1) / 2 * 8;
   constexpr int kHigh = N - kLow;
@@ -197,7 +198,7 @@ struct Turns {
   }
   // Ends the older step, which `part` holds; PENDING younger ones stay in flight.
   template <int PENDING>
-  __device__ __forceinline__ void end(float (&sum)[WIDTH / 2], float (&part)[4]) {
+  __device__ __forceinline__ void end(float (&sum)[4], float (&part)[4]) {
     const Scales<8, 0> scales(ring, at.slot, odd);
     wgmma_wait<PENDING>(part);
     release(ring, at.slot);
@@ -206,8 +207,8 @@ struct Turns {
     scales.promote(sum, part);
   }
 };
-__device__ __forceinline__ void run_turns(float (&sum)[WIDTH / 2], const Ring& ring, Cursor& at, u32 steps,
-                                          u32 odd, u32 group) {
+__device__ __forceinline__ void run_turns(float (&sum)[4], const Ring& ring, Cursor& at, u32 steps, u32 odd,
+                                          u32 group) {
   float first[4];
   float second[4];
   Turns turns{ring, at, at, odd, group};
@@ -229,7 +230,7 @@ __device__ __forceinline__ void run_turns(float (&sum)[WIDTH / 2], const Ring& r
 }
 
 template <int N>
-__device__ __forceinline__ void run_item(float (&sum)[WIDTH / 2], const Ring& ring, Cursor& at, u32 steps,
+__device__ __forceinline__ void run_item(float (&sum)[N / 2], const Ring& ring, Cursor& at, u32 steps,
                                          u32 odd, u32 group) {
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
@@ -245,11 +246,12 @@ __device__ __forceinline__ void run_item(float (&sum)[WIDTH / 2], const Ring& ri
 #endif
 
 // No real epilogue: fp32 sums, so that the host can check them.
-__device__ __forceinline__ void store_sums(const float (&sum)[WIDTH / 2], float* out, u32 stride, u32 row0,
+template <int N>
+__device__ __forceinline__ void store_sums(const float (&sum)[N / 2], float* out, u32 stride, u32 row0,
                                            u32 rows, u32 out_col) {
   const u32 row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j) {
+  for (int j = 0; j < N / 8; ++j) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       const u32 column = 8 * j + 2 * (threadIdx.x % 4) + (q & 1);
@@ -260,7 +262,8 @@ __device__ __forceinline__ void store_sums(const float (&sum)[WIDTH / 2], float*
 }
 
 // Stands for activation and requantisation: (gate + up) / 16, rounded, where GEMM2 finds it as packed tokens.
-__device__ __forceinline__ void store_mid(const float (&sum)[WIDTH / 2], u8* mid, u32 mid_at, u32 rows,
+template <int N>
+__device__ __forceinline__ void store_mid(const float (&sum)[N / 2], u8* mid, u32 mid_at, u32 rows,
                                           u32 out_col) {
   const u32 value =
       out_col / 2 + threadIdx.x / 32 * 8 + threadIdx.x % 32 / 4;  // index in the intermediate row
@@ -269,7 +272,7 @@ __device__ __forceinline__ void store_mid(const float (&sum)[WIDTH / 2], u8* mid
   u8* block = mid + ((u64)mid_at + position / kRowBytes * width) * 1024;
   const u32 byte = position % kRowBytes;
 #pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j) {
+  for (int j = 0; j < N / 8; ++j) {
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       const u32 row = 2 * (threadIdx.x % 4) + q;

@@ -33,7 +33,7 @@ inline int width_for(const Model& m, int tokens) {
   return tokens <= 8 ? 8 : (want <= 32 ? 32 : (want <= 64 ? 64 : 128));
 }
 
-// Variants without a ring (stages 0) or with depth that does not split are dropped.
+// Variants without a ring (stages 0), without registers or with depth that does not split are dropped.
 class List {
  public:
   explicit List(const Model& m) : model_(m) {}
@@ -41,6 +41,10 @@ class List {
     v = v.deepest(most);
     v.stages -= shallower;
     const bool fp8 = v.fp8 != 0;
+    // Known to spill in the main loop or not to compile: registers for 10 warps a block.
+    if ((v.width >= 64 && v.blocks > 2) || (v.width >= 128 && v.blocks > 1) ||
+        (v.width >= 32 && v.blocks > 3))
+      return;
     if (v.stages < 2) return;
     if (depth_steps(model_.hidden, fp8) % static_cast<uint32_t>(v.split) != 0) return;
     if (depth_steps(model_.intermediate, fp8) % static_cast<uint32_t>(v.split) != 0) return;
@@ -63,8 +67,8 @@ inline void part_base(List& l, const Variant& start, int tokens) {
       v.math = 1;
     }
     v.pdl = 1;
-    if (blocks == 2 || blocks == 3) l.add(v, 0, 13);
-    if (tokens > 8 || blocks > 2) continue;
+    if (blocks == 3) l.add(v, 0, 13);
+    if (tokens > 8 || blocks != 2) continue;
     v.split = 2;
     l.add(v, 0, 13);
   }
@@ -87,11 +91,10 @@ inline void part_b(List& l, const Variant& start, int tokens) {
     for (const int overlap : {0, 1}) {
       Variant v = start;
       v.packed = 1, v.cast = 1, v.width /= 2, v.blocks = blocks, v.overlap = overlap;
-      if (v.width == 64 && blocks == 3) continue;
       l.add(v);
       v.cast = 0;
       v.width *= 2;
-      if (v.width < 128 && !(v.width == 64 && blocks == 3)) l.add(v);
+      if (tokens < 256) l.add(v);  // width 128 without multicast is part f's
     }
   }
 }
@@ -100,7 +103,6 @@ inline void part_c(List& l, const Variant& start, int tokens) {
   Variant v = start;
   v.packed = 1, v.launch = Launch::kReady, v.balanced = 1, v.fold = tokens <= 8 ? 1 : 0;
   for (const int blocks : {1, 2, 3}) {
-    if (v.width >= 64 && blocks == 3) continue;
     for (const int pdl : {0, 1}) {
       v.blocks = blocks, v.pdl = pdl;
       l.add(v);

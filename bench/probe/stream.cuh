@@ -31,6 +31,14 @@ struct View {
   }
 };
 
+// Shared memory behind the ring.
+struct Shared {
+  u32 exchange;  // SPLIT: partial sums of the other ranks
+  u32 arrived;   // SPLIT: barrier, partial sums are here (leader)
+  u32 drained;   // SPLIT: barrier, the leader has read them (others)
+  u32 flag;      // SINGLE: this block combines the slice
+};
+
 // A copy role's queue, one item loaded ahead.
 struct Queue {
   const Item* items;
@@ -189,38 +197,55 @@ __device__ __forceinline__ void gather_tokens(const Args& args, const Ring& ring
 
 #if SPLIT > 1
 // Adds the other ranks' partial sums to the leader's in rank order; false on the other ranks.
-__device__ __forceinline__ bool reduce_split(float (&sum)[WIDTH / 2], u32 exchange, u32 arrived, u32 drained,
-                                             u32 rank, u32 width, u32 round) {
+template <int N>
+__device__ __forceinline__ bool reduce_split(float (&sum)[N / 2], const Shared& shared, u32 rank, u32 round) {
   constexpr u32 kGroup = kMathThreads * 16;  // bytes of one rank's 8-column group
   if (rank != 0) {
-    if (round > 0) barrier_wait(drained, (round - 1) & 1);
-    const u32 there = remote_address(exchange, 0) + (rank - 1) * WIDTH * ROWS * 4 + threadIdx.x * 16;
-    const u32 bar = remote_address(arrived, 0);
+    if (round > 0) barrier_wait(shared.drained, (round - 1) & 1);
+    const u32 there = remote_address(shared.exchange, 0) + (rank - 1) * WIDTH * ROWS * 4 + threadIdx.x * 16;
+    const u32 bar = remote_address(shared.arrived, 0);
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-      if (j < width)
-        store_remote(there + j * kGroup, sum[4 * j], sum[4 * j + 1], sum[4 * j + 2], sum[4 * j + 3], bar);
-    }
+    for (int j = 0; j < N / 8; ++j)
+      store_remote(there + j * kGroup, sum[4 * j], sum[4 * j + 1], sum[4 * j + 2], sum[4 * j + 3], bar);
     return false;
   }
-  if (threadIdx.x == 0) barrier_expect(arrived, (SPLIT - 1) * width * kGroup);
-  barrier_wait<true>(arrived, round & 1);
+  if (threadIdx.x == 0) barrier_expect(shared.arrived, (SPLIT - 1) * (N / 8) * kGroup);
+  barrier_wait<true>(shared.arrived, round & 1);
 #pragma unroll
   for (int r = 1; r < SPLIT; ++r) {
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-      if (j < width) {
-        float v[4];
-        load_shared(v, exchange + (r - 1) * WIDTH * ROWS * 4 + j * kGroup + threadIdx.x * 16);
-        for (int q = 0; q < 4; ++q) sum[4 * j + q] += v[q];
-      }
+    for (int j = 0; j < N / 8; ++j) {
+      float v[4];
+      load_shared(v, shared.exchange + (r - 1) * WIDTH * ROWS * 4 + j * kGroup + threadIdx.x * 16);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) sum[4 * j + q] += v[q];
     }
   }
   math_sync();
-  if (threadIdx.x > 0 && threadIdx.x < SPLIT) arrive_remote(remote_address(drained, threadIdx.x));
+  if (threadIdx.x > 0 && threadIdx.x < SPLIT) arrive_remote(remote_address(shared.drained, threadIdx.x));
   return true;
 }
 #endif
+
+// An item from its first tile to its stored sums, on N token columns. The sums live and die in here: merged
+// after the switch over N they would go through local memory.
+template <int N>
+__device__ __forceinline__ void work(const Args& args, const Item& item, const Ring& ring,
+                                     const Shared& shared, Cursor& at, u32 rank, u32 round) {
+  const u32 steps = item.steps / SPLIT;
+  const u32 odd = (item.tile + (SPLIT > 1 ? rank * steps : 0)) & 1;
+  float sum[N / 2];
+  run_item<N>(sum, ring, at, steps, odd, threadIdx.x / 128);
+#if SPLIT > 1
+  if (!reduce_split<N>(sum, shared, rank, round)) return;
+#endif
+  const Gemm& gemm = args.gemm[item.gemm];
+  const View view(item, rank);
+  store_sums<N>(sum, gemm.out, gemm.out_stride, item.row0 + view.skip * 8, view.rows, item.out_col);
+#if SINGLE && MATH
+  if (item.gemm == 0) store_mid<N>(sum, args.mid, item.mid_at, item.rows, item.out_col);
+#endif
+}
 
 #if SINGLE && MATH
 // Whoever finishes a GEMM2 slice last adds the k rows of every token in fixed order; nobody waits.
@@ -256,14 +281,15 @@ __device__ __forceinline__ void combine_slice(const Args& args, const Item& item
 extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __grid_constant__ Args args) {
   extern __shared__ __align__(1024) u8 memory[];
   Ring ring;
+  Shared shared;
   ring.stages = smem_address(memory);
   ring.scales = ring.stages + STAGES * kStage;
-  const u32 exchange = ring.scales + STAGES * kScaleBytes;  // SPLIT: partial sums of the other ranks
-  ring.full = exchange + (SPLIT - 1) * WIDTH * ROWS * 4;    // [STAGES]
-  ring.empty = ring.full + 8 * STAGES;                      // [STAGES]
-  const u32 arrived = ring.empty + 8 * STAGES;              // SPLIT: partial sums are here (leader)
-  const u32 drained = arrived + 8;                          // SPLIT: the leader has read them (others)
-  [[maybe_unused]] const u32 flag = drained + 8;            // SINGLE: this block combines the slice
+  shared.exchange = ring.scales + STAGES * kScaleBytes;
+  ring.full = shared.exchange + (SPLIT - 1) * WIDTH * ROWS * 4;  // [STAGES]
+  ring.empty = ring.full + 8 * STAGES;                           // [STAGES]
+  shared.arrived = ring.empty + 8 * STAGES;
+  shared.drained = shared.arrived + 8;
+  shared.flag = shared.drained + 8;
   const u32 warp = threadIdx.x / 32;
   const u32 rank = kCluster > 1 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
@@ -271,8 +297,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __gr
       barrier_init(ring.full + 8 * s, !MATH ? 1 : (PACKED ? 2 : 33));
       barrier_init(ring.empty + 8 * s, kMathWarps * (CAST ? 2 : 1));
     }
-    barrier_init(arrived, 1);
-    barrier_init(drained, 1);
+    barrier_init(shared.arrived, 1);
+    barrier_init(shared.drained, 1);
     barrier_init_fence();
   }
   if (kCluster > 1)
@@ -295,8 +321,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __gr
       gather_tokens(args, ring, rank);
 #endif
     } else {
-      const u32 group = threadIdx.x / 128;
-      float sum[WIDTH / 2];
       Cursor at;
       u32 round = 0;
       for (u32 i = blockIdx.x / kCluster; i < args.count; i += gridDim.x / kCluster, ++round) {
@@ -304,25 +328,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __gr
         // along, and the copy warps have brought it into L1.
         const Item& item = args.items[i];
         if (item.steps == 0) break;
-        const u32 steps = item.steps / SPLIT;
-        const u32 odd = (item.tile + (SPLIT > 1 ? rank * steps : 0)) & 1;
         switch (View(item, rank).width) {
-#define RAMP_WIDTH(n)                                  \
-  case n:                                              \
-    run_item<8 * n>(sum, ring, at, steps, odd, group); \
+#define RAMP_WIDTH(n)                                       \
+  case n:                                                   \
+    work<8 * n>(args, item, ring, shared, at, rank, round); \
     break;
           RAMP_WIDTHS
 #undef RAMP_WIDTH
         }
-        const View view(item, rank);
-#if SPLIT > 1
-        if (!reduce_split(sum, exchange, arrived, drained, rank, view.width, round)) continue;
-#endif
-        const Gemm& gemm = args.gemm[item.gemm];
-        store_sums(sum, gemm.out, gemm.out_stride, item.row0 + view.skip * 8, view.rows, item.out_col);
 #if SINGLE && MATH
+        if (SPLIT > 1 && rank != 0) continue;
         if (item.gemm == 0) {
-          store_mid(sum, args.mid, item.mid_at, item.rows, item.out_col);
+          // Generic stores, to be read by other blocks' bulk copies: fence, then release at device scope.
           proxy_fence();
           math_sync();
           if (threadIdx.x == 0) {
@@ -330,7 +347,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __gr
             add_release(args.counters + 2 * item.counter);
           }
         } else if (args.fold_need != 0) {
-          combine_slice(args, item, flag);
+          combine_slice(args, item, shared.flag);
         }
 #endif
       }

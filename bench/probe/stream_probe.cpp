@@ -159,7 +159,9 @@ int compile_all(Kernels& kernels, const std::vector<Point>& all) {
   std::set<Variant> seen;
   double seconds = 0;
   int serialised = 0;
+  size_t rows = 0;
   for (const Point& p : all) {
+    rows += p.variants.size();
     for (const Variant& v : p.variants) {
       if (!seen.insert(v.compiled()).second) continue;
       const Kernel& k = kernels.get(v);
@@ -170,7 +172,8 @@ int compile_all(Kernels& kernels, const std::vector<Point>& all) {
       std::fflush(stdout);
     }
   }
-  fmt::print("{} kernels, {:.0f} s of NVRTC, {} with serialised wgmma\n", seen.size(), seconds, serialised);
+  fmt::print("{} rows, {} kernels, {:.0f} s of NVRTC, {} with serialised wgmma\n", rows, seen.size(), seconds,
+             serialised);
   return serialised == 0 ? 0 : 1;
 }
 
