@@ -1,12 +1,11 @@
-// The stream probe's work: model shapes, the tiles of a layer under uniform routing, and the check of sampled
-// outputs against fp64.
+// The stream probe's work: model shapes, the items of a layer under uniform routing, and their order over the
+// blocks' queues.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
+#include <queue>
 #include <random>
 #include <vector>
 
@@ -23,131 +22,138 @@ inline constexpr Model kModels[] = {{"olmoe", 64, 8, 2048, 1024, 5},
                                     {"mixtral-8x7b", 8, 2, 4096, 14336, 3},
                                     {"dsv3", 256, 8, 7168, 2048, 2}};
 
-struct Item {
+// The device's twin, with what each field means, is in device.cuh.
+struct alignas(16) Item {
   uint64_t tile;
-  uint32_t steps, row0, rows, out_col;
+  uint32_t steps, row0, rows, out_col, weight_row, x_at, mid_at, counter, need, consumers, gemm, half;
+  uint32_t unused[2];
 };
+static_assert(sizeof(Item) == 64);
 
 struct Layer {
   std::vector<Item> gemm1, gemm2;
-  std::vector<uint32_t> rows1, rows2;  // row_index of each GEMM
-  uint64_t tiles = 0;
+  std::vector<uint32_t> rows1, rows2;  // row_index of each GEMM (gathered tokens)
+  uint64_t base1 = 0, base2 = 0;       // row-major layout: first 16 KB unit of each GEMM's weights
+  uint64_t tiles = 0;                  // both GEMMs
+  uint32_t blocks1 = 0, blocks2 = 0;   // packed tokens: blocks of 8 rows x 128 bytes
+  uint32_t counters = 0;               // ready counters used
+  uint32_t row_tiles = 0;              // groups of rows: items of one slice
   int active = 0, max_load = 0;
 };
 
-// Uniform routing, k distinct experts per token; every expert's weights packed slice after slice, active ones
-// only.
-inline Layer make_layer(const Model& m, int tokens, int width, bool fp8, uint64_t base,
-                        std::mt19937_64& rng) {
-  Layer l;
+inline uint32_t depth_steps(int depth, bool fp8) {
+  return static_cast<uint32_t>(depth) / (fp8 ? 128 : 64);
+}
+
+// Uniform routing, k distinct experts per token.
+inline std::vector<std::vector<uint32_t>> route(const Model& m, int tokens, std::mt19937_64& rng) {
   std::vector<std::vector<uint32_t>> lists(static_cast<size_t>(m.experts));
-  std::vector<int> order(static_cast<size_t>(m.experts));
-  std::iota(order.begin(), order.end(), 0);
+  std::vector<size_t> order(static_cast<size_t>(m.experts));
+  std::iota(order.begin(), order.end(), size_t{0});
   for (int t = 0; t < tokens; ++t) {
-    for (int j = 0; j < m.top_k; ++j) {
-      std::swap(order[static_cast<size_t>(j)],
-                order[static_cast<size_t>(j) + rng() % static_cast<uint64_t>(m.experts - j)]);
-      lists[static_cast<size_t>(order[static_cast<size_t>(j)])].push_back(static_cast<uint32_t>(t));
+    for (size_t j = 0; j < static_cast<size_t>(m.top_k); ++j) {
+      std::swap(order[j], order[j + rng() % (order.size() - j)]);
+      lists[order[j]].push_back(static_cast<uint32_t>(t));
     }
   }
-  const uint32_t depth = fp8 ? 128 : 64;
-  const uint32_t steps1 = static_cast<uint32_t>(m.hidden) / depth;
-  const uint32_t steps2 = static_cast<uint32_t>(m.intermediate) / depth;
-  const uint32_t slices1 = static_cast<uint32_t>(2 * m.intermediate) / 128;
-  const uint32_t slices2 = static_cast<uint32_t>(m.hidden) / 128;
+  return lists;
+}
+
+// Packed: every active expert's slices one after another, W1 then W2. Row-major (v.tensor): all W1, then all
+// W2.
+inline Layer make_layer(const Model& m, int tokens, const Variant& v, uint64_t base, std::mt19937_64& rng) {
+  Layer l;
+  const auto lists = route(m, tokens, rng);
+  const bool fp8 = v.fp8 != 0;
+  const uint32_t steps1 = depth_steps(m.hidden, fp8);
+  const uint32_t steps2 = depth_steps(m.intermediate, fp8);
+  const auto columns1 = static_cast<uint32_t>(2 * m.intermediate);
+  const auto columns2 = static_cast<uint32_t>(m.hidden);
+  const auto rows = static_cast<uint32_t>(v.rows);
+  const auto item_rows = static_cast<uint32_t>(v.item_rows());
+  struct RowTile {
+    uint32_t row0, rows, x1, x2, counter;
+  };
   for (const auto& list : lists) {
     if (list.empty()) continue;
-    ++l.active;
-    l.max_load = std::max(l.max_load, static_cast<int>(list.size()));
+    const auto n = static_cast<uint32_t>(list.size());
     const auto row0 = static_cast<uint32_t>(l.rows1.size());
+    l.max_load = std::max(l.max_load, static_cast<int>(n));
     for (const uint32_t t : list) {
       l.rows1.push_back(t);
       l.rows2.push_back(static_cast<uint32_t>(l.rows2.size()));
     }
-    const auto n = static_cast<uint32_t>(list.size());
-    for (uint32_t s = 0; s < slices1; ++s) {
-      for (uint32_t r = 0; r < n; r += static_cast<uint32_t>(width)) {
-        l.gemm1.push_back({base + l.tiles + s * steps1, steps1, row0 + r,
-                           std::min<uint32_t>(n - r, static_cast<uint32_t>(width)), s * 128});
-      }
+    std::vector<RowTile> row_tiles;
+    for (uint32_t r = 0; r < n; r += item_rows) {
+      const uint32_t valid = std::min(n - r, item_rows);
+      row_tiles.push_back({row0 + r, valid, l.blocks1, l.blocks2, l.counters++});
+      l.blocks1 += (valid + 7) / 8 * steps1;
+      l.blocks2 += (valid + 7) / 8 * steps2;
     }
-    for (uint32_t s = 0; s < slices2; ++s) {
-      for (uint32_t r = 0; r < n; r += static_cast<uint32_t>(width)) {
-        l.gemm2.push_back({base + l.tiles + slices1 * steps1 + s * steps2, steps2, row0 + r,
-                           std::min<uint32_t>(n - r, static_cast<uint32_t>(width)), s * 128});
+    l.row_tiles += static_cast<uint32_t>(row_tiles.size());
+    const auto add = [&](std::vector<Item>& to, uint32_t columns, uint32_t steps, bool second) {
+      for (uint32_t c = 0; c < columns; c += rows) {
+        for (const RowTile& r : row_tiles) {
+          Item item{};
+          item.tile = base + l.tiles + uint64_t{c / 128} * steps;
+          item.steps = steps;
+          item.row0 = r.row0;
+          item.rows = r.rows;
+          item.out_col = c;
+          item.weight_row = static_cast<uint32_t>(l.active) * columns + c;
+          item.x_at = second ? r.x2 : r.x1;
+          item.mid_at = r.x2;
+          item.half = c % 128 * 128;
+          item.counter = r.counter;
+          if (v.single() && second) {
+            item.gemm = 1;
+            item.need = columns1 / rows;
+            item.consumers = columns2 / rows * static_cast<uint32_t>(v.split);
+          }
+          to.push_back(item);
+        }
       }
+      l.tiles += uint64_t{columns / 128} * steps;
+    };
+    add(l.gemm1, columns1, steps1, false);
+    add(l.gemm2, columns2, steps2, true);
+    ++l.active;
+  }
+  l.base1 = base;
+  l.base2 = base + uint64_t{columns1 / 128} * steps1 * static_cast<uint64_t>(l.active);
+  if (v.launch == Launch::kBarrier) {
+    for (Item& i : l.gemm1) i.counter = 0;
+    for (Item& i : l.gemm2) {
+      i.counter = 0;
+      i.need = static_cast<uint32_t>(l.gemm1.size());
+      i.consumers = static_cast<uint32_t>(l.gemm2.size()) * static_cast<uint32_t>(v.split);
     }
-    l.tiles += uint64_t{slices1} * steps1 + uint64_t{slices2} * steps2;
   }
   return l;
 }
 
-inline float e4m3(uint8_t v) {
-  const int e = (v >> 3) & 15;
-  const int f = v & 7;
-  const float m = e != 0 ? std::ldexp(1.0F + static_cast<float>(f) / 8, e - 7)
-                         : std::ldexp(static_cast<float>(f) / 8, -6);
-  return (v & 0x80) != 0 ? -m : m;
-}
-inline float bf16(uint16_t v) {
-  const uint32_t u = static_cast<uint32_t>(v) << 16;
-  float f = 0;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-
-// Largest |error| / bound of sampled outputs of one GEMM against fp64; the bound is (steps+8) eps of the sum
-// of magnitudes. FP8 wgmma keeps about 14 bits inside one instruction: 2^-13 of each 128-deep partial
-// magnitude is added for it.
-inline double worst_ratio(const std::vector<Item>& items, const std::vector<uint32_t>& index,
-                          CUdeviceptr weights, CUdeviceptr scales, CUdeviceptr x, CUdeviceptr x_scales,
-                          CUdeviceptr out, uint32_t row_bytes, uint32_t out_stride, bool fp8,
-                          std::mt19937_64& rng) {
-  double worst = 0;
-  std::vector<uint8_t> tile(kTile);
-  std::vector<uint8_t> row(row_bytes);
-  for (int sample = 0; sample < 24; ++sample) {
-    const Item& item = items[rng() % items.size()];
-    const uint32_t r = static_cast<uint32_t>(rng() % item.rows);
-    const uint32_t n = static_cast<uint32_t>(rng() % 128);
-    const uint32_t token = index[item.row0 + r];
-    CK(cuMemcpyDtoH(row.data(), x + uint64_t{token} * row_bytes, row_bytes));
-    double sum = 0;
-    double magnitude = 0;
-    for (uint32_t k = 0; k < item.steps; ++k) {
-      CK(cuMemcpyDtoH(tile.data(), weights + (item.tile + k) * kTile, kTile));
-      float s[2] = {1, 1};
-      float xs = 1;
-      if (fp8) {
-        CK(cuMemcpyDtoH(s, scales + (item.tile + k) * 8, 8));
-        CK(cuMemcpyDtoH(&xs, x_scales + (uint64_t{token} * (row_bytes / 128) + k) * 4, 4));
-      }
-      const double scale = fp8 ? static_cast<double>(n % 16 < 8 ? s[0] : s[1]) * xs : 1.0;
-      for (uint32_t b = 0; b < 128; b += fp8 ? 1 : 2) {
-        const size_t at = n / 8 * 1024 + n % 8 * 128 + ((b / 16) ^ (n % 8)) * 16 + b % 16;
-        double w = 0;
-        double v = 0;
-        if (fp8) {
-          w = e4m3(tile[at]);
-          v = e4m3(row[k * 128 + b]);
-        } else {
-          uint16_t c[2];
-          std::memcpy(&c[0], &tile[at], 2);
-          std::memcpy(&c[1], &row[k * 128 + b], 2);
-          w = bf16(c[0]);
-          v = bf16(c[1]);
-        }
-        sum += w * v * scale;
-        magnitude += std::abs(w * v * scale);
-      }
-    }
-    float got = NAN;
-    CK(cuMemcpyDtoH(&got, out + (uint64_t{item.row0 + r} * out_stride + item.out_col + n) * 4, 4));
-    const double bound = magnitude * ((item.steps + 8) * 0x1p-23 + (fp8 ? 0x1p-13 : 0x1p-22 * 64));
-    const double ratio = std::abs(got - sum) / bound;
-    worst = std::isnan(ratio) ? INFINITY : std::max(worst, ratio);
+// Queue q of `queues` is q, q + queues, ... of the result. Balanced: every item goes to the queue with the
+// fewest depth steps so far, the first of equals; a queue keeps the items' order (GEMM1 before GEMM2), ends
+// with steps 0.
+inline std::vector<Item> order_items(const std::vector<Item>& items, size_t queues, bool is_balanced) {
+  if (!is_balanced) return items;
+  std::vector<std::vector<Item>> lists(queues);
+  using Load = std::pair<uint64_t, size_t>;
+  std::priority_queue<Load, std::vector<Load>, std::greater<>> least;
+  for (size_t q = 0; q < queues; ++q) least.push({0, q});
+  size_t longest = 0;
+  for (const Item& item : items) {
+    const auto [load, q] = least.top();
+    least.pop();
+    lists[q].push_back(item);
+    longest = std::max(longest, lists[q].size());
+    least.push({load + item.steps, q});
   }
-  return worst;
+  std::vector<Item> out(longest * queues, Item{});
+  for (size_t q = 0; q < queues; ++q) {
+    for (size_t i = 0; i < lists[q].size(); ++i) out[i * queues + q] = lists[q][i];
+  }
+  return out;
 }
 
 }  // namespace probe

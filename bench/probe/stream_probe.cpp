@@ -1,266 +1,227 @@
-// The stream probe: which structure should the decode kernel have? Brings the active experts' packed weights
-// through shared-memory rings, with and without wgmma consuming them, in the layer protocol of DESIGN §6 (one
-// graph, layers with distinct weights and routing), for every ring depth, blocks per SM, token width, cluster
-// split and launch structure that docs/probe.md decides between. Needs a Hopper GPU, libcuda and libnvrtc.
-// Prints a table; writes stream_probe.json with -o.
+// The stream probe: which structure should the decode kernel have? Brings the active experts' weights through
+// shared-memory rings, with and without wgmma consuming them, in the layer protocol of docs/probe.md (one
+// graph, layers with distinct weights and routing), for every choice that page decides between. Needs a
+// Hopper GPU, libcuda and libnvrtc; with --compile-only neither GPU nor driver. Prints a row per variant and
+// a short table last; writes all rows as JSON with -o.
 #include <cuda.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "probe_kernels.hpp"
 #include "probe_layer.hpp"
+#include "probe_parts.hpp"
+#include "probe_run.hpp"
 
 namespace probe {
 namespace {
 
-struct Buffers {
-  CUdeviceptr weights = 0, scales = 0, x = 0, x_scales = 0, mid = 0, mid_scales = 0, out1 = 0, out2 = 0,
-              y = 0;
-};
-
-struct Row {
-  Variant v;
-  std::string model;
-  int tokens = 0, active = 0;
-  double us = 0, tbps = 0, ideal_us = 0, worst = -1;
-};
-
-class Probe {
- public:
-  Probe(Kernels& kernels, CUdeviceptr pool, uint64_t pool_tiles, CUdeviceptr scales, CUdeviceptr small,
-        int sms)
-      : kernels_(kernels), pool_(pool), pool_tiles_(pool_tiles), scales_(scales), small_(small), sms_(sms) {
-    CK(cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING));
+struct Options {
+  std::string output, directory = "bench/probe";
+  std::set<std::string> parts, models, tokens, formats;  // empty: all
+  bool compile_only = false, watchdog = true;
+  [[nodiscard]] static bool has(const std::set<std::string>& s, const std::string& v) {
+    return s.empty() || s.count(v) != 0;
   }
+};
 
-  // Median microseconds of a layer: GEMM1, GEMM2, combine.
-  Row run(const Model& m, int tokens, const Variant& v, bool check_results) {
-    const Kernel& kernel = kernels_.get(v);
-    std::mt19937_64 rng(static_cast<uint64_t>(tokens) * 1000 + static_cast<uint64_t>(m.experts));
-    const bool fp8 = v.fp8 != 0;
-    const uint32_t width_bytes = fp8 ? 1 : 2;
-    std::vector<Layer> layers;
-    uint64_t base = 0;
-    for (int l = 0; l < m.layers; ++l) {
-      layers.push_back(make_layer(m, tokens, v.width, fp8, base, rng));
-      base += layers.back().tiles;
-      if (base > pool_tiles_) {
-        layers.pop_back();
-        break;
+struct Point {
+  const Model* model;
+  int tokens;
+  bool fp8;
+  std::string part;
+  std::vector<Variant> variants;
+};
+
+std::set<std::string> split(const std::string& text) {
+  std::set<std::string> out;
+  std::stringstream in(text);
+  for (std::string s; std::getline(in, s, ',');) out.insert(s);
+  return out;
+}
+
+int usage() {
+  fmt::print(
+      stderr,
+      "usage: stream_probe [-o results.json] [--only base,a,...] [--models olmoe,...] [--tokens 1,8,...]\n"
+      "                    [--formats fp8,bf16] [--no-watchdog] [--source bench/probe] [--compile-only]\n");
+  for (const Part& p : kParts) fmt::print(stderr, "  {:<5} {}\n", p.name, p.question);
+  return 2;
+}
+
+bool parse(int argc, char** argv, Options& o) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string a = argv[i];
+    if (a == "--compile-only") {
+      o.compile_only = true;
+    } else if (a == "--no-watchdog") {
+      o.watchdog = false;
+    } else if (i + 1 >= argc) {
+      return false;
+    } else if (a == "-o") {
+      o.output = argv[++i];
+    } else if (a == "--source") {
+      o.directory = argv[++i];
+    } else if (a == "--only") {
+      o.parts = split(argv[++i]);
+    } else if (a == "--models") {
+      o.models = split(argv[++i]);
+    } else if (a == "--tokens") {
+      o.tokens = split(argv[++i]);
+    } else if (a == "--formats") {
+      o.formats = split(argv[++i]);
+    } else {
+      return false;
+    }
+  }
+  for (const std::string& name : o.parts) {
+    if (std::none_of(std::begin(kParts), std::end(kParts), [&](const Part& p) { return name == p.name; }))
+      return false;
+  }
+  return true;
+}
+
+// Format outermost: the pool is refilled only once.
+std::vector<Point> points(const Options& o) {
+  std::vector<Point> out;
+  for (const bool fp8 : {true, false}) {
+    if (!Options::has(o.formats, fp8 ? "fp8" : "bf16")) continue;
+    for (const Part& p : kParts) {
+      if (!Options::has(o.parts, p.name)) continue;
+      for (const Model& m : kModels) {
+        for (const int tokens : kTokens) {
+          if (!Options::has(o.models, m.name) || !Options::has(o.tokens, std::to_string(tokens))) continue;
+          Point point{&m, tokens, fp8, p.name, variants(p.name, m, tokens, fp8)};
+          if (!point.variants.empty()) out.push_back(std::move(point));
+        }
       }
     }
-    const uint64_t rows = static_cast<uint64_t>(tokens) * m.top_k;
-    // Small buffers from one block, NaN-poisoned outputs.
-    CUdeviceptr at = small_;
-    const auto take = [&](uint64_t bytes) {
-      const CUdeviceptr p = at;
-      at += (bytes + 255) / 256 * 256;
-      return p;
-    };
-    Buffers b;
-    b.x = take(uint64_t(tokens) * m.hidden * width_bytes);
-    b.mid = take(rows * m.intermediate * width_bytes);
-    fill(b.x, at - b.x, fp8);
-    b.x_scales = take(uint64_t(tokens) * (m.hidden / 128) * 4);
-    b.mid_scales = take(rows * (m.intermediate / 128) * 4);
-    std::vector<float> host((at - b.x_scales) / 4);
-    for (float& f : host) f = 0.5F + static_cast<float>(rng() % 1024) / 1024.0F;
-    CK(cuMemcpyHtoD(b.x_scales, host.data(), host.size() * 4));
-    b.out1 = take(rows * 2 * m.intermediate * 4);
-    b.out2 = take(rows * m.hidden * 4);
-    CK(cuMemsetD32(b.out1, 0x7fc00000, (at - b.out1) / 4));
-    b.y = take(uint64_t(tokens) * m.hidden * 2);
-    struct Plan {
-      CUdeviceptr items1, items2, rows1, rows2;
-    };
-    std::vector<Plan> plans;
-    for (const Layer& l : layers) {
-      Plan p{take(l.gemm1.size() * sizeof(Item)), take(l.gemm2.size() * sizeof(Item)),
-             take(l.rows1.size() * 4), take(l.rows2.size() * 4)};
-      CK(cuMemcpyHtoD(p.items1, l.gemm1.data(), l.gemm1.size() * sizeof(Item)));
-      CK(cuMemcpyHtoD(p.items2, l.gemm2.data(), l.gemm2.size() * sizeof(Item)));
-      CK(cuMemcpyHtoD(p.rows1, l.rows1.data(), l.rows1.size() * 4));
-      CK(cuMemcpyHtoD(p.rows2, l.rows2.data(), l.rows2.size() * 4));
-      plans.push_back(p);
-    }
-    const int resident = std::max(1, std::min(kernel.resident, v.blocks));
-    CUgraph graph = nullptr;
-    CUgraphExec exec = nullptr;
-    CK(cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-    for (size_t l = 0; l < layers.size(); ++l) {
-      gemm(kernel, v, plans[l].items1, layers[l].gemm1.size(), b.x, b.x_scales, plans[l].rows1, m.hidden, fp8,
-           b.out1, 2 * m.intermediate, resident);
-      gemm(kernel, v, plans[l].items2, layers[l].gemm2.size(), b.mid, b.mid_scales, plans[l].rows2,
-           m.intermediate, fp8, b.out2, m.hidden, resident);
-      uint32_t t = static_cast<uint32_t>(tokens);
-      uint32_t k = static_cast<uint32_t>(m.top_k);
-      uint32_t h = static_cast<uint32_t>(m.hidden);
-      void* args[] = {&b.out2, &b.y, &t, &k, &h};
-      launch(kernel.combine, std::min<unsigned>(264, (t * h + 255) / 256), 256, 0, args, v.pdl != 0, 1);
-    }
-    CK(cuStreamEndCapture(stream_, &graph));
-    CK(cuGraphInstantiate(&exec, graph, 0));
-    CUevent start = nullptr;
-    CUevent stop = nullptr;
-    CK(cuEventCreate(&start, 0));
-    CK(cuEventCreate(&stop, 0));
-    std::vector<float> times;
-    for (int i = 0; i < 25; ++i) {
-      CK(cuEventRecord(start, stream_));
-      CK(cuGraphLaunch(exec, stream_));
-      CK(cuEventRecord(stop, stream_));
-      CK(cuEventSynchronize(stop));
-      float ms = 0;
-      CK(cuEventElapsedTime(&ms, start, stop));
-      if (i >= 5) times.push_back(ms * 1000 / static_cast<float>(layers.size()));
-    }
-    std::sort(times.begin(), times.end());
-    Row r;
-    r.v = v;
-    r.model = m.name;
-    r.tokens = tokens;
-    double bytes = 0;
-    for (const Layer& l : layers) {
-      bytes += static_cast<double>(l.tiles) * kTile / static_cast<double>(layers.size());
-      r.active = l.active;
-    }
-    r.us = times[times.size() / 2];
-    r.tbps = bytes / r.us / 1e6;
-    r.ideal_us = bytes / 4.53e6;
-    if (check_results && v.math != 0) {
-      const Layer& last = layers.back();
-      r.worst = std::max(worst_ratio(last.gemm1, last.rows1, pool_, scales_, b.x, b.x_scales, b.out1,
-                                     m.hidden * width_bytes, 2 * m.intermediate, fp8, rng),
-                         worst_ratio(last.gemm2, last.rows2, pool_, scales_, b.mid, b.mid_scales, b.out2,
-                                     m.intermediate * width_bytes, m.hidden, fp8, rng));
-    }
-    CK(cuGraphExecDestroy(exec));
-    CK(cuGraphDestroy(graph));
-    CK(cuEventDestroy(start));
-    CK(cuEventDestroy(stop));
-    return r;
   }
+  return out;
+}
 
-  void fill(CUdeviceptr p, uint64_t bytes, bool fp8) {
-    const Kernel& k = kernels_.get(Variant{});
-    uint64_t n = bytes / 16;
-    uint32_t keep = fp8 ? 0xbfbfbfbfU : 0x83ff83ffU;  // |values| < 2, no NaN
-    uint32_t set = fp8 ? 0 : 0x3c003c00U;
-    uint32_t seed = 17;
-    void* args[] = {&p, &n, &keep, &set, &seed};
-    CK(cuLaunchKernel(k.fill, 1320, 1, 1, 512, 1, 1, 0, nullptr, args, nullptr));
-    CK(cuCtxSynchronize());
-  }
+std::string build_text(const Kernel& k) {
+  return fmt::format("regs {:3} spill {:3} nvrtc {:.2f}s{}", k.registers, k.spill, k.nvrtc_seconds,
+                     k.is_serialised ? " WGMMA SERIALISED" : "");
+}
 
- private:
-  void launch(CUfunction f, unsigned grid, unsigned threads, unsigned smem, void** args, bool pdl,
-              unsigned cluster) {
-    CUlaunchConfig c{};
-    c.gridDimX = grid;
-    c.gridDimY = c.gridDimZ = c.blockDimY = c.blockDimZ = 1;
-    c.blockDimX = threads;
-    c.sharedMemBytes = smem;
-    c.hStream = stream_;
-    CUlaunchAttribute attributes[2]{};
-    if (pdl) {
-      attributes[c.numAttrs].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-      attributes[c.numAttrs++].value.programmaticStreamSerializationAllowed = 1;
-    }
-    if (cluster > 1) {
-      attributes[c.numAttrs].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-      attributes[c.numAttrs].value.clusterDim.x = cluster;
-      attributes[c.numAttrs].value.clusterDim.y = attributes[c.numAttrs].value.clusterDim.z = 1;
-      ++c.numAttrs;
-    }
-    c.attrs = attributes;
-    CK(cuLaunchKernelEx(&c, f, args, nullptr));
-  }
-  void gemm(const Kernel& kernel, const Variant& v, CUdeviceptr items, size_t count, CUdeviceptr x,
-            CUdeviceptr x_scales, CUdeviceptr rows, int depth, bool fp8, CUdeviceptr out, int columns,
-            int resident) {
-    auto n = static_cast<uint32_t>(count);
-    auto row_stride = static_cast<uint32_t>(depth * (fp8 ? 1 : 2));
-    auto scale_stride = static_cast<uint32_t>(depth / 128);
-    auto out_stride = static_cast<uint32_t>(columns);
-    void* args[] = {&pool_,      &scales_,      &x,   &x_scales,  &rows, &items, &n,
-                    &row_stride, &scale_stride, &out, &out_stride};
-    const auto groups = std::min<unsigned>(n, static_cast<unsigned>(sms_ * resident / v.split));
-    launch(kernel.stream, groups * static_cast<unsigned>(v.split), 288, v.smem(), args, v.pdl != 0,
-           static_cast<unsigned>(v.split));
-  }
+nlohmann::json to_json(const Row& r, const Kernel& k) {
+  const char* launches[] = {"three", "one_barrier", "one_ready"};
+  return {{"part", r.part},
+          {"model", r.model},
+          {"format", r.v.fp8 != 0 ? "fp8_block" : "bf16"},
+          {"tokens", r.tokens},
+          {"active", r.active},
+          {"max_load", r.max_load},
+          {"variant", describe(r.v)},
+          {"width", r.v.width},
+          {"stages", r.v.stages},
+          {"blocks_per_sm", r.v.blocks},
+          {"item_rows", r.v.rows},
+          {"math", r.v.math},
+          {"packed_tokens", r.v.packed},
+          {"tensor_map", r.v.tensor},
+          {"multicast", r.v.cast},
+          {"overlap", r.v.overlap},
+          {"split", r.v.split},
+          {"launch", launches[static_cast<int>(r.v.launch)]},
+          {"combine_folded", r.v.fold},
+          {"balanced", r.v.balanced},
+          {"pdl", r.v.pdl},
+          {"evict_first", r.v.hint},
+          {"smem_bytes", r.v.smem()},
+          {"grid", r.grid},
+          {"cluster_capacity", r.cluster_capacity},
+          {"us", r.us},
+          {"p10_us", r.p10},
+          {"p90_us", r.p90},
+          {"tbps", r.tbps},
+          {"ideal_us", r.ideal_us},
+          {"registers", k.registers},
+          {"spill_bytes", k.spill},
+          {"nvrtc_s", k.nvrtc_seconds},
+          {"error_over_bound", r.worst}};
+}
 
-  Kernels& kernels_;
-  CUdeviceptr pool_;
-  uint64_t pool_tiles_;
-  CUdeviceptr scales_, small_;
-  int sms_;
-  CUstream stream_ = nullptr;
-};
+int compile_all(Kernels& kernels, const std::vector<Point>& all) {
+  std::set<Variant> seen;
+  double seconds = 0;
+  int serialised = 0;
+  size_t rows = 0;
+  for (const Point& p : all) {
+    rows += p.variants.size();
+    for (const Variant& v : p.variants) {
+      if (!seen.insert(v.compiled()).second) continue;
+      const Kernel& k = kernels.get(v);
+      seconds += k.nvrtc_seconds;
+      serialised += k.is_serialised ? 1 : 0;
+      fmt::print("{:<40} {}\n", describe(v.compiled()),
+                 k.is_built ? build_text(k) : std::string("does not compile: too few registers"));
+      std::fflush(stdout);
+    }
+  }
+  fmt::print("{} rows, {} kernels, {:.0f} s of NVRTC, {} with serialised wgmma\n", rows, seen.size(), seconds,
+             serialised);
+  return serialised == 0 ? 0 : 1;
+}
+
+// Microseconds of the best variant with math per point and part, then the best of all parts.
+void table(const std::vector<Row>& rows, Kernels& kernels) {
+  std::map<std::pair<std::string, std::pair<size_t, int>>, std::map<std::string, const Row*>> best;
+  for (const Row& r : rows) {
+    if (r.v.math == 0 || r.worst > 1) continue;
+    size_t model = 0;
+    while (r.model != kModels[model].name) ++model;
+    auto& point = best[{r.v.fp8 != 0 ? "0 fp8" : "1 bf16", {model, r.tokens}}];
+    const std::string part = r.part == "a" && r.v.tensor != 0 ? "a-tm" : r.part;
+    for (const std::string& key : {part, std::string("best")}) {
+      if (point[key] == nullptr || r.us < point[key]->us) point[key] = &r;
+    }
+  }
+  const std::vector<std::string> columns = {"base", "a", "a-tm", "b", "c", "d", "e", "f"};
+  fmt::print("\n{:<5} {:<13} {:>4} {:>8}", "", "", "T", "ideal");
+  for (const std::string& c : columns) fmt::print(" {:>7}", c);
+  fmt::print("   best: TB/s regs spill variant\n");
+  for (const auto& [point, entries] : best) {
+    const Row& r = *entries.at("best");
+    const Kernel& k = kernels.get(r.v);
+    fmt::print("{:<5} {:<13} {:>4} {:>8.1f}", point.first.substr(2), r.model, r.tokens, r.ideal_us);
+    for (const std::string& c : columns) {
+      const auto it = entries.find(c);
+      fmt::print(" {:>7}", it == entries.end() ? std::string("-") : fmt::format("{:.1f}", it->second->us));
+    }
+    fmt::print("   {:.2f} {:3} {:3} {}\n", r.tbps, k.registers, k.spill, describe(r.v));
+  }
+}
 
 }  // namespace
 }  // namespace probe
 
 int main(int argc, char** argv) {
   using namespace probe;
-  std::string output;
-  std::string source_path = "bench/probe/stream.cuh";
-  bool compile_only = false;
-  for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "-o") == 0 && i + 1 < argc)
-      output = argv[++i];
-    else if (std::strcmp(argv[i], "--source") == 0 && i + 1 < argc)
-      source_path = argv[++i];
-    else if (std::strcmp(argv[i], "--compile-only") == 0)
-      compile_only = true;
-    else
-      return fmt::print(stderr,
-                        "usage: stream_probe [-o results.json] [--source stream.cuh] [--compile-only]\n"),
-             2;
-  }
-  std::ifstream in(source_path);
-  std::stringstream text;
-  text << in.rdbuf();
-  if (text.str().empty())
-    return fmt::print(stderr, "{}: cannot read the device source; run from the repository root\n",
-                      source_path),
+  Options options;
+  if (!parse(argc, argv, options)) return usage();
+  if (!std::ifstream(options.directory + "/stream.cuh"))
+    return fmt::print(stderr, "{}/stream.cuh: cannot read the device source; run from the repository root\n",
+                      options.directory),
            3;
-  Kernels kernels(text.str());
-
-  // Ring shapes per width: the deepest rings that 1, 2, 3, 4 blocks per SM leave room for.
-  const auto shapes = [](int width, int fp8, int split) {
-    std::vector<Variant> out;
-    for (const int blocks : {1, 2, 3, 4}) {
-      Variant v{width, fp8, 2, blocks, 1, split, 0};
-      while (Variant{width, fp8, v.stages + 1, blocks, 1, split, 0}.fits() && v.stages < 13) ++v.stages;
-      if (v.fits()) out.push_back(v);
-    }
-    return out;
-  };
-  if (compile_only) {
-    kernels.compile_only = true;
-    for (const int fp8 : {1, 0}) {
-      for (const int width : {8, 32, 64, 128}) {
-        for (const int split : {1, 2}) {
-          Variant v = shapes(width, fp8, split).front();
-          v.split = split;
-          v.pdl = split - 1;
-          fmt::print("{:<24} NVRTC {:.2f} s\n", describe(v), kernels.get(v).nvrtc_seconds);
-        }
-      }
-    }
-    return 0;
-  }
+  Kernels kernels(options.directory);
+  kernels.compile_only = options.compile_only;
+  kernels.watchdog = options.watchdog;
+  const std::vector<Point> all = points(options);
+  if (options.compile_only) return compile_all(kernels, all);
 
   CK(cuInit(0));
   CUdevice device = 0;
@@ -273,93 +234,62 @@ int main(int argc, char** argv) {
   int sms = 0;
   CK(cuDeviceGetAttribute(&sms, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device));
   const uint64_t pool_bytes = uint64_t{24} << 30;
+  const uint64_t small_bytes = uint64_t{1} << 30;
   CUdeviceptr pool = 0;
   CUdeviceptr scales = 0;
   CUdeviceptr small = 0;
   CK(cuMemAlloc(&pool, pool_bytes));
   CK(cuMemAlloc(&scales, pool_bytes / kTile * 8));
-  CK(cuMemAlloc(&small, uint64_t{1} << 30));
-  Probe probe(kernels, pool, pool_bytes / kTile, scales, small, sms);
+  CK(cuMemAlloc(&small, small_bytes));
+  Probe probe(kernels, pool, pool_bytes / kTile, scales, small, small_bytes, sms);
   std::mt19937_64 rng(5);
   std::vector<float> host(pool_bytes / kTile * 2);
   for (float& f : host) f = 0.5F + static_cast<float>(rng() % 1024) / 1024.0F;
   CK(cuMemcpyHtoD(scales, host.data(), host.size() * 4));
 
   fmt::print(
-      "{}: {} SMs; us per layer (GEMM1, GEMM2, combine), TB/s of active weights; error/bound on sampled "
+      "{}: {} SMs; us per layer (GEMM1, GEMM2, combine), TB/s of active weights, error/bound of sampled "
       "outputs\n",
       name, sms);
+  const auto start = std::chrono::steady_clock::now();
   nlohmann::json json = nlohmann::json::array();
+  std::vector<Row> rows;
   int failures = 0;
-  const auto report = [&](const Row& r) {
-    const Kernel& k = kernels.get(r.v);
-    fmt::print(
-        "{:<13} T={:<4} active {:<4} {:<24} {:8.2f} us {:5.2f} TB/s ideal {:7.2f} regs {:3} spill {} nvrtc "
-        "{:.2f}s{}\n",
-        r.model, r.tokens, r.active, describe(r.v), r.us, r.tbps, r.ideal_us, k.registers, k.spill,
-        k.nvrtc_seconds,
-        r.worst >= 0 ? fmt::format(" err {:.2f}{}", r.worst, r.worst > 1 ? " FAILED" : "") : "");
-    std::fflush(stdout);
-    if (r.worst > 1) ++failures;
-    json.push_back({{"model", r.model},
-                    {"tokens", r.tokens},
-                    {"active", r.active},
-                    {"variant", describe(r.v)},
-                    {"width", r.v.width},
-                    {"fp8", r.v.fp8},
-                    {"stages", r.v.stages},
-                    {"blocks_per_sm", r.v.blocks},
-                    {"math", r.v.math},
-                    {"split", r.v.split},
-                    {"pdl", r.v.pdl},
-                    {"us", r.us},
-                    {"tbps", r.tbps},
-                    {"ideal_us", r.ideal_us},
-                    {"registers", k.registers},
-                    {"spill_bytes", k.spill},
-                    {"nvrtc_s", k.nvrtc_seconds},
-                    {"error_over_bound", r.worst}});
+  int filled = -1;
+  const auto save = [&] {
+    if (!options.output.empty()) std::ofstream(options.output) << json.dump(1) << "\n";
   };
-  for (const int fp8 : {1, 0}) {
-    probe.fill(pool, pool_bytes, fp8 != 0);
-    for (const Model& m : kModels) {
-      for (const int tokens : {1, 8, 32, 128}) {
-        // Expected largest load decides the width; wider experts take several tiles.
-        const double mean = static_cast<double>(tokens) * m.top_k / m.experts;
-        const int want = static_cast<int>(mean + 3 * std::sqrt(mean) + 1);
-        const int width = tokens <= 8 ? 8 : (want <= 32 ? 32 : (want <= 64 ? 64 : 128));
-        std::vector<Variant> variants;
-        for (Variant v : shapes(width, fp8, 1)) {
-          if (fp8 != 0) {
-            v.math = 0;
-            variants.push_back(v);
-            v.math = 1;
-          }
-          variants.push_back(v);
-          v.pdl = 1;
-          variants.push_back(v);
-        }
-        if (tokens <= 8) {
-          for (const int split : {2, 4}) {
-            for (Variant v : shapes(width, fp8, split)) {
-              if (m.intermediate / (fp8 != 0 ? 128 : 64) % split != 0 || v.blocks == 3) continue;
-              v.pdl = 1;
-              variants.push_back(v);
-            }
-          }
-        }
-        for (const Variant& v : variants) {
-          if (kernels.get(v).stream == nullptr) {
-            fmt::print("{:<13} T={:<4} {:<24} does not compile: too few registers for {} blocks per SM\n",
-                       m.name, tokens, describe(v), v.blocks);
-            continue;
-          }
-          report(probe.run(m, tokens, v, true));
-        }
-      }
+  on_fatal() = save;
+  for (const Point& p : all) {
+    if (filled != (p.fp8 ? 1 : 0)) {
+      probe.fill(pool, pool_bytes, p.fp8);
+      filled = p.fp8 ? 1 : 0;
     }
+    for (const Variant& v : p.variants) {
+      const std::string title =
+          fmt::format("{:<4} {:<13} T={:<4} {:<36}", p.part, p.model->name, p.tokens, describe(v));
+      running() = title;
+      if (probe.queues(v) == 0) {
+        fmt::print(
+            "{} does not run: {}\n", title,
+            kernels.get(v).is_built ? "no block is resident" : "too few registers for the blocks asked for");
+        continue;
+      }
+      Row r = probe.run(*p.model, p.tokens, v);
+      r.part = p.part;
+      const Kernel& k = kernels.get(v);
+      fmt::print("{} {:8.2f} us {:5.2f} TB/s ideal {:7.2f} grid {:4} {}{}\n", title, r.us, r.tbps, r.ideal_us,
+                 r.grid, build_text(k),
+                 r.worst >= 0 ? fmt::format(" err {:.2f}{}", r.worst, r.worst > 1 ? " FAILED" : "") : "");
+      std::fflush(stdout);
+      failures += r.worst > 1 ? 1 : 0;
+      json.push_back(to_json(r, k));
+      rows.push_back(r);
+    }
+    save();
   }
-  if (!output.empty()) std::ofstream(output) << json.dump(1) << "\n";
-  fmt::print("{} rows, {} failed checks\n", json.size(), failures);
+  table(rows, kernels);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  fmt::print("{} rows in {:.0f} s, {} failed checks\n", rows.size(), seconds, failures);
   return failures == 0 ? 0 : 1;
 }
