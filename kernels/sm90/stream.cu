@@ -235,6 +235,22 @@ __device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& 
   const u32 lane = threadIdx.x % 32;
   u32 at = 0;
   u32 signalled = 0;  // steps whose gathered rows have been signalled
+  // GEMM 2 fills its ring with weights while GEMM 1 ends. (The plan is older than GEMM 1: a block of GEMM 2 starts after
+  // every block of GEMM 1 has waited for the prologue.) GEMM 1 cannot: its plan is what it waits for.
+  u32 ahead = 0;
+#if GEMM == 2
+  for (u32 unit = first; unit < units && ahead < STAGES; unit += stride) {
+    const Item item = find_item(p, unit, slices);
+    const u8* const tiles = p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
+    for (u32 k = 0; k < (u32)p.steps && ahead < STAGES; ++k, ++ahead) {
+      if (lane == 0) {
+        barrier_expect(s.full + 8 * ahead, kTile);
+        bulk_copy(s.ring + ahead * kStage, tiles + (u64)k * kTile, kTile, s.full + 8 * ahead);
+      }
+    }
+  }
+  dependency_wait();
+#endif
   for (u32 unit = first; unit < units; unit += stride) {
     Item item = find_item(p, unit, slices);
     if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
@@ -264,7 +280,7 @@ __device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& 
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
       const u32 stage = s.ring + slot * kStage;
-      if (lane == 0) {
+      if (at >= ahead && lane == 0) {
         barrier_expect(s.full + 8 * slot, kTile);
         bulk_copy(stage, tiles + (u64)k * kTile, kTile, s.full + 8 * slot);
       }
@@ -326,9 +342,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS)
     cluster_sync();
   else
     __syncthreads();
+#if GEMM == 1
   dependency_wait();
   launch_dependents();
-
+#endif
   const u32 slices = GEMM == 1 ? (u32)p.slices / 2 : (u32)p.slices;
   const u32 units = (u32)*p.num_tiles * slices;
   const u32 first = GEMM == 1 ? blockIdx.x / 2 : blockIdx.x;
@@ -336,6 +353,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS)
   if (threadIdx.x >= kMathThreads) {
     copy_items(p, s, first, stride, units, slices, rank);
   } else {
+#if GEMM == 2
+    dependency_wait();
+    launch_dependents();
+#endif
     u32 at = 0;
     u32 round = 0;
     for (u32 unit = first; unit < units; unit += stride, ++round) {

@@ -223,7 +223,7 @@ struct Run {
     p.out_stride = w.intermediate;
     p.scales = parts.scales;
     p.scale_out_stride = w.intermediate / kGroup;
-    launch(f, grid(1), stream, p);
+    launch_dependent(true, f, grid(1), stream, p);
   }
 
   // weights: [T,k], absent where they were applied to the input.
@@ -248,7 +248,7 @@ struct Run {
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    launch(f, grid(2), stream, p);
+    launch_dependent(true, f, grid(2), stream, p);
   }
 };
 

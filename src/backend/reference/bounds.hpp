@@ -31,7 +31,8 @@ struct DotSums {
 // Over n elements, a multiple of 32.
 DotSums dot_sums(const double* a, const double* w, int64_t n) noexcept;
 // The dot product as fp32 computes it, in any order with chains of at most `depth` additions.
-Uncertain fp32_dot(const DotSums& s, double depth) noexcept;
+// tensor_unit: CheckOptions::tensor_unit.
+Uncertain fp32_dot(const DotSums& s, double depth, double tensor_unit = 0) noexcept;
 
 // act(gate) * up in fp32 from uncertain arguments, rounded once.
 Uncertain fp32_activation(ramp_activation a, const Uncertain& gate, const Uncertain& up) noexcept;
@@ -52,7 +53,8 @@ struct Requantized {
 Requantized requantize_uncertain(const ExpertWeights& w, const std::vector<Uncertain>& h);
 
 // One element of GEMM2: exact sums over the requantised row, plus what its uncertainties can do to them.
-Uncertain gemm2_element(const Requantized& q, const double* w, int64_t n, double depth) noexcept;
+Uncertain gemm2_element(const Requantized& q, const double* w, int64_t n, double depth,
+                        double tensor_unit = 0) noexcept;
 
 // Half the distance between neighbours of dtype at magnitude v (the largest rounding error there).
 double half_spacing(ramp_dtype dtype, double v) noexcept;

@@ -34,6 +34,7 @@ struct SlotRow {
 struct Weights {
   WeightViews views;
   double depth1 = 0, depth2 = 0;  // longest chains of additions
+  double tensor_unit = 0;
 };
 
 void in_tasks(const ParallelFor& parallel, int64_t n, const std::function<void(int64_t, int64_t)>& body) {
@@ -60,7 +61,7 @@ void check_chunk(const Weights& weights, int64_t expert, const ramp_tensor& x, c
     for (int64_t n = begin; n < end; ++n) {
       weight_row13(weights.views, expert, n, row.data());
       for (size_t r = 0; r < count; ++r)
-        c[r][static_cast<size_t>(n)] = fp32_dot(dot_sums(a[r].data(), row.data(), h), weights.depth1);
+        c[r][static_cast<size_t>(n)] = fp32_dot(dot_sums(a[r].data(), row.data(), h), weights.depth1, weights.tensor_unit);
     }
   });
 
@@ -86,7 +87,7 @@ void check_chunk(const Weights& weights, int64_t expert, const ramp_tensor& x, c
       weight_row2(weights.views, expert, n, row.data());
       for (size_t r = 0; r < count; ++r)
         slots[static_cast<size_t>(rows[r].out)].z[static_cast<size_t>(n)] =
-            gemm2_element(middle[r], row.data(), i, weights.depth2);
+            gemm2_element(middle[r], row.data(), i, weights.depth2, weights.tensor_unit);
     }
   });
 }
@@ -192,6 +193,7 @@ Weights weights_of(const ExpertWeights* own, const CheckOptions& options) {
   const auto depth = [&](int64_t k) {
     return static_cast<double>(options.sum_depth > 0 ? std::min(options.sum_depth, k) : k);
   };
+  w.tensor_unit = options.tensor_unit;
   w.depth1 = depth(w.views.w->hidden);
   w.depth2 = depth(w.views.w->intermediate);
   return w;

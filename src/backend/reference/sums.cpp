@@ -66,7 +66,8 @@ DotSums dot_sums(const double* a, const double* w, int64_t n) noexcept {
   return {total(sum0, sum1), total(absolute0, absolute1), total(square0, square1)};
 }
 
-Uncertain gemm2_element(const Requantized& q, const double* w, int64_t n, double depth) noexcept {
+Uncertain gemm2_element(const Requantized& q, const double* w, int64_t n, double depth,
+                        double tensor_unit) noexcept {
   DotSums all;
   double linear = 0;
   double steps = 0;
@@ -86,7 +87,7 @@ Uncertain gemm2_element(const Requantized& q, const double* w, int64_t n, double
     square += d.square;
     scale_square += q.scale_sigma[g] * q.scale_sigma[g] * s.sum * s.sum;
   }
-  Uncertain r = fp32_dot(all, depth);
+  Uncertain r = fp32_dot(all, depth, tensor_unit);
   r.error += linear;
   // Steps cannot add up to more than their sum, which is the sharper bound where they are few.
   double flips = std::sqrt(square);
