@@ -83,6 +83,11 @@ CUresult cuInit(unsigned) {
          : mode() == "no-init" ? CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
                                : CUDA_SUCCESS;
 }
+// NVRTC asks the driver for tables of its own, for tools that are not here.
+CUresult cuGetExportTable(const void** table, const CUuuid*) {
+  *table = nullptr;
+  return CUDA_ERROR_NOT_FOUND;
+}
 CUresult cuGetErrorName(CUresult r, const char** text) {
   *text = r == CUDA_ERROR_OUT_OF_MEMORY            ? "CUDA_ERROR_OUT_OF_MEMORY"
           : r == CUDA_ERROR_INVALID_VALUE          ? "CUDA_ERROR_INVALID_VALUE"

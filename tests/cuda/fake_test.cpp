@@ -161,7 +161,7 @@ TEST_P(FakeCopy, EqualsElementByElement) {
   const StridedCase& c = GetParam();
   for (const bool with_kernels : {false, true}) {
     const auto device = cuda::make_device_memory(gpu, with_kernels ? kernels : nullptr);
-    for (const ramp_dtype dtype : {RAMP_DTYPE_E4M3, RAMP_DTYPE_BF16, RAMP_DTYPE_F32}) {
+    for (const ramp_dtype dtype : {RAMP_E4M3, RAMP_BF16, RAMP_F32}) {
       constexpr size_t kBytes = 20000;
       std::vector<uint8_t> source(kBytes), wanted(kBytes, 0xee), got(kBytes);
       for (size_t i = 0; i < kBytes; ++i) source[i] = static_cast<uint8_t>(core::random_u64(3, i));

@@ -13,7 +13,7 @@ using core::cuda::plan_copy;
 using core::cuda::StridedCopy;
 
 StridedCopy plan(const std::vector<int64_t>& shape, const std::vector<int64_t>& from,
-                 const std::vector<int64_t>& to, ramp_dtype dtype = RAMP_DTYPE_BF16) {
+                 const std::vector<int64_t>& to, ramp_dtype dtype = RAMP_BF16) {
   return plan_copy(tensor_of(nullptr, dtype, shape, from), tensor_of(nullptr, dtype, shape, to));
 }
 
@@ -59,18 +59,18 @@ TEST(StridedCopy, UnitDividesEverything) {
   EXPECT_EQ(unit, 8);
   copy_parameters(c, 258, 520, unit);
   EXPECT_EQ(unit, 2);
-  copy_parameters(plan({5, 15}, {25, 1}, {16, 1}, RAMP_DTYPE_E4M3), 256, 512, unit);
+  copy_parameters(plan({5, 15}, {25, 1}, {16, 1}, RAMP_E4M3), 256, 512, unit);
   EXPECT_EQ(unit, 1);
-  copy_parameters(plan({5, 15}, {25, 1}, {16, 1}, RAMP_DTYPE_F32), 256, 512, unit);
+  copy_parameters(plan({5, 15}, {25, 1}, {16, 1}, RAMP_F32), 256, 512, unit);
   EXPECT_EQ(unit, 4);
 }
 
 TEST(StridedCopy, OtherShapesAreABug) {
   EXPECT_THROW(
-      plan_copy(tensor_of(nullptr, RAMP_DTYPE_F32, {3}, {}), tensor_of(nullptr, RAMP_DTYPE_F32, {4}, {})),
+      plan_copy(tensor_of(nullptr, RAMP_F32, {3}, {}), tensor_of(nullptr, RAMP_F32, {4}, {})),
       core::Error);
   EXPECT_THROW(
-      plan_copy(tensor_of(nullptr, RAMP_DTYPE_F32, {3}, {}), tensor_of(nullptr, RAMP_DTYPE_BF16, {3}, {})),
+      plan_copy(tensor_of(nullptr, RAMP_F32, {3}, {}), tensor_of(nullptr, RAMP_BF16, {3}, {})),
       core::Error);
   EXPECT_THROW(plan({3, 4}, {-4, 1}, {}), core::Error);
 }
