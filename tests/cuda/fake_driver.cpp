@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -69,6 +70,8 @@ void strided_copy(const ramp::core::cuda::CopyParameters& p, size_t unit) {
 struct FakeModule {
   std::map<std::string, std::string> functions;
 };
+// Owned here: those that nobody could unload, their context being gone, are freed with the process.
+std::map<CUmodule, std::unique_ptr<FakeModule>> modules;
 
 }  // namespace
 
@@ -171,12 +174,16 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   }
   if (std::memcmp(image, "\177ELF", 4) != 0) return CUDA_ERROR_INVALID_IMAGE;
   ++fake_state.modules;
-  *module = reinterpret_cast<CUmodule>(new FakeModule);
+  auto made = std::make_unique<FakeModule>();
+  *module = reinterpret_cast<CUmodule>(made.get());
+  const std::lock_guard lock(mutex);
+  modules[*module] = std::move(made);
   return CUDA_SUCCESS;
 }
 CUresult cuModuleUnload(CUmodule module) {
   if (ready() != CUDA_SUCCESS) return ready();
-  delete reinterpret_cast<FakeModule*>(module);
+  const std::lock_guard lock(mutex);
+  if (modules.erase(module) == 0) return CUDA_ERROR_INVALID_HANDLE;
   --fake_state.modules;
   return CUDA_SUCCESS;
 }

@@ -1,5 +1,5 @@
-// The driver's callers against the stand-in for libcuda: contexts, device memory, copies, modules. The same
-// program with a real driver in its place is tests/gpu's business.
+// The driver's callers against the stand-in for libcuda: contexts, device memory, modules. What a GPU does as
+// well is in device_test.cpp.
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
@@ -13,9 +13,7 @@
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/programs.hpp"
 #include "base/error.hpp"
-#include "base/rng.hpp"
 #include "cuda/fake_driver.hpp"
-#include "cuda/strided.hpp"
 #include "cuda/support.hpp"
 
 namespace ramp::cuda_test {
@@ -150,39 +148,6 @@ TEST(FakeMemory, BytesUpAndDown) {
         << text;
   }
 }
-
-// Every shape, with the kernel and without it, against the copy element by element; nothing beside the view
-// is written.
-class FakeCopy : public testing::TestWithParam<StridedCase> {};
-TEST_P(FakeCopy, EqualsElementByElement) {
-  const Scratch scratch;
-  const auto gpu = cuda::Gpu::open(0);
-  const auto kernels = std::make_shared<cuda::KernelLibrary>(gpu, "", core::LogSink{});
-  const StridedCase& c = GetParam();
-  for (const bool with_kernels : {false, true}) {
-    const auto device = cuda::make_device_memory(gpu, with_kernels ? kernels : nullptr);
-    for (const ramp_dtype dtype : {RAMP_E4M3, RAMP_BF16, RAMP_F32}) {
-      constexpr size_t kBytes = 20000;
-      std::vector<uint8_t> source(kBytes), wanted(kBytes, 0xee), got(kBytes);
-      for (size_t i = 0; i < kBytes; ++i) source[i] = static_cast<uint8_t>(core::random_u64(3, i));
-      const auto from = device->allocate(kBytes);
-      const auto to = device->allocate(kBytes);
-      const size_t at = 64;
-      ASSERT_LE(at + span_of(tensor_of(nullptr, dtype, c.shape, c.from)), kBytes);
-      ASSERT_LE(at + span_of(tensor_of(nullptr, dtype, c.shape, c.to)), kBytes);
-      device->upload(from.get(), source.data(), kBytes, nullptr);
-      device->upload(to.get(), wanted.data(), kBytes, nullptr);
-      copy_elements(tensor_of(source.data() + at, dtype, c.shape, c.from),
-                    tensor_of(wanted.data() + at, dtype, c.shape, c.to));
-      device->copy(tensor_of(static_cast<char*>(from.get()) + at, dtype, c.shape, c.from),
-                   tensor_of(static_cast<char*>(to.get()) + at, dtype, c.shape, c.to), nullptr);
-      device->download(got.data(), to.get(), kBytes, nullptr);
-      EXPECT_EQ(got, wanted) << c.name << (with_kernels ? " with kernels" : "");
-    }
-  }
-}
-INSTANTIATE_TEST_SUITE_P(Shapes, FakeCopy, testing::ValuesIn(strided_cases()),
-                         [](const auto& info) { return info.param.name; });
 
 TEST(FakeLibrary, CompilesOnceAndUnloads) {
   const Scratch scratch;

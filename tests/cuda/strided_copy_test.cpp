@@ -66,12 +66,10 @@ TEST(StridedCopy, UnitDividesEverything) {
 }
 
 TEST(StridedCopy, OtherShapesAreABug) {
-  EXPECT_THROW(
-      plan_copy(tensor_of(nullptr, RAMP_F32, {3}, {}), tensor_of(nullptr, RAMP_F32, {4}, {})),
-      core::Error);
-  EXPECT_THROW(
-      plan_copy(tensor_of(nullptr, RAMP_F32, {3}, {}), tensor_of(nullptr, RAMP_BF16, {3}, {})),
-      core::Error);
+  EXPECT_THROW(plan_copy(tensor_of(nullptr, RAMP_F32, {3}, {}), tensor_of(nullptr, RAMP_F32, {4}, {})),
+               core::Error);
+  EXPECT_THROW(plan_copy(tensor_of(nullptr, RAMP_F32, {3}, {}), tensor_of(nullptr, RAMP_BF16, {3}, {})),
+               core::Error);
   EXPECT_THROW(plan({3, 4}, {-4, 1}, {}), core::Error);
 }
 
