@@ -11,6 +11,12 @@
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
 #include "cli/runtime.hpp"
+#ifdef RAMP_HAS_CUDA
+#include "backend/cuda/cubin_cache.hpp"
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/gpu.hpp"
+#include "backend/cuda/nvrtc.hpp"
+#endif
 
 namespace ramp::cli {
 namespace {
@@ -58,6 +64,52 @@ Json backends() {
     list.push_back(std::move(entry));
   }
   return list;
+}
+
+// GPUs, driver, compiler and the compiled kernels on disk; "reason" where there is no GPU to use.
+Json gpu_facts() {
+  Json j = {{"devices", Json::array()}, {"reason", Json()}};
+#ifdef RAMP_HAS_CUDA
+  std::string why;
+  if (const core::cuda::Driver* const driver = core::cuda::find_driver(&why)) {
+    j["driver"] = {{"cuda_version", core::cuda::version_text(driver->version)}, {"library", driver->library}};
+    int count = 0;
+    RAMP_CU(cuDeviceGetCount, &count);
+    for (int i = 0; i < count; ++i) {
+      const core::cuda::GpuFacts f = core::cuda::gpu_facts(i);
+      j["devices"].push_back({{"ordinal", i},
+                              {"name", f.name},
+                              {"arch", f.arch()},
+                              {"sms", f.sm_count},
+                              {"memory_bytes", f.memory_bytes},
+                              {"l2_bytes", f.l2_bytes},
+                              {"shared_per_block_bytes", f.shared_per_block},
+                              {"clock_mhz", f.clock_khz / 1000.0},
+                              {"memory_clock_mhz", f.memory_clock_khz / 1000.0}});
+    }
+  } else {
+    j["reason"] = why;
+  }
+  if (const core::cuda::Nvrtc* const nvrtc = core::cuda::find_nvrtc(&why))
+    j["nvrtc"] = {{"version", nvrtc->version()}, {"library", nvrtc->library}, {"reason", Json()}};
+  else
+    j["nvrtc"] = {{"version", Json()}, {"library", Json()}, {"reason", why}};
+  const std::string directory = core::cache_directory({});
+  Json cache = {{"directory", directory.empty() ? Json() : Json(directory + "/cubin")}, {"reason", Json()}};
+  try {
+    uint64_t bytes = 0;
+    const auto entries = core::cuda::list_cache(directory);
+    for (const core::cuda::CacheEntry& e : entries) bytes += e.bytes;
+    cache["entries"] = entries.size();
+    cache["bytes"] = bytes;
+  } catch (const core::Error& e) {
+    cache["reason"] = e.what();
+  }
+  j["cache"] = std::move(cache);
+#else
+  j["reason"] = RAMP_BUILD_CUDA;
+#endif
+  return j;
 }
 
 Json figure(const Peak& p) {
@@ -112,6 +164,33 @@ std::string words(const Json& list) {
   return parts.empty() ? "none" : join(parts, " ");
 }
 
+template <typename Line>
+void print_gpu(const Line& line, const Json& g) {
+  const auto text = [](const Json& value) { return value.get<std::string>(); };
+  if (!g["reason"].is_null()) line("gpu", "none: " + text(g["reason"]));
+  for (const Json& d : g["devices"])
+    line(&d == &g["devices"].front() ? "gpu" : "",
+         fmt::format("{}: {}, {}, {} SMs, {} memory, {} L2, {:.0f} MHz, memory {:.0f} MHz",
+                     d["ordinal"].get<int>(), text(d["name"]), text(d["arch"]), d["sms"].get<int>(),
+                     cache_text(d["memory_bytes"].get<int64_t>()), cache_text(d["l2_bytes"].get<int64_t>()),
+                     d["clock_mhz"].get<double>(), d["memory_clock_mhz"].get<double>()));
+  if (g.contains("driver"))
+    line("gpu driver",
+         fmt::format("CUDA {}, {}", text(g["driver"]["cuda_version"]), text(g["driver"]["library"])));
+  if (g.contains("nvrtc"))
+    line("nvrtc", g["nvrtc"]["reason"].is_null()
+                      ? fmt::format("{}, {}", text(g["nvrtc"]["version"]), text(g["nvrtc"]["library"]))
+                      : "none: " + text(g["nvrtc"]["reason"]));
+  if (!g.contains("cache")) return;
+  const Json& c = g["cache"];
+  line("kernel cache",
+       c["directory"].is_null() ? "none: RAMP_CACHE_DIR, XDG_CACHE_HOME and HOME are not set"
+       : c["reason"].is_null()
+           ? fmt::format("{}: {} compiled kernel{}, {}", text(c["directory"]), c["entries"].get<int>(),
+                         c["entries"] == 1 ? "" : "s", bytes_text(c["bytes"].get<double>()))
+           : text(c["reason"]));
+}
+
 void print(Io& io, const Json& j) {
   const auto line = [&](const char* name, const std::string& value) {
     io.print(fmt::format("{:<13}{}\n", name, value));
@@ -136,6 +215,7 @@ void print(Io& io, const Json& j) {
              ? fmt::format("{}: {} worker{}{}", text(b["name"]), b["workers"].get<int>(),
                            b["workers"] == 1 ? "" : "s", b["isa"] == "" ? "" : ", " + text(b["isa"]))
              : fmt::format("{}: not available ({})", text(b["name"]), text(b["reason"])));
+  print_gpu(line, j["gpu"]);
   if (j.contains("measured")) {
     const Json& m = j["measured"];
     line("read",
@@ -185,6 +265,7 @@ int info(Io& io, const InfoOptions& o) {
               {"extensions", vector_extensions()},
               {"isa_levels", levels},
               {"isa_in_use", j["backends"][0].value("isa", "none")}};
+  j["gpu"] = gpu_facts();
   if (!o.no_measure) j["measured"] = measurements(io);
   j["environment"] = Json::array();
   for (const Variable& v : kVariables) {

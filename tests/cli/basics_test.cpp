@@ -8,8 +8,8 @@
 namespace ramp::cli_test {
 namespace {
 
-const std::vector<std::string> kCommands = {"demo",    "info",    "run", "bench",    "workload",
-                                            "configs", "regions", "fit", "evaluate", "explain"};
+const std::vector<std::string> kCommands = {"demo",    "info", "run",      "bench",   "workload", "configs",
+                                            "regions", "fit",  "evaluate", "explain", "cache"};
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -124,7 +124,11 @@ TEST(CliBasics, InfoSaysWhatThereIs) {
     if (b["name"] == "cuda") cuda = b["available"];
   }
   EXPECT_TRUE(cpu);
-  EXPECT_FALSE(cuda);
+  EXPECT_TRUE(j["gpu"].contains("devices"));
+  if (j["gpu"]["devices"].empty()) {
+    EXPECT_FALSE(cuda);
+    EXPECT_FALSE(j["gpu"]["reason"].get<std::string>().empty()) << "one line says why there is none";
+  }
   EXPECT_FALSE(j.contains("measured"));
 }
 
