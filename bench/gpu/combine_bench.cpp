@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
   KernelLibrary library(gpu, "", {});
   const std::shared_ptr<const DeviceMemory> memory = make_device_memory(gpu);
   Combine combine(gpu, library);
-  combine.prepare();
+  combine.prepare(RAMP_BF16);
   const KernelProgram program{"bench_rows", "bench/rows.cu", {}, {"write_rows"}, 80};
   CUfunction const write = library.get(program, "write_rows");
   CUstream stream = nullptr;

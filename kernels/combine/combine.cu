@@ -1,15 +1,17 @@
 // From the expert rows of GEMM2 (already times the router weight) to y: per token the sum of its slots' rows
 // in slot order, in fp32, plus the addend; or the rows themselves, one per slot. Memory-bound: a thread owns
 // 8 columns of a token and has up to 8 rows' loads in flight; sums run in slot order, so the result is
-// repeatable and depends on the token alone. Batches too small to fill the GPU with 8 columns a thread are
-// latency-bound at about one memory round trip more than the row index takes.
+// repeatable and depends on the token alone. Small batches are latency-bound: launch, row index, rows.
+//
+//   Y  dtype of y (ramp_dtype): 1 f32, 2 f16, 3 bf16
+// Entries ..._k2 take rows two at a time: fewer registers, hence more threads, which is what keeps loads in
+// flight where a token has few rows.
 #include "common/types.cuh"
 #include "params/block.hpp"
 
 using namespace ramp::core::cuda;
 
 constexpr int kVector = 8;  // columns per thread; H is a multiple of 32
-constexpr int kFlight = 8;  // rows whose loads are issued before the first is used
 
 enum Dtype { kF32 = 1, kF16 = 2, kBf16 = 3 };  // as ramp_dtype
 
@@ -92,22 +94,34 @@ __device__ __forceinline__ void add_addend(const CombineParams& p, i64 at, float
   for (int i = 0; i < 8; ++i) v[i] += r.get(i);
 }
 
+// Waits until what the kernel in front writes is visible; nothing before sm_90, where launches do not
+// overlap.
+__device__ __forceinline__ void dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // index / divisor; the 64-bit division only where it is needed (the branch is uniform).
 __device__ __forceinline__ u64 quotient(u64 index, u32 divisor) {
   return index >> 32 == 0 ? (u32)index / divisor : index / divisor;
 }
 
-template <int ROWS, int Y>
+template <int ROWS, int kFlight>
 __device__ __forceinline__ void combine(const CombineParams& p) {
   const u32 vectors = (u32)p.hidden / kVector;
   const u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
   const u64 token = quotient(index, vectors);
-  if (token >= (u64)p.tokens) return;
+  if (token >= (u64)p.tokens) {
+    dependency_wait();
+    return;
+  }
   const i64 column = (i64)(index - token * vectors) * kVector;
   float sum[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum[i] = 0.0f;
   if (p.positions == nullptr) {
+    dependency_wait();
     Raw<ROWS> r;
     r.load(p.rows, (i64)token * p.hidden + column);
 #pragma unroll
@@ -120,6 +134,8 @@ __device__ __forceinline__ void combine(const CombineParams& p) {
       Raw<ROWS> r[kFlight];
 #pragma unroll
       for (int j = 0; j < kFlight; ++j) at[j] = j0 + j < p.top_k ? positions[j0 + j] : -1;
+      // The row index is older than the rows: a dependent launch reads it while GEMM 2 ends.
+      if (j0 == 0) dependency_wait();
 #pragma unroll
       for (int j = 0; j < kFlight; ++j)
         if (at[j] >= 0) r[j].load(p.rows, (i64)at[j] * p.hidden + column);
@@ -144,8 +160,9 @@ __device__ __forceinline__ void combine(const CombineParams& p) {
   store8<Y>(p.y, (i64)token * p.y_token + column, sum, p.y_aligned);
 }
 
-template <int ROWS, int Y>
+template <int ROWS>
 __device__ __forceinline__ void per_slot(const CombineParams& p) {
+  dependency_wait();
   const u32 vectors = (u32)p.hidden / kVector;
   const u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
   const u64 slot = quotient(index, vectors);
@@ -163,18 +180,18 @@ __device__ __forceinline__ void per_slot(const CombineParams& p) {
   store8<Y>(p.y, out, v, p.y_aligned);
 }
 
-#define RAMP_COMBINE(rows, y, R, Y)                                    \
-  extern "C" __global__ void __launch_bounds__(256)                    \
-      combine_##rows##_##y(const __grid_constant__ CombineParams p) {  \
-    combine<R, Y>(p);                                                  \
-  }                                                                    \
-  extern "C" __global__ void __launch_bounds__(256)                    \
-      per_slot_##rows##_##y(const __grid_constant__ CombineParams p) { \
-    per_slot<R, Y>(p);                                                 \
+#define RAMP_COMBINE(rows, R, BLOCKS8, BLOCKS2)                      \
+  extern "C" __global__ void __launch_bounds__(256, BLOCKS8)         \
+      combine_##rows(const __grid_constant__ CombineParams p) {      \
+    combine<R, 8>(p);                                                \
+  }                                                                  \
+  extern "C" __global__ void __launch_bounds__(256, BLOCKS2)         \
+      combine_##rows##_k2(const __grid_constant__ CombineParams p) { \
+    combine<R, 2>(p);                                                \
+  }                                                                  \
+  extern "C" __global__ void __launch_bounds__(256)                  \
+      per_slot_##rows(const __grid_constant__ CombineParams p) {     \
+    per_slot<R>(p);                                                  \
   }
-RAMP_COMBINE(f32, f32, kF32, kF32)
-RAMP_COMBINE(f32, f16, kF32, kF16)
-RAMP_COMBINE(f32, bf16, kF32, kBf16)
-RAMP_COMBINE(bf16, f32, kBf16, kF32)
-RAMP_COMBINE(bf16, f16, kBf16, kF16)
-RAMP_COMBINE(bf16, bf16, kBf16, kBf16)
+RAMP_COMBINE(f32, kF32, 2, 4)
+RAMP_COMBINE(bf16, kBf16, 3, 6)

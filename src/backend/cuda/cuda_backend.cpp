@@ -60,13 +60,13 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const BackendOptions& options)
       : gpu_(open_gpu(options.device.index)),
         family_(parse_family(options.isa, gpu_->facts())),
-        memory_(make_device_memory(gpu_)),
-        library_(gpu_, options.cache_dir, options.log),
-        prologue_(gpu_, library_),
-        combine_(gpu_, library_),
-        plain_(gpu_, library_, prologue_, combine_,
+        library_(std::make_shared<KernelLibrary>(gpu_, options.cache_dir, options.log)),
+        memory_(make_device_memory(gpu_, library_)),
+        prologue_(gpu_, *library_),
+        combine_(gpu_, *library_),
+        plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
-        stream_(gpu_, library_, prologue_, combine_) {
+        stream_(gpu_, *library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -176,7 +176,7 @@ class CudaBackend final : public Backend {
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
   TilePacker make_packer() {
-    return {*memory_, library_.get(pack_programs(arch_number()).front(), "pack_tiles")};
+    return {*memory_, library_->get(pack_programs(arch_number()).front(), "pack_tiles")};
   }
 
   // Once per format, dtype of x and layout; afterwards a read of one flag.
@@ -185,10 +185,9 @@ class CudaBackend final : public Backend {
                                        [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
     std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
-    const std::vector<KernelProgram> after = combine_programs(arch_number());
-    programs.insert(programs.end(), after.begin(), after.end());
-    library_.load(programs);
-    combine_.prepare();
+    programs.push_back(combine_program(RAMP_BF16));
+    library_->load(programs);
+    combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
     if (tiles)
       stream_.prepare(w, x_dtype);
     else
@@ -199,8 +198,8 @@ class CudaBackend final : public Backend {
 
   std::shared_ptr<const Gpu> gpu_;
   Family family_;
+  std::shared_ptr<KernelLibrary> library_;
   std::shared_ptr<const DeviceMemory> memory_;
-  KernelLibrary library_;
   Prologue prologue_;
   Combine combine_;
   PlainBlock plain_;

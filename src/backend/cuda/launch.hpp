@@ -1,4 +1,5 @@
-// Launching a kernel whose only parameter is one struct, after its predecessor or (dependent) overlapping its end.
+// Launching a kernel whose only parameter is one struct, after its predecessor or (dependent) overlapping its
+// end.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ void launch(CUfunction function, const Grid& grid, CUstream stream, const Params
 // The same, but the kernel may start before the one in front of it on the stream has ended: it waits itself
 // (griddepcontrol.wait) before it touches what that one writes. From sm_90 on; elsewhere an ordinary launch.
 template <typename Params>
-void launch_dependent(bool supported, CUfunction function, const Grid& grid, CUstream stream, const Params& params) {
+void launch_dependent(bool supported, CUfunction function, const Grid& grid, CUstream stream,
+                      const Params& params) {
   if (!supported) {
     launch(function, grid, stream, params);
     return;
@@ -45,8 +47,8 @@ void launch_dependent(bool supported, CUfunction function, const Grid& grid, CUs
   config.attrs = &attribute;
   config.numAttrs = 1;
   void* arguments[] = {const_cast<Params*>(&params)};
-  RAMP_CU(cuLaunchKernelEx, static_cast<const CUlaunchConfig*>(&config), function, static_cast<void**>(arguments),
-          static_cast<void**>(nullptr));
+  RAMP_CU(cuLaunchKernelEx, static_cast<const CUlaunchConfig*>(&config), function,
+          static_cast<void**>(arguments), static_cast<void**>(nullptr));
 }
 
 inline constexpr uint64_t ceil_div(uint64_t a, uint64_t b) noexcept {

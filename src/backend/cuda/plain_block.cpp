@@ -36,17 +36,6 @@ KernelProgram plain_program(ramp_format format, PlainPrecision precision) {
           80};
 }
 
-KernelProgram combine_program() {
-  KernelProgram p{"combine", "combine/combine.cu", {}, {}, 80};
-  for (const char* const rows : {"f32", "bf16"}) {
-    for (const char* const y : {"f32", "f16", "bf16"}) {
-      p.entries.push_back(fmt::format("combine_{}_{}", rows, y));
-      p.entries.push_back(fmt::format("per_slot_{}_{}", rows, y));
-    }
-  }
-  return p;
-}
-
 // Workspace of the plain block, behind that of the prologue.
 struct Parts {
   PrologueWorkspace prologue;
@@ -130,8 +119,17 @@ std::vector<KernelProgram> plain_programs(int /*arch*/) {
   return list;
 }
 
+KernelProgram combine_program(ramp_dtype y_dtype) {
+  return {
+      fmt::format("combine_{}", dtype_name(y_dtype)),
+      "combine/combine.cu",
+      {fmt::format("-DY={}", static_cast<int>(y_dtype))},
+      {"combine_f32", "combine_f32_k2", "per_slot_f32", "combine_bf16", "combine_bf16_k2", "per_slot_bf16"},
+      80};
+}
+
 std::vector<KernelProgram> combine_programs(int /*arch*/) {
-  return {combine_program()};
+  return {combine_program(RAMP_F32), combine_program(RAMP_F16), combine_program(RAMP_BF16)};
 }
 
 KernelConfig plain_config(ramp_activation activation) noexcept {
@@ -145,24 +143,35 @@ KernelConfig plain_config(ramp_activation activation) noexcept {
 
 // ---------------------------------------------------------------- combine
 
-Combine::Combine(std::shared_ptr<const Gpu> gpu, KernelLibrary& library)
-    : gpu_(std::move(gpu)), library_(library) {}
+struct Combine::State {
+  static constexpr size_t kY = 4;  // by ramp_dtype: f32 1, f16 2, bf16 3
+  std::mutex mutex;
+  std::array<std::atomic<bool>, kY> ready{};
+  std::array<std::array<std::array<CUfunction, 3>, 2>, kY> functions{};  // [y][rows][combine, k2, per slot]
+};
 
-void Combine::prepare() {
-  const KernelProgram program = combine_program();
+Combine::Combine(std::shared_ptr<const Gpu> gpu, KernelLibrary& library)
+    : gpu_(std::move(gpu)), library_(library), state_(std::make_shared<State>()) {}
+
+void Combine::prepare(ramp_dtype y_dtype) {
+  const auto y = static_cast<size_t>(y_dtype);
+  if (state_->ready[y].load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(state_->mutex);
+  if (state_->ready[y].load(std::memory_order_relaxed)) return;
+  const KernelProgram program = combine_program(y_dtype);
   constexpr std::array<const char*, 2> kRows = {"f32", "bf16"};
-  constexpr std::array<const char*, 3> kY = {"f32", "f16", "bf16"};
   for (size_t r = 0; r < kRows.size(); ++r) {
-    for (size_t y = 0; y < kY.size(); ++y) {
-      functions_[0][r][y] = library_.get(program, fmt::format("combine_{}_{}", kRows[r], kY[y]));
-      functions_[1][r][y] = library_.get(program, fmt::format("per_slot_{}_{}", kRows[r], kY[y]));
-    }
+    state_->functions[y][r] = {library_.get(program, fmt::format("combine_{}", kRows[r])),
+                               library_.get(program, fmt::format("combine_{}_k2", kRows[r])),
+                               library_.get(program, fmt::format("per_slot_{}", kRows[r]))};
   }
+  state_->ready[y].store(true, std::memory_order_release);
 }
 
-CUfunction Combine::function(bool per_slot, ramp_dtype rows, int32_t y) {
-  const size_t column = y == RAMP_F32 ? 0 : y == RAMP_F16 ? 1 : 2;
-  return functions_[per_slot ? 1 : 0][rows == RAMP_F32 ? 0 : 1][column];
+CUfunction Combine::function(bool per_slot, ramp_dtype rows, int32_t y, int64_t top_k) {
+  prepare(static_cast<ramp_dtype>(y));
+  const auto& entries = state_->functions[static_cast<size_t>(y)][rows == RAMP_F32 ? 0 : 1];
+  return per_slot ? entries[2] : entries[top_k <= 4 ? 1 : 0];
 }
 
 void Combine::block(const BlockCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
@@ -190,7 +199,8 @@ void Combine::block(const BlockCall& call, const void* rows, ramp_dtype rows_dty
   const uint64_t outputs =
       static_cast<uint64_t>(call.tokens) * (per_slot ? static_cast<uint64_t>(call.top_k) : 1);
   const uint64_t vectors = outputs * static_cast<uint64_t>(call.weights->hidden) / 8;
-  launch(function(per_slot, rows_dtype, call.y.dtype), {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
+  launch_dependent(gpu_->facts().major >= 9, function(per_slot, rows_dtype, call.y.dtype, call.top_k),
+                   {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
 }
 
 void Combine::convert(const BlockCall& call, const float* sums, CUstream stream) {
@@ -217,7 +227,8 @@ void Combine::batched(const BatchedCall& call, const void* rows, ramp_dtype rows
   const uint64_t vectors = static_cast<uint64_t>(call.weights->experts) *
                            static_cast<uint64_t>(call.max_tokens) *
                            static_cast<uint64_t>(call.weights->hidden) / 8;
-  launch(function(true, rows_dtype, call.y.dtype), {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
+  launch_dependent(gpu_->facts().major >= 9, function(true, rows_dtype, call.y.dtype, 1),
+                   {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
 }
 
 // ---------------------------------------------------------------- the block

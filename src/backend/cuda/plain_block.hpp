@@ -20,6 +20,7 @@ enum class PlainPrecision { kF32, kF64 };
 
 std::vector<KernelProgram> plain_programs(int arch);
 std::vector<KernelProgram> combine_programs(int arch);
+KernelProgram combine_program(ramp_dtype y_dtype);
 
 // The one config of the plain block: tiles of 64 rows x 64 columns (gate and up: 128), depth 32, 256 threads.
 KernelConfig plain_config(ramp_activation activation) noexcept;
@@ -29,7 +30,8 @@ KernelConfig plain_config(ramp_activation activation) noexcept;
 class Combine {
  public:
   Combine(std::shared_ptr<const Gpu> gpu, KernelLibrary& library);
-  void prepare();
+  // Loads the kernels for one dtype of y (all of them are small; one program per dtype). Thread-safe.
+  void prepare(ramp_dtype y_dtype);
   // rows [*, H] in sorted order. COMBINED: y[t] = sum over slots, + addend; PER_SLOT: y[t,j].
   void block(const BlockCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
              CUstream stream);
@@ -40,10 +42,11 @@ class Combine {
                CUstream stream);
 
  private:
-  CUfunction function(bool per_slot, ramp_dtype rows, int32_t y);
+  CUfunction function(bool per_slot, ramp_dtype rows, int32_t y, int64_t top_k);
   std::shared_ptr<const Gpu> gpu_;
   KernelLibrary& library_;
-  CUfunction functions_[2][2][3] = {};
+  struct State;
+  std::shared_ptr<State> state_;
 };
 
 class PlainBlock {
