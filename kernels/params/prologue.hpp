@@ -2,6 +2,12 @@
 // shared memory that a launch needs. Plain types only: NVRTC brings no headers.
 #pragma once
 
+#if defined(__CUDACC__)
+#define RAMP_PARAMS_FN __host__ __device__ constexpr
+#else
+#define RAMP_PARAMS_FN constexpr
+#endif
+
 namespace ramp::core::cuda {
 
 constexpr unsigned kPrologueThreads = 512;
@@ -111,14 +117,14 @@ struct PrologueParams {
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,
 // the warps' 16-bit histograms, one entry per slot of the block.
 constexpr unsigned kSortScratchWords = 2 * kPrologueWarps + 4;
-constexpr unsigned sort_padded(unsigned experts) {
+RAMP_PARAMS_FN unsigned sort_padded(unsigned experts) {
   return (experts + 2) & ~1U;
 }
-constexpr unsigned sort_shared_words(unsigned experts, unsigned entries) {
+RAMP_PARAMS_FN unsigned sort_shared_words(unsigned experts, unsigned entries) {
   return kSortScratchWords + 4 * sort_padded(experts) + kPrologueWarps * sort_padded(experts) / 2 + entries;
 }
 // Scratch of a routing warp in words: a key per expert, and a score and a flag per group.
-constexpr unsigned route_shared_words(unsigned experts, unsigned num_groups) {
+RAMP_PARAMS_FN unsigned route_shared_words(unsigned experts, unsigned num_groups) {
   return num_groups > 1 ? experts + 2 * num_groups : 0;
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <set>
 
+#include "backend/cuda/prologue.hpp"
 #include "base/error.hpp"
 
 namespace ramp::core::cuda {
@@ -14,7 +15,9 @@ namespace {
 // Each part of the backend names its own programs. A new part is one line here.
 using Part = std::vector<KernelProgram> (*)(int arch);
 constexpr Part kParts[] = {
-    copy_programs,  // device_memory.cpp
+    copy_programs,      // device_memory.cpp
+    prologue_programs,  // prologue_kernels.cpp
+    route_programs,     // prologue_kernels.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {
