@@ -32,6 +32,25 @@ ramp_dtype natural_dtype(ramp_format format) {
   return RAMP_BF16;
 }
 
+void describe_layers(const std::vector<std::vector<int32_t>>& histograms, const core::ModelShape& shape,
+                     ramp_format format, ramp_activation activation, Measurement& m) {
+  const auto layers = static_cast<double>(histograms.size());
+  const auto expert = static_cast<double>(core::expert_bytes(shape, format, activation));
+  const double per_row =
+      2.0 * static_cast<double>(shape.hidden) *
+      static_cast<double>(core::w13_rows(shape.intermediate, activation) + shape.intermediate);
+  for (const std::vector<int32_t>& histogram : histograms) {
+    const core::HistogramStats s = core::describe(histogram);
+    m.active += static_cast<double>(s.active) / layers;
+    m.max_load += static_cast<double>(s.max_load) / layers;
+    m.max_over_mean += s.max_over_mean / layers;
+    m.entropy += s.normalised_entropy / layers;
+    m.rows += static_cast<double>(s.rows) / layers;
+  }
+  m.weight_bytes = m.active * expert;
+  m.flops = m.rows * per_row;
+}
+
 BlockBench::BlockBench(ramp_context* context, const std::vector<RunnableLayer>& layers,
                        const LayerSource& source, ramp_determinism determinism, uint64_t seed)
     : context_(context),
@@ -40,7 +59,8 @@ BlockBench::BlockBench(ramp_context* context, const std::vector<RunnableLayer>& 
       format_(source.format()),
       activation_(source.activation()),
       determinism_(determinism),
-      seed_(seed) {}
+      seed_(seed),
+      workspace_(context) {}
 
 std::vector<BlockBench::LayerRouting> BlockBench::make_routing(const core::WorkloadSpec& spec,
                                                                int64_t tokens) const {
@@ -56,27 +76,11 @@ std::vector<BlockBench::LayerRouting> BlockBench::make_routing(const core::Workl
     std::copy(r.weights.begin(), r.weights.end(), layer.weights.data.as<float>());
     layer.histogram.resize(static_cast<size_t>(shape_.experts));
     core::histogram(layer.ids.view, {}, layer.histogram);
+    layer.device_ids = Mirror::uploaded(context_, layer.ids.view);
+    layer.device_weights = Mirror::uploaded(context_, layer.weights.view);
     list.push_back(std::move(layer));
   }
   return list;
-}
-
-void BlockBench::describe(const std::vector<LayerRouting>& routing, Measurement& m) const {
-  const auto layers = static_cast<double>(routing.size());
-  const auto expert = static_cast<double>(core::expert_bytes(shape_, format_, activation_));
-  const double per_row =
-      2.0 * static_cast<double>(shape_.hidden) *
-      static_cast<double>(core::w13_rows(shape_.intermediate, activation_) + shape_.intermediate);
-  for (const LayerRouting& r : routing) {
-    const core::HistogramStats s = core::describe(r.histogram);
-    m.active += static_cast<double>(s.active) / layers;
-    m.max_load += static_cast<double>(s.max_load) / layers;
-    m.max_over_mean += s.max_over_mean / layers;
-    m.entropy += s.normalised_entropy / layers;
-    m.rows += static_cast<double>(s.rows) / layers;
-  }
-  m.weight_bytes = m.active * expert;
-  m.flops = m.rows * per_row;
 }
 
 CheckSample BlockBench::cut_sample(const LayerRouting& routing, int64_t tokens, double budget) const {
@@ -92,13 +96,17 @@ Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, 
   m.tokens = tokens;
   m.routing = core::workload_name(spec);
   const std::vector<LayerRouting> routing = make_routing(spec, tokens);
-  describe(routing, m);
+  std::vector<std::vector<int32_t>> histograms;
+  for (const LayerRouting& r : routing) histograms.push_back(r.histogram);
+  describe_layers(histograms, shape_, format_, activation_, m);
 
   const ramp_dtype dtype = natural_dtype(format_);
   if (!x_.present() || x_.view.shape[0] != tokens) {
     x_ = make_host_tensor(dtype, {tokens, shape_.hidden});
     core::fill_activations(x_.view.data, dtype, tokens, shape_.hidden, seed_);
     y_ = make_host_tensor(dtype, {tokens, shape_.hidden});
+    device_x_ = Mirror::uploaded(context_, x_.view);
+    device_y_ = Mirror(context_, y_.view);
   }
   const ramp_weights* first = layers_.front().handle.get();
   const int32_t number = config_number(context_, first, config);
@@ -113,18 +121,20 @@ Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, 
   ramp_expert_block_args args = ramp_expert_block_args_init();
   args.determinism = determinism_;
   args.config = number;
-  args.x = x_.view;
-  args.y = y_.view;
+  args.x = device_x_.view();
+  args.y = device_y_.view();
   const auto run_layer = [&](size_t l) {
     args.weights = layers_[l].handle.get();
-    args.topk_ids = routing[l].ids.view;
-    args.topk_weights = routing[l].weights.view;
+    args.topk_ids = routing[l].device_ids.view();
+    args.topk_weights = routing[l].device_weights.view();
     check(ramp_expert_block(context_, &args, workspace_.data(), workspace_.size(), nullptr));
   };
   using Clock = std::chrono::steady_clock;
+  const core::DeviceMemory* const memory = device_memory_of(context_);
   const auto pass = [&] {
     const Clock::time_point t0 = Clock::now();
     for (size_t l = 0; l < layers_.size(); ++l) run_layer(l);
+    if (memory != nullptr) memory->synchronize(nullptr);
     return std::chrono::duration<double>(Clock::now() - t0).count();
   };
   pass();  // warm-up
@@ -153,6 +163,7 @@ Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, 
   m.us = percentiles(std::move(times));
   if (check_budget > 0) {
     run_layer(0);  // y holds the last layer's result
+    device_y_.download();
     m.sample = cut_sample(routing.front(), tokens, check_budget);
   }
   return m;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/device_tensor.hpp"
 #include "cli/layer_source.hpp"
 #include "cli/stats.hpp"
 #include "cli/tensors.hpp"
@@ -46,6 +47,10 @@ struct Measurement {
   [[nodiscard]] double tflops() const noexcept { return flops / us.median / 1e6; }
 };
 
+// Means over the layers of what their histograms are.
+void describe_layers(const std::vector<std::vector<int32_t>>& histograms, const core::ModelShape& shape,
+                     ramp_format format, ramp_activation activation, Measurement& m);
+
 // What a format's activations are in the models that use it: bf16, f16 or f32.
 ramp_dtype natural_dtype(ramp_format format);
 
@@ -64,11 +69,11 @@ class BlockBench {
  private:
   struct LayerRouting {
     HostTensor ids, weights;
+    Mirror device_ids, device_weights;
     std::vector<int32_t> histogram;
   };
   std::vector<LayerRouting> make_routing(const core::WorkloadSpec& spec, int64_t tokens) const;
   CheckSample cut_sample(const LayerRouting& routing, int64_t tokens, double budget) const;
-  void describe(const std::vector<LayerRouting>& routing, Measurement& m) const;
 
   ramp_context* context_;
   const std::vector<RunnableLayer>& layers_;
@@ -79,6 +84,7 @@ class BlockBench {
   uint64_t seed_;
   Workspace workspace_;
   HostTensor x_, y_;
+  Mirror device_x_, device_y_;
 };
 
 // The sample against the fp64 reference.

@@ -47,12 +47,24 @@ core::SyntheticWeights RandomSource::make(const Io& io) const {
   return core::make_synthetic_weights(shape_, format_, activation_, options);
 }
 
+core::SyntheticRecipe RandomSource::recipe() const {
+  core::SyntheticWeightsOptions options;
+  options.seed = seed_;
+  return core::make_synthetic_recipe(shape_, format_, activation_, options);
+}
+
 RunnableLayer RandomSource::runnable(ramp_context* context, bool pack, const Io& io) const {
   RunnableLayer layer;
-  layer.storage = make(io);
-  layer.storage.desc.ownership = pack ? RAMP_IN_PLACE : RAMP_BORROW;
+  ramp_weights_desc* desc = &layer.storage.desc;
+  if (backend_of(context).memory() != nullptr) {
+    layer.device_storage = fill_on_device(context, recipe());
+    desc = &layer.device_storage.desc;
+  } else {
+    layer.storage = make(io);
+  }
+  desc->ownership = pack ? RAMP_IN_PLACE : RAMP_BORROW;
   ramp_weights* handle = nullptr;
-  check(ramp_weights_create(context, &layer.storage.desc, nullptr, &handle));
+  check(ramp_weights_create(context, desc, nullptr, &handle));
   layer.handle.reset(handle);
   if (pack) pack_layer(context, handle, io);
   return layer;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/gpu.hpp"
 #include "cli/output.hpp"
 #include "cli/runtime.hpp"
 #include "geometry/model.hpp"
@@ -18,7 +19,9 @@ namespace ramp::cli {
 
 // A handle and the memory behind it.
 struct RunnableLayer {
-  core::SyntheticWeights storage;  // IN_PLACE memory of synthetic weights; must outlive the handle
+  // IN_PLACE memory of synthetic weights, on the host or the GPU; must outlive the handle.
+  core::SyntheticWeights storage;
+  DeviceWeights device_storage;
   WeightsPtr handle;
 };
 // Checkpoint-layout values and the memory behind them.
@@ -53,6 +56,7 @@ class RandomSource final : public LayerSource {
   [[nodiscard]] std::unique_ptr<LayerValues> values(const Io& io) const override;
   [[nodiscard]] Json describe() const override;
   [[nodiscard]] uint64_t seed() const noexcept { return seed_; }
+  [[nodiscard]] core::SyntheticRecipe recipe() const;
 
  private:
   [[nodiscard]] core::SyntheticWeights make(const Io& io) const;

@@ -11,6 +11,7 @@
 #include "abi/handles.hpp"
 #include "base/env.hpp"
 #include "base/error.hpp"
+#include "cli/gpu.hpp"
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
 #include "dispatch/block_fit.hpp"
@@ -30,13 +31,18 @@ void check(ramp_status status) {
 }
 
 void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit) {
-  add_choice(app, "--backend", choice.backend, backend_names(), "what runs the block")->group("Running");
+  add_choice(
+      app, "--backend", choice.backend, backend_names(),
+      "what runs the block; auto: a GPU where there is one, else (and with --threads or --isa) the CPU")
+      ->group("Running");
   add_integer(app, "--threads", choice.threads, {1, 4096}, "N",
               "workers of the CPU backend (default: RAMP_NUM_THREADS, else one per available core)")
       ->group("Running");
   add_text(app, "--isa", choice.isa, "NAME",
-           "ISA level of the CPU backend, as 'ramp info' lists them (default: RAMP_CPU_ISA, else the best)")
+           "ISA level of the CPU backend, as 'ramp info' lists them (default: RAMP_CPU_ISA, else the best); "
+           "kernel family of the CUDA backend: plain, plain_f64")
       ->group("Running");
+  add_integer(app, "--device", choice.device, {0, 1023}, "N", "which GPU (default: 0)")->group("Running");
   if (!with_fit) return;
   add_text(app, "--fit", choice.fit, "PATH",
            "fits to choose configs by: a file, a directory, 'none', or 'auto' for what 'ramp profile' wrote "
@@ -52,10 +58,12 @@ void add_determinism_option(CLI::App& app, std::string& determinism) {
       ->group("Running");
 }
 
-ContextPtr make_context(const BackendChoice& choice, const Io& io) {
+namespace {
+
+ContextPtr create_context(const BackendChoice& choice, ramp_backend backend, const Io& io) {
   ramp_context_options options = ramp_context_options_init();
-  options.backend = parse_backend(choice.backend);
-  options.device.type = options.backend == RAMP_BACKEND_CUDA ? RAMP_DEVICE_CUDA : RAMP_DEVICE_CPU;
+  options.backend = backend;
+  if (backend == RAMP_BACKEND_CUDA) options.device = {RAMP_DEVICE_CUDA, static_cast<int32_t>(choice.device)};
   options.num_threads = static_cast<int32_t>(choice.threads);
   options.isa = choice.isa.empty() ? nullptr : choice.isa.c_str();
   options.log = io.quiet ? nullptr : log_line;
@@ -63,12 +71,36 @@ ContextPtr make_context(const BackendChoice& choice, const Io& io) {
   try {
     check(ramp_context_create(&options, &context));
   } catch (const core::Error& e) {
-    // The ABI's "isa" is our "--isa", unless the environment set it.
+    // The ABI's "isa" is our "--isa", unless the environment set it; the same for the device.
     const std::string message = e.what();
     if (!choice.isa.empty() && message.starts_with("isa:")) throw core::Error(e.status(), "--" + message);
+    if (message.starts_with("device.index:"))
+      throw core::Error(e.status(), "--device" + message.substr(std::string_view("device.index").size()));
     throw;
   }
-  ContextPtr owner(context);
+  return ContextPtr(context);
+}
+
+// Silent where nothing looks like a GPU; one line where there is one that cannot be used.
+ContextPtr create_automatic(const BackendChoice& choice, const Io& io) {
+  if (choice.isa.empty() && choice.threads == 0 && gpu_plausible()) {
+    try {
+      return create_context(choice, RAMP_BACKEND_CUDA, io);
+    } catch (const core::Error& e) {
+      if (e.status() == RAMP_ERROR_INVALID_ARGUMENT) throw;  // a GPU that was asked for by number
+      io.note(fmt::format("running on the CPU: {}", e.what()));
+    }
+  }
+  return create_context(choice, RAMP_BACKEND_AUTO, io);
+}
+
+}  // namespace
+
+ContextPtr make_context(const BackendChoice& choice, const Io& io) {
+  const ramp_backend backend = parse_backend(choice.backend);
+  ContextPtr owner =
+      backend == RAMP_BACKEND_AUTO ? create_automatic(choice, io) : create_context(choice, backend, io);
+  ramp_context* const context = owner.get();
   if (choice.fit == "none" || backend_of(context).fits() == nullptr) return owner;
   const bool found = choice.fit == "auto";
   int32_t used = 0;
@@ -82,6 +114,12 @@ ContextFacts facts_of(const ramp_context* context) {
   ramp_context_info info = ramp_context_info_init();
   check(ramp_context_get_info(context, &info));
   return {info.backend_name, info.isa, info.device_name, info.num_workers};
+}
+
+std::string backend_text(const ContextFacts& f) {
+  const char* const unit = f.backend == "cuda" ? "SM" : "worker";
+  return fmt::format("{}{}, {} {}{}", f.backend, f.isa.empty() ? "" : " " + f.isa, f.workers, unit,
+                     f.workers == 1 ? "" : "s");
 }
 
 core::Backend& backend_of(ramp_context* context) {
@@ -123,6 +161,14 @@ int32_t config_number(ramp_context* context, const ramp_weights* weights, const 
 void Workspace::reserve(uint64_t bytes) {
   constexpr uint64_t kAlignment = 256;
   if (bytes <= bytes_) return;
+  if (memory_ != nullptr) {
+    bytes_ = 0;
+    device_.reset();
+    device_ = memory_->allocate(bytes);
+    data_ = device_.get();
+    bytes_ = bytes;
+    return;
+  }
   buffer_ = {};  // first, so that both are never held at once
   buffer_ = core::AlignedBuffer(bytes + kAlignment);
   const auto address = reinterpret_cast<uintptr_t>(buffer_.data());

@@ -27,11 +27,13 @@ using ContextPtr = std::unique_ptr<ramp_context, Destroy>;
 using WeightsPtr = std::unique_ptr<ramp_weights, Destroy>;
 using CheckpointPtr = std::unique_ptr<ramp_checkpoint, Destroy>;
 
-// --backend, --threads, --isa: what runs the block.
+// --backend, --device, --threads, --isa: what runs the block. "auto" is the GPU where a context can be made
+// on it, else the CPU; --threads and --isa without --backend are about the CPU.
 struct BackendChoice {
   std::string backend = "auto", isa;
   int64_t threads = 0;
   std::string fit = "auto";  // "auto", "none", a file or a directory
+  int64_t device = 0;        // which GPU
 };
 // with_fit: also --fit, for commands that run a block.
 void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit = true);
@@ -43,6 +45,8 @@ struct ContextFacts {
   int32_t workers = 1;
 };
 ContextFacts facts_of(const ramp_context* context);
+// "cuda plain, 132 SMs"; "cpu avx512, 2 workers".
+std::string backend_text(const ContextFacts& facts);
 
 // The seam behind a context and the weights behind a handle, for what the ABI does not offer: lists of
 // configs with reasons, the config that would be chosen, checkpoint-layout values for the reference.
@@ -56,14 +60,18 @@ std::vector<std::string> config_names(ramp_context* context, const ramp_weights*
 // "auto" -> 0, a name -> its number + 1. Throws with near names.
 int32_t config_number(ramp_context* context, const ramp_weights* weights, const std::string& name);
 
-// Scratch memory of at least `bytes`, aligned as the ABI wants workspaces.
+// Scratch memory of at least `bytes` on the context's device, aligned as the ABI wants workspaces.
 class Workspace {
  public:
+  Workspace() = default;  // the host's
+  explicit Workspace(ramp_context* context) : memory_(backend_of(context).memory()) {}
   void reserve(uint64_t bytes);
   [[nodiscard]] void* data() const noexcept { return data_; }
   [[nodiscard]] uint64_t size() const noexcept { return bytes_; }
 
  private:
+  const core::DeviceMemory* memory_ = nullptr;
+  std::shared_ptr<void> device_;
   core::AlignedBuffer buffer_;
   void* data_ = nullptr;
   uint64_t bytes_ = 0;

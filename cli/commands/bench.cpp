@@ -9,6 +9,7 @@
 #include "base/error.hpp"
 #include "cli/block_bench.hpp"
 #include "cli/command.hpp"
+#include "cli/layer_bench.hpp"
 #include "cli/machine.hpp"
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
@@ -20,6 +21,7 @@ struct BenchOptions {
   std::vector<std::string> models = {"olmoe"}, routing = {"uniform"}, formats = {"fp8_block"},
                            configs = {"auto"};
   std::string tokens = "1,8,64", activation = "silu_and_mul", determinism = "repeatable";
+  std::string protocol = "auto", peers;
   BackendChoice backend;
   int64_t layers = 0, repeats = 0, seed = 0;
   double seconds = 1.0, read_gbps = 0;
@@ -87,6 +89,7 @@ std::vector<std::string> expand_configs(const BenchOptions& o, ramp_context* con
 
 struct Row {
   Measurement m;
+  ramp_determinism mode = RAMP_REPEATABLE;
   std::string requested, fit;  // fit: the file that "auto" went by, "" = none
   core::CheckResult check;
   bool checked = false;
@@ -96,7 +99,7 @@ struct Bench {
   Io& io;
   const BenchOptions& o;
   ramp_activation activation;
-  ramp_determinism determinism;
+  std::vector<ramp_determinism> modes;
   std::vector<core::WorkloadSpec> routing;
   std::vector<int64_t> tokens;
   ContextPtr context;
@@ -109,25 +112,28 @@ struct Bench {
     std::vector<RunnableLayer> layers;
     for (int64_t l = 0; l < c.layers; ++l) layers.push_back(source(c, l).runnable(context.get(), true, io));
     const RandomSource first = source(c, 0);
-    BlockBench bench(context.get(), layers, first, determinism, static_cast<uint64_t>(o.seed));
     const std::vector<std::string> configs = expand_configs(o, context.get(), layers.front().handle.get());
     const std::string fit = fit_of(context.get(), values_of(layers.front().handle.get()), c.model.top_k);
     Progress progress(io, fmt::format("measuring {} in {}", c.model.name, core::format_name(c.format)));
     const double budget = o.no_check ? 0 : o.check ? kFullBudget : kQuickBudget;
-    const double total = static_cast<double>(tokens.size() * routing.size() * configs.size());
+    const double total = static_cast<double>(modes.size() * tokens.size() * routing.size() * configs.size());
     std::atomic<double> done{0};
     const Ticker ticker(progress, [&] { return done.load(); });
-    for (const int64_t t : tokens) {
-      for (const core::WorkloadSpec& spec : routing) {
-        for (const std::string& config : configs) {
-          done = static_cast<double>(rows.size()) / total;
-          progress.update(done, fmt::format("T = {}, {}, {}", t, core::workload_name(spec), config));
-          const auto moved = [&](double f) { done = (static_cast<double>(rows.size()) + f) / total; };
-          rows.push_back({bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved),
-                          config,
-                          config == "auto" ? fit : std::string(),
-                          {},
-                          false});
+    for (const ramp_determinism mode : modes) {
+      BlockBench bench(context.get(), layers, first, mode, static_cast<uint64_t>(o.seed));
+      for (const int64_t t : tokens) {
+        for (const core::WorkloadSpec& spec : routing) {
+          for (const std::string& config : configs) {
+            done = static_cast<double>(rows.size()) / total;
+            progress.update(done, fmt::format("T = {}, {}, {}", t, core::workload_name(spec), config));
+            const auto moved = [&](double f) { done = (static_cast<double>(rows.size()) + f) / total; };
+            rows.push_back({bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved),
+                            mode,
+                            config,
+                            config == "auto" ? fit : std::string(),
+                            {},
+                            false});
+          }
         }
       }
     }
@@ -168,7 +174,7 @@ struct Bench {
             {"device", facts.device},
             {"isa", facts.isa},
             {"threads", facts.workers},
-            {"determinism", o.determinism},
+            {"determinism", determinism_name(row.mode)},
             {"tokens", m.tokens},
             {"routing", m.routing},
             {"active", m.active},
@@ -234,6 +240,41 @@ ramp_format format_from(const std::string& name) {
   return core::parse_format(name);
 }
 
+std::vector<ramp_determinism> modes_from(const std::string& list) {
+  std::vector<ramp_determinism> modes;
+  for (const std::string& name : split(list, ',')) modes.push_back(parse_determinism(name));
+  return modes;
+}
+
+// Whether the layers of a point run as one CUDA graph.
+bool check_protocol(const std::string& protocol, const std::string& backend) {
+  const bool gpu = backend == "cuda";
+  if (protocol != "auto" && (protocol == "layers") != gpu)
+    core::fail_argument("--protocol", fmt::format("{} on the {} backend", protocol, backend),
+                        gpu ? "layers" : "passes", "leave it out: auto takes the one that the backend has",
+                        RAMP_ERROR_UNSUPPORTED);
+  return gpu;
+}
+
+int layers_on_gpu(Io& io, const BenchOptions& o, const Bench& b, const std::vector<Case>& cases) {
+  LayerBenchOptions l;
+  l.cases.reserve(cases.size());
+  for (const Case& c : cases) l.cases.emplace_back(c.model, c.format);
+  l.tokens = b.tokens;
+  l.routing = b.routing;
+  for (const std::string& list : o.configs)
+    for (const std::string& name : split(list, ',')) l.configs.push_back(name);
+  l.modes = b.modes;
+  l.activation = b.activation;
+  l.layers = o.layers;
+  l.replays = o.repeats;
+  l.read_gbps = o.read_gbps;
+  l.check_budget = o.no_check ? 0 : o.check ? kFullBudget : kQuickBudget;
+  l.seed = static_cast<uint64_t>(o.seed);
+  l.peers = o.peers;
+  return bench_layers(io, b.context.get(), l);
+}
+
 // What "auto" went by, in one line.
 std::string fit_line(const Bench& b, const Json& points) {
   std::vector<std::string> files;
@@ -262,7 +303,7 @@ int bench(Io& io, const BenchOptions& o) {
   Bench b{io,
           o,
           core::parse_activation(o.activation),
-          parse_determinism(o.determinism),
+          modes_from(o.determinism),
           workloads_from(o.routing),
           integers_from("--tokens", o.tokens, {1, int64_t{1} << 30}),
           nullptr,
@@ -275,6 +316,7 @@ int bench(Io& io, const BenchOptions& o) {
       for (const std::string& format : split(list, ',')) cases.push_back({model, format_from(format)});
   b.context = make_context(o.backend, io);
   b.facts = facts_of(b.context.get());
+  if (check_protocol(o.protocol, b.facts.backend)) return layers_on_gpu(io, o, b, cases);
   for (Case& c : cases) plan_layers(c, o, b.activation, io);
 
   b.read_gbps = o.read_gbps;
@@ -311,9 +353,7 @@ int bench(Io& io, const BenchOptions& o) {
       cached = cached || !b.beyond_cache(c, row.m);
     }
   }
-  io.print(fmt::format("{}{}, {} worker{}, {}; {}\n", b.facts.backend,
-                       b.facts.isa.empty() ? "" : " " + b.facts.isa, b.facts.workers,
-                       b.facts.workers == 1 ? "" : "s", b.facts.device, o.determinism));
+  io.print(fmt::format("{}, {}; {}\n", backend_text(b.facts), b.facts.device, o.determinism));
   io.print(table.text());
   io.print(fit_line(b, list));
   io.print(fmt::format("us: median per layer, whole block. floor: active weight bytes / {} GB/s {}.\n",
@@ -344,14 +384,23 @@ Body setup(CLI::App& app) {
   add_choice(app, "--activation", o->activation, activation_names(), "activation")->group(kPoints);
   add_integer(app, "--seed", o->seed, {0}, "N", "of weights, activations and routing")->group(kPoints);
   constexpr const char* kProtocol = "Protocol";
+  add_choice(app, "--protocol", o->protocol, {"auto", "passes", "layers"},
+             "passes: the layers one after the other, timed by the host's clock (CPU); layers: the layers as "
+             "one CUDA graph, replayed 20 times (GPU); auto: the backend's own")
+      ->group(kProtocol);
+  add_text(app, "--peers", o->peers, "FILE",
+           "figures to compare GPU measurements with (default: those of bench/data/peers_h200.json)")
+      ->group(kProtocol);
   add_integer(
       app, "--layers", o->layers, {1, 1000}, "L",
       "layers with distinct weights and routing, fewer where memory does not allow (default: 2 to 5, so that "
       "weights come from memory, not from the cache)")
       ->group(kProtocol);
-  add_real(app, "--seconds", o->seconds, 0, 3600, "S", "time per point, at least three passes")
+  add_real(app, "--seconds", o->seconds, 0, 3600, "S",
+           "time per point, at least three passes (a graph: 20 replays, fewer where they take over 10 s)")
       ->group(kProtocol);
-  add_integer(app, "--repeats", o->repeats, {1, 1000000}, "N", "exactly N passes instead")->group(kProtocol);
+  add_integer(app, "--repeats", o->repeats, {1, 1000000}, "N", "exactly N passes or replays instead")
+      ->group(kProtocol);
   CLI::Option* bandwidth =
       app.add_option("--read-gbps", o->read_gbps,
                      "take this read bandwidth for floor_us instead of measuring it (about a second)");
@@ -367,11 +416,16 @@ Body setup(CLI::App& app) {
       ->group(kProtocol);
   add_switch(app, "--no-check", o->no_check, "check none: rel_error is null")->group(kProtocol);
   add_backend_options(app, o->backend);
-  add_determinism_option(app, o->determinism);
+  add_text(app, "--determinism", o->determinism, "NAME[,NAME..]",
+           "modes to measure: " + join(determinism_names(), ", "))
+      ->group("Running");
   examples(app, {{"ramp bench --model qwen3-30b --tokens 1,8,64 --routing 'uniform;zipf:1.2' --format bf16",
                   "decode steps under even and skewed routing"},
                  {"ramp bench --backend cpu --model olmoe,64,8,1024,512 --tokens 32 --json > bench.json",
                   "two shapes; the JSON array has one object per point"},
+                 {"ramp bench --backend cuda --model olmoe,qwen3-30b,mixtral-8x7b,dsv3 --routing "
+                  "'uniform;zipf:1.2' --tokens 1,8,32,128,512,2048,8192 --determinism repeatable,fast",
+                  "the whole block beside its floor and the best open kernels"},
                  {"ramp bench --model olmoe --tokens 64 --config all --seconds 0.2",
                   "every legal config, to see what the dispatcher's choice is worth"}});
   return [o](Io& io) { return bench(io, *o); };

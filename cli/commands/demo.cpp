@@ -135,9 +135,7 @@ int demo(Io& io, const DemoOptions& o) {
                        files, bytes_text(static_cast<double>(bytes)), first.info().architecture,
                        core::format_name(first.format()), first.info().num_layers, shape.experts, shape.top_k,
                        shape.hidden, shape.intermediate));
-  io.print(fmt::format("backend     {}{}, {} worker{}, {}\n\n", facts.backend,
-                       facts.isa.empty() ? "" : " " + facts.isa, facts.workers, facts.workers == 1 ? "" : "s",
-                       facts.device));
+  io.print(fmt::format("backend     {}, {}\n\n", backend_text(facts), facts.device));
   Table table({{"tokens"},
                {"routing", Table::Align::kLeft},
                {"active"},

@@ -7,6 +7,7 @@
 #include "base/error.hpp"
 #include "base/npy.hpp"
 #include "cli/command.hpp"
+#include "cli/device_tensor.hpp"
 #include "cli/layer_source.hpp"
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
@@ -51,43 +52,65 @@ HostTensor make_y(const RunOptions& o, const RunInputs& in, int64_t hidden) {
                     : make_host_tensor(dtype, {in.tokens, hidden});
 }
 
-// Router and block in one call; the routing comes back in in.ids and in.topk_weights.
-void run_forward(ramp_context* context, const ramp_weights* weights, const RunOptions& o, RunInputs& in,
-                 const ramp_tensor& y, const ramp_tensor& counters, int32_t config) {
+// The inputs where the context can read them, and the outputs where it can write.
+struct DeviceCall {
+  DeviceCall(ramp_context* context, const RunInputs& in, const BlockOutputs& out)
+      : x(Mirror::uploaded(context, in.x.view)),
+        x_scale(Mirror::uploaded(context, in.x_scale.view)),
+        ids(Mirror::uploaded(context, in.ids.view)),
+        topk_weights(Mirror::uploaded(context, in.topk_weights.view)),
+        logits(Mirror::uploaded(context, in.logits.view)),
+        router_weight(Mirror::uploaded(context, in.router_weight)),
+        expert_map(Mirror::uploaded(context, in.expert_map.view)),
+        shared_addend(Mirror::uploaded(context, in.shared_addend.view)),
+        selection_bias(Mirror::uploaded(context, in.router.selection_bias)),
+        y(context, out.y.view),
+        counters(context, out.counters.view),
+        router(in.router) {
+    router.selection_bias = selection_bias.view();
+  }
+  Mirror x, x_scale, ids, topk_weights, logits, router_weight, expert_map, shared_addend, selection_bias;
+  Mirror y, counters;
+  ramp_router_config router;
+};
+
+// Router and block in one call; the routing comes back in d.ids and in d.topk_weights.
+void run_forward(ramp_context* context, const ramp_weights* weights, const RunOptions& o, const DeviceCall& d,
+                 const ramp_tensor& y, int32_t config) {
   ramp_moe_forward_args args = ramp_moe_forward_args_init();
   args.weights = weights;
   args.determinism = parse_determinism(o.determinism);
   args.router_weight_on_input = o.weight_on_input ? 1 : 0;
   args.config = config;
-  args.router = in.router;
-  args.x = in.x.view;
-  args.router_logits = in.logits.view;
-  args.router_weight = in.router_weight;
-  args.expert_map = in.expert_map.view;
-  args.shared_addend = in.shared_addend.view;
+  args.router = d.router;
+  args.x = d.x.view();
+  args.router_logits = d.logits.view();
+  args.router_weight = d.router_weight.view();
+  args.expert_map = d.expert_map.view();
+  args.shared_addend = d.shared_addend.view();
   args.y = y;
-  args.counters = counters;
-  args.topk_ids_out = in.ids.view;
-  args.topk_weights_out = in.topk_weights.view;
+  args.counters = d.counters.view();
+  args.topk_ids_out = d.ids.view();
+  args.topk_weights_out = d.topk_weights.view();
   check(ramp_moe_forward(context, &args, nullptr, 0, nullptr));
 }
 
-void run_block(ramp_context* context, const ramp_weights* weights, const RunOptions& o, const RunInputs& in,
-               const ramp_tensor& y, const ramp_tensor& counters, int32_t config) {
+void run_block(ramp_context* context, const ramp_weights* weights, const RunOptions& o, const DeviceCall& d,
+               int32_t config) {
   ramp_expert_block_args args = ramp_expert_block_args_init();
   args.weights = weights;
   args.determinism = parse_determinism(o.determinism);
   args.output = o.per_slot ? RAMP_OUTPUT_PER_SLOT : RAMP_OUTPUT_COMBINED;
   args.router_weight_on_input = o.weight_on_input ? 1 : 0;
   args.config = config;
-  args.x = in.x.view;
-  args.x_scale = in.x_scale.view;
-  args.topk_ids = in.ids.view;
-  args.topk_weights = in.topk_weights.view;
-  args.expert_map = in.expert_map.view;
-  args.shared_addend = in.shared_addend.view;
-  args.y = y;
-  args.counters = counters;
+  args.x = d.x.view();
+  args.x_scale = d.x_scale.view();
+  args.topk_ids = d.ids.view();
+  args.topk_weights = d.topk_weights.view();
+  args.expert_map = d.expert_map.view();
+  args.shared_addend = d.shared_addend.view();
+  args.y = d.y.view();
+  args.counters = d.counters.view();
   check(ramp_expert_block(context, &args, nullptr, 0, nullptr));
 }
 
@@ -98,23 +121,27 @@ BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSour
   const int32_t config = config_number(context, layer.handle.get(), o.config);
   out.y = make_y(o, in, source.shape().hidden);
   out.counters = make_host_tensor(RAMP_I64, {2});
-  auto* counters = out.counters.data.as<int64_t>();
+  const DeviceCall call(context, in, out);
   Progress progress(io, "running the expert block");
   const Ticker ticker(progress);
   // Per-slot output is the block's alone: the router's call then only gives ids and weights.
   const bool forward_gives_y = in.routed && !o.per_slot;
-  HostTensor unused;
   if (in.routed) {
+    HostTensor unused;
     if (!forward_gives_y) unused = make_host_tensor(RAMP_F32, {in.tokens, source.shape().hidden});
-    RunInputs& inputs = in;
-    counters[0] = counters[1] = 0;
-    run_forward(context, layer.handle.get(), o, inputs, forward_gives_y ? out.y.view : unused.view,
-                out.counters.view, config);
+    const Mirror unused_y(context, unused.view);
+    call.counters.fill(0);
+    run_forward(context, layer.handle.get(), o, call, forward_gives_y ? call.y.view() : unused_y.view(),
+                config);
+    call.ids.download();
+    call.topk_weights.download();
   }
   if (!forward_gives_y) {
-    counters[0] = counters[1] = 0;
-    run_block(context, layer.handle.get(), o, in, out.y.view, out.counters.view, config);
+    call.counters.fill(0);
+    run_block(context, layer.handle.get(), o, call, config);
   }
+  call.y.download();
+  call.counters.download();
   out.config = o.config;
   if (config == 0) {
     const std::vector<int32_t> histogram = local_histogram(in, source.shape().experts);
@@ -188,11 +215,9 @@ int run(Io& io, const RunOptions& o) {
             {"normalised_entropy", stats.normalised_entropy},
             {"masked", counters[0]},
             {"out_of_range", counters[1]}};
-  io.print(fmt::format("{} experts, k = {}, H = {}, I = {}, {}, {} on {}{}, {} worker{}\n", shape.experts,
-                       in.slots, shape.hidden, shape.intermediate, core::format_name(source->format()),
-                       core::activation_name(source->activation()), facts.backend,
-                       facts.isa.empty() ? "" : " " + facts.isa, facts.workers,
-                       facts.workers == 1 ? "" : "s"));
+  io.print(fmt::format("{} experts, k = {}, H = {}, I = {}, {}, {} on {}\n", shape.experts, in.slots,
+                       shape.hidden, shape.intermediate, core::format_name(source->format()),
+                       core::activation_name(source->activation()), backend_text(facts)));
   io.print(fmt::format("{} tokens, routing {}: {} active experts, max/mean {}, config {}{}\n", in.tokens,
                        in.routing, stats.active, number(stats.max_over_mean), out.config,
                        out.fit.empty() ? "" : ", chosen by " + out.fit));

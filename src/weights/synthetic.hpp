@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/aligned_buffer.hpp"
@@ -44,6 +45,30 @@ struct SyntheticWeightsOptions {
 SyntheticWeights make_synthetic_weights(const ModelShape& model, ramp_format format,
                                         ramp_activation activation,
                                         const SyntheticWeightsOptions& options = {});
+
+// The same weights without their memory, for whoever fills memory of another device (or wants a few experts
+// only).
+struct SyntheticMatrix {  // [experts, rows, cols]
+  static constexpr int64_t kCodes = 4096, kPerDraw = 5;
+  ramp_dtype dtype = RAMP_DTYPE_NONE;
+  int64_t experts = 0, rows = 0, cols = 0;
+  // Row r of expert e has key = random_u64(seed, e * rows + r); its element 5i + j is
+  // codes[(mix64(key + i) >> 12 j) & 4095].
+  uint64_t seed = 0;
+  AlignedBuffer codes;  // [4096] of dtype
+};
+struct SyntheticRecipe {
+  SyntheticMatrix w13, w2;
+  std::vector<float> w13_scale, w2_scale;              // fp8 formats
+  std::vector<float> w13_input_scale, w2_input_scale;  // fp8_tensor: one element each
+  // w13 and w2 have shapes but no data; the scales are views of the above. Valid when the recipe is moved.
+  ramp_weights_desc desc = ramp_weights_desc_init();
+};
+SyntheticRecipe make_synthetic_recipe(const ModelShape& model, ramp_format format, ramp_activation activation,
+                                      const SyntheticWeightsOptions& options = {});
+// These experts of the recipe, as weights of their own in this order.
+SyntheticWeights make_synthetic_experts(const SyntheticRecipe& recipe, std::span<const int64_t> experts,
+                                        const ParallelFor& parallel = serial_for);
 
 // Activations [rows, cols], contiguous: N(0, s_r) with a random s_r in 0.5 .. 2 per row. dtype: f32, bf16 or
 // f16.
