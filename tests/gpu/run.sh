@@ -118,7 +118,12 @@ for s in "${sections[@]}"; do
     *) verdict="FAILED ($status)" ;;
   esac
   # A failure is told in full, as far as that stays readable; else what the programs print last.
-  if [ $status = 0 ]; then tail -n 12 "$work/log"; else head -c 6000 "$work/log"; echo; tail -n 15 "$work/log"; failed=1; fi
+  if [ $status = 0 ]; then
+    tail -n 12 "$work/log"
+  else
+    failed=1
+    if [ "$(wc -c <"$work/log")" -le 8000 ]; then cat "$work/log"; else head -c 6000 "$work/log"; echo ...; tail -n 15 "$work/log"; fi
+  fi
   table+=$(printf '%-10s %8s s  %s' "$name" "$seconds" "$verdict")$'\n'
 done
 printf '\n%s' "$table"
