@@ -85,8 +85,12 @@ std::vector<BlockBench::LayerRouting> BlockBench::make_routing(const core::Workl
 
 CheckSample BlockBench::cut_sample(const LayerRouting& routing, int64_t tokens, double budget) const {
   const std::vector<int64_t> chosen = sample_tokens(tokens, shape_.top_k, shape_, activation_, budget);
-  return {gather_rows(x_.view, chosen), gather_rows(routing.ids.view, chosen),
-          gather_rows(routing.weights.view, chosen), gather_rows(y_.view, chosen), determinism_};
+  return {gather_rows(x_.view, chosen),
+          gather_rows(routing.ids.view, chosen),
+          gather_rows(routing.weights.view, chosen),
+          gather_rows(y_.view, chosen),
+          determinism_,
+          backend_of(context_).arithmetic(values_of(layers_.front().handle.get()))};
 }
 
 Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, const std::string& config,
@@ -182,6 +186,8 @@ core::CheckResult check_sample(const CheckSample& sample, const core::ExpertWeig
   call.y = core::with_strides(sample.y.view);
   core::CheckOptions options;
   options.parallel = parallel;
+  options.slot_rows = sample.arithmetic.slot_rows;
+  options.tensor_unit = sample.arithmetic.tensor_unit;
   return core::check_block(call, options);
 }
 

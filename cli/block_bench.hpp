@@ -24,6 +24,7 @@ namespace ramp::cli {
 struct CheckSample {
   HostTensor x, ids, weights, y;
   ramp_determinism determinism = RAMP_REPEATABLE;
+  core::BlockArithmetic arithmetic;  // of the backend that ran
 };
 
 struct Sampling {

@@ -235,7 +235,9 @@ class LayerBench {
     CheckSample s{make_host_tensor(static_cast<ramp_dtype>(x.view.dtype), {count, model.hidden}),
                   make_host_tensor(RAMP_I32, {count, model.top_k}),
                   make_host_tensor(RAMP_F32, {count, model.top_k}),
-                  make_host_tensor(static_cast<ramp_dtype>(p.y.view.dtype), {count, model.hidden}), mode};
+                  make_host_tensor(static_cast<ramp_dtype>(p.y.view.dtype), {count, model.hidden}),
+                  mode,
+                  backend_of(context_).arithmetic(values_of(layer.weights.handle.get()))};
     const size_t row_bytes =
         h * static_cast<size_t>(core::dtype_bytes(static_cast<ramp_dtype>(x.view.dtype)));
     std::vector<int64_t> experts;

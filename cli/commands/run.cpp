@@ -43,6 +43,7 @@ std::unique_ptr<LayerSource> make_source(const RunOptions& o) {
 struct BlockOutputs {
   HostTensor y, counters;
   std::string config, fit;  // the one that ran; the file by which it was chosen, "" = none
+  core::BlockArithmetic arithmetic;
 };
 
 HostTensor make_y(const RunOptions& o, const RunInputs& in, int64_t hidden) {
@@ -143,6 +144,7 @@ BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSour
   call.y.download();
   call.counters.download();
   out.config = o.config;
+  out.arithmetic = backend_of(context).arithmetic(values_of(layer.handle.get()));
   if (config == 0) {
     const std::vector<int32_t> histogram = local_histogram(in, source.shape().experts);
     out.config = core::config_name(backend_of(context).choose(
@@ -153,7 +155,8 @@ BlockOutputs execute(ramp_context* context, const RunOptions& o, const LayerSour
 }
 
 core::CheckResult verify(const RunOptions& o, const LayerSource& source, const RunInputs& in,
-                         const ramp_tensor& y, const std::vector<int64_t>& tokens, const Io& io) {
+                         const ramp_tensor& y, const core::BlockArithmetic& arithmetic,
+                         const std::vector<int64_t>& tokens, const Io& io) {
   const std::unique_ptr<LayerValues> values = source.values(io);
   core::BlockCall call;
   call.weights = values->weights.get();
@@ -172,6 +175,8 @@ core::CheckResult verify(const RunOptions& o, const LayerSource& source, const R
     call.expert_map = {in.expert_map.data.as<int32_t>(), static_cast<size_t>(in.expert_map.view.shape[0])};
   core::CheckOptions options;
   options.tokens = tokens;
+  options.slot_rows = arithmetic.slot_rows;
+  options.tensor_unit = arithmetic.tensor_unit;
   Progress progress(io, "checking against fp64");
   options.parallel = progress_for(progress);
   return core::check_block(call, options);
@@ -246,7 +251,7 @@ int run(Io& io, const RunOptions& o) {
     const double budget = o.check_all ? 1e300 : kFullBudget;
     const std::vector<int64_t> tokens =
         sample_tokens(in.tokens, in.slots, shape, source->activation(), budget);
-    const core::CheckResult result = verify(o, *source, in, out.y.view, tokens, io);
+    const core::CheckResult result = verify(o, *source, in, out.y.view, out.arithmetic, tokens, io);
     j["check"] = to_json(result);
     io.print(
         fmt::format("check against fp64, {} of {} tokens: {}\n", tokens.size(), in.tokens, result.text()));

@@ -35,6 +35,17 @@ struct ConfigList {
   std::vector<RejectedConfig> rejected;
 };
 
+// Unit of the sums of sm_90's FP8 wgmma relative to the largest term: terms are aligned to it and 13 bits are
+// kept behind its point (docs/numerics.md).
+inline constexpr double kFp8TensorUnit = 0x1p-13;
+
+// How a backend computes the block of some weights, as far as a checker has to know (CheckOptions has the
+// same fields).
+struct BlockArithmetic {
+  ramp_dtype slot_rows = RAMP_F32;  // what expert rows are stored as before they are combined
+  double tensor_unit = 0;           // 0: sums in fp32 or better
+};
+
 struct BlockCall {
   const ExpertWeights* weights = nullptr;
   ramp_determinism determinism = RAMP_REPEATABLE;
@@ -90,6 +101,9 @@ class Backend {
   // calls; 0 = not known (it only matters where fits differ in nothing else).
   [[nodiscard]] virtual KernelConfig choose(const ExpertWeights& weights, std::span<const int32_t> histogram,
                                             ramp_determinism determinism, int64_t top_k = 0) const = 0;
+  [[nodiscard]] virtual BlockArithmetic arithmetic(const ExpertWeights& /*weights*/) const noexcept {
+    return {};
+  }
   // The fits by which it chooses; add to them at any time. nullptr: there are no configs to choose from.
   [[nodiscard]] virtual FitList* fits() noexcept { return nullptr; }
 
@@ -113,8 +127,8 @@ class Backend {
   [[nodiscard]] virtual uint64_t route_workspace(const ramp_router_config& router, int64_t num_logits,
                                                  int64_t max_tokens) const = 0;
   virtual void route(const RouteCall& call) = 0;
-  // Both in one go, block.ids and block.topk_weights being route's outputs: what ramp_moe_forward runs. The two calls'
-  // workspaces may be the same memory.
+  // Both in one go, block.ids and block.topk_weights being route's outputs: what ramp_moe_forward runs. The
+  // two calls' workspaces may be the same memory.
   virtual void routed_block(const RouteCall& routing, const BlockCall& block) {
     route(routing);
     expert_block(block);

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "backend/cuda/driver.hpp"
-#include "gpu/support.hpp"
+#include "gpu/prologue_support.hpp"
 #include "routing/router.hpp"
 #include "routing/sorted_rows.hpp"
 

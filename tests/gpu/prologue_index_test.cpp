@@ -2,7 +2,7 @@
 // kinds of ids, and the batched entry's counts.
 #include <fmt/format.h>
 
-#include "gpu/support.hpp"
+#include "gpu/prologue_support.hpp"
 #include "routing/sorted_rows.hpp"
 
 namespace ramp::gpu_test {

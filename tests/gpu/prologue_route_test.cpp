@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "base/float_types.hpp"
-#include "gpu/support.hpp"
+#include "gpu/prologue_support.hpp"
 #include "routing/router.hpp"
 #include "routing/sorted_rows.hpp"
 #include "weights/quantize.hpp"

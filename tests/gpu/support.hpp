@@ -1,135 +1,138 @@
-// Shared by the GPU tests: the device, and device buffers that begin as all-ones bits (NaN, -1) and end in
-// guard bytes.
+// What the GPU tests share: contexts, the numerics cases (numerics/cases.hpp) carried to device memory and
+// run there through the C ABI, guards around everything that is written.
+//
+//   BlockCase c({.tokens = 5});
+//   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+//   GpuBlock block(c, gpu());
+//   block.run(w.handle.get());                       // EXPECTs guards, gaps and counters
+//   EXPECT_TRUE(c.check(check_options()).ok());
 #pragma once
 
 #include <gtest/gtest.h>
 
-#include <cstring>
-#include <filesystem>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "backend/cuda/gpu.hpp"
-#include "backend/cuda/kernel_library.hpp"
-#include "backend/cuda/prologue.hpp"
-#include "base/rng.hpp"
-#include "base/tensor.hpp"
+#include "base/device_memory.hpp"
+#include "base/log.hpp"
+#include "numerics/cases.hpp"
 
-namespace ramp::gpu_test {
+namespace ramp::core::test {
 
-using namespace ramp::core;        // NOLINT(google-build-using-namespace)
-using namespace ramp::core::cuda;  // NOLINT(google-build-using-namespace)
-
-struct Device {
-  std::shared_ptr<const Gpu> gpu = Gpu::open(0);
-  std::shared_ptr<const DeviceMemory> memory = make_device_memory(gpu);
-  KernelLibrary library{gpu, (std::filesystem::temp_directory_path() / "ramp_gpu_test").string(), {}};
-  Prologue prologue{gpu, library};
-  static Device& get() {
-    static Device device;
-    return device;
-  }
+struct Destroy {
+  void operator()(ramp_context* c) const noexcept { ramp_context_destroy(c); }
+  void operator()(ramp_weights* w) const noexcept { ramp_weights_destroy(w); }
 };
+using ContextPtr = std::unique_ptr<ramp_context, Destroy>;
+using WeightsPtr = std::unique_ptr<ramp_weights, Destroy>;
 
-inline constexpr uint64_t kGuard = 256;
+// Throws std::runtime_error with the library's message unless status is RAMP_OK.
+void require(ramp_status status);
 
-// Device memory of exactly so many bytes, 0xff all over, with guard bytes behind it.
-class Buffer {
+// isa "": the best kernels; "plain"; "plain_f64". cache_dir "": the default one.
+ContextPtr make_gpu_context(const std::string& isa = "", const std::string& cache_dir = "", LogSink log = {});
+// Made on first use and kept.
+ramp_context* gpu(const std::string& isa = "");
+ramp_context* cpu();
+const DeviceMemory& memory(ramp_context* context);
+ramp_device gpu_device();
+
+// Under compute-sanitizer's initcheck (RAMP_GPU_NO_POISON=1) device memory is left uninitialised, so that a
+// read of what was never written shows; else it is filled with 0xff.
+bool poisoning();
+
+// Device memory with a guard behind it.
+class DeviceBuffer {
  public:
-  explicit Buffer(uint64_t bytes, uint64_t offset = 0) : bytes_(bytes), offset_(offset) {
-    Device& d = Device::get();
-    memory_ = d.memory->allocate(offset + bytes + kGuard);
-    d.memory->fill(memory_.get(), 0xff, offset + bytes + kGuard, nullptr);
-  }
-  template <typename T>
-  static Buffer of(const std::vector<T>& values, uint64_t offset = 0) {
-    Buffer b(values.size() * sizeof(T), offset);
-    if (!values.empty())
-      Device::get().memory->upload(b.data(), values.data(), values.size() * sizeof(T), nullptr);
-    Device::get().memory->synchronize(nullptr);
-    return b;
-  }
-  [[nodiscard]] void* data() const { return static_cast<std::byte*>(memory_.get()) + offset_; }
-  template <typename T>
-  [[nodiscard]] T* as() const {
-    return static_cast<T*>(data());
-  }
-  template <typename T>
-  [[nodiscard]] std::vector<T> get() const {
-    std::vector<T> values(bytes_ / sizeof(T));
-    Device::get().memory->download(values.data(), data(), values.size() * sizeof(T), nullptr);
-    return values;
-  }
-  void poison() const { Device::get().memory->fill(memory_.get(), 0xff, offset_ + bytes_ + kGuard, nullptr); }
-  [[nodiscard]] bool guard_intact() const {
-    std::vector<uint8_t> g(kGuard);
-    Device::get().memory->download(g.data(), static_cast<std::byte*>(data()) + bytes_, kGuard, nullptr);
-    for (const uint8_t b : g) {
-      if (b != 0xff) return false;
-    }
-    return true;
-  }
+  DeviceBuffer() = default;
+  DeviceBuffer(ramp_context* context, uint64_t bytes);
+  [[nodiscard]] void* data() const noexcept { return bytes_ == 0 ? nullptr : own_.get(); }
+  [[nodiscard]] uint64_t bytes() const noexcept { return bytes_; }
+  void poison() const;
+  void upload(const void* host) const;
+  void download(void* host) const;
+  [[nodiscard]] bool guard_intact() const;
 
  private:
-  uint64_t bytes_, offset_;
-  std::shared_ptr<void> memory_;
+  static constexpr uint64_t kGuard = 512;
+  const DeviceMemory* memory_ = nullptr;
+  std::shared_ptr<void> own_;
+  uint64_t bytes_ = 0;
 };
 
-// A view of device memory with these shape and strides (0 strides: contiguous).
-inline ramp_tensor device_tensor(const void* data, ramp_dtype dtype, std::initializer_list<int64_t> shape,
-                                 std::initializer_list<int64_t> strides = {}) {
-  ramp_tensor t = with_strides(make_tensor(data, dtype, shape));
-  t.device = {RAMP_DEVICE_CUDA, 0};
-  size_t i = 0;
-  for (const int64_t s : strides) t.stride[i++] = s;
-  return t;
-}
+// A host tensor's memory, gaps included, on the device.
+class OnDevice {
+ public:
+  OnDevice() = default;
+  OnDevice(ramp_context* context, OwnedTensor& host);
+  OnDevice(ramp_context* context, void* host, uint64_t bytes, const ramp_tensor& view);  // view: of `host`
+  [[nodiscard]] const ramp_tensor& view() const noexcept { return view_; }
+  void upload() const;
+  void download() const;
+  void poison() const;
+  [[nodiscard]] bool guard_intact() const { return buffer_.guard_intact(); }
 
-// A prologue's workspace whose parts are buffers of their own.
-struct Workspace {
-  Workspace(const ExpertWeights& w, int64_t slots, int32_t tile_m) {
-    PrologueWorkspace sizes;
-    carve_prologue(w, slots, 1, tile_m, reinterpret_cast<void*>(256), sizes);
-    const int64_t groups = (w.hidden + 127) / 128;
-    auto part = [this](uint64_t bytes) {
-      parts.emplace_back(bytes);
-      return parts.back().data();
-    };
-    tiles_max = max_tiles(slots, w.experts, tile_m);
-    parts.reserve(8);
-    view.index.tile_m = tile_m;
-    view.index.offsets = static_cast<int32_t*>(part(4 * static_cast<uint64_t>(w.experts + 1)));
-    view.index.slots = static_cast<int32_t*>(part(4 * static_cast<uint64_t>(slots)));
-    view.index.positions = static_cast<int32_t*>(part(4 * static_cast<uint64_t>(slots)));
-    view.index.tiles = static_cast<Tile*>(part(sizeof(Tile) * static_cast<uint64_t>(tiles_max)));
-    view.index.num_tiles = static_cast<int32_t*>(part(4));
-    // The sort's scratch as large as carve_prologue makes it.
-    const auto counts_bytes = static_cast<uint64_t>(static_cast<std::byte*>(sizes.codes) -
-                                                    reinterpret_cast<std::byte*>(sizes.counts));
-    view.counts = static_cast<int32_t*>(part(counts_bytes));
-    view.codes = part(static_cast<uint64_t>(slots * w.hidden * 4));
-    view.scales = static_cast<float*>(part(static_cast<uint64_t>(4 * slots * groups)));
-  }
-  void expect_guards() const {
-    for (size_t i = 0; i < parts.size(); ++i) EXPECT_TRUE(parts[i].guard_intact()) << "part " << i;
-  }
-  PrologueWorkspace view;
-  std::vector<Buffer> parts;
-  int64_t tiles_max = 0;
+ private:
+  DeviceBuffer buffer_;
+  void* host_ = nullptr;
+  ramp_tensor view_{};
 };
 
-inline ExpertWeights make_weights(ramp_format format, int64_t experts, int64_t hidden,
-                                  int64_t intermediate = 64) {
-  ExpertWeights w;
-  w.format = format;
-  w.experts = experts;
-  w.hidden = hidden;
-  w.intermediate = intermediate;
-  w.device = {RAMP_DEVICE_CUDA, 0};
-  w.w13_input_scale = 0.013F;
-  w.w2_input_scale = 0.0071F;
-  return w;
-}
+// Weights in device memory and a handle on them.
+struct GpuWeights {
+  std::vector<std::shared_ptr<void>> memory;  // the caller's buffers: BORROW and IN_PLACE
+  ramp_weights_desc desc = ramp_weights_desc_init();
+  WeightsPtr handle;
+};
+// Without a handle yet: the tensors alone.
+GpuWeights upload_weights_of(ramp_context* context, const SyntheticWeights& host);
+GpuWeights make_gpu_weights(ramp_context* context, const SyntheticWeights& host, ramp_ownership ownership,
+                            bool pack);
 
-}  // namespace ramp::gpu_test
+class GpuBlock {
+ public:
+  GpuBlock(BlockCase& c, ramp_context* context);
+  [[nodiscard]] ramp_expert_block_args args(const ramp_weights* w) const;
+  // A workspace of exactly the size that the library asks for.
+  [[nodiscard]] DeviceBuffer workspace(const ramp_weights* w) const;
+  // Poisons y and the workspace, runs, brings y and the counters back into the case. own: the context's own
+  // workspace instead.
+  void run(const ramp_weights* w, void* stream = nullptr, bool own = false);
+  // Inputs to the device; y poisoned there, counters 1000 and 2000. For tests that launch by themselves:
+  void upload() const;
+  void begin() const;
+  // ... and back, with all EXPECTs.
+  void finish();
+
+  OnDevice x, x_scale, ids, topk_weights, shared_addend, y, counters, map;
+
+ private:
+  BlockCase& case_;
+  ramp_context* context_;
+};
+
+class GpuBatched {
+ public:
+  GpuBatched(BatchedCase& c, ramp_context* context);
+  void run(const ramp_weights* w);
+  OnDevice x, x_scale, counts, row_weights, y;
+
+ private:
+  BatchedCase& case_;
+  ramp_context* context_;
+};
+
+// Up to `count` tokens of T, spread evenly, first and last among them.
+std::vector<int64_t> spread_tokens(int64_t tokens, int64_t count);
+// The checker on all cores, told how the block that ran last computes (Backend::arithmetic).
+CheckOptions check_options();
+ParallelFor all_cores();
+
+inline constexpr ramp_format kAllFormats[] = {RAMP_FORMAT_FP8_BLOCK,  RAMP_FORMAT_BF16,
+                                              RAMP_FORMAT_F16,        RAMP_FORMAT_F32,
+                                              RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
+bool is_fp8(ramp_format format);
+
+}  // namespace ramp::core::test

@@ -109,6 +109,11 @@ class CudaBackend final : public Backend {
     return StreamBlock::choose(w, (slots + k - 1) / k, k).config();
   }
 
+  [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
+    if (!tiled(w)) return {};
+    return {RAMP_BF16, kFp8TensorUnit};
+  }
+
   void pack(ExpertWeights& w, void* stream) override {
     if (w.packed != nullptr) return;
     const ScopedContext scope(*gpu_);

@@ -162,14 +162,15 @@ Uncertain fp32_dot(const DotSums& s, double depth, double tensor_unit) noexcept 
   Uncertain r{s.sum, gamma_of(n) * s.absolute + depth * kUnderflow,
               kUnit * std::sqrt(n / 3.0) * partial + depth * kUnderflow};
   if (tensor_unit > 0) {
-    // Per instruction 32 products and the accumulator are cut to multiples of tensor_unit times (at most) the largest of
-    // them; 4 instructions per 128 columns start from zero. Rigorous: each of the 33 cuts loses less than tensor_unit
-    // times the step's sum of magnitudes. Statistical: a cut is uniform, so it spreads by 1/sqrt(12) of that unit, and the
-    // largest term of a step is taken as the drift plus three times the spread of its sum.
+    // Per instruction 32 products and the accumulator are cut to multiples of tensor_unit times (at most) the
+    // largest of them; 4 instructions per 128 columns start from zero. Rigorous: each of the 33 cuts loses
+    // less than tensor_unit times the step's sum of magnitudes. Statistical: a cut is uniform, so it spreads
+    // by 1/sqrt(12) of that unit, and the largest term of a step is taken as the drift plus three times the
+    // spread of its sum.
     constexpr double kCuts = 4 * 33;
     r.error += kCuts * tensor_unit * s.absolute;
-    r.sigma = std::hypot(r.sigma, tensor_unit * std::sqrt(kCuts / 12.0) *
-                                      (std::fabs(s.sum) + 3.0 * std::sqrt(s.square)));
+    r.sigma = std::hypot(
+        r.sigma, tensor_unit * std::sqrt(kCuts / 12.0) * (std::fabs(s.sum) + 3.0 * std::sqrt(s.square)));
   }
   if (!(s.absolute < kLargest)) r.error = r.sigma = kInfinity;  // fp32 may overflow where fp64 does not
   return r;

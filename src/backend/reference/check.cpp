@@ -61,7 +61,8 @@ void check_chunk(const Weights& weights, int64_t expert, const ramp_tensor& x, c
     for (int64_t n = begin; n < end; ++n) {
       weight_row13(weights.views, expert, n, row.data());
       for (size_t r = 0; r < count; ++r)
-        c[r][static_cast<size_t>(n)] = fp32_dot(dot_sums(a[r].data(), row.data(), h), weights.depth1, weights.tensor_unit);
+        c[r][static_cast<size_t>(n)] =
+            fp32_dot(dot_sums(a[r].data(), row.data(), h), weights.depth1, weights.tensor_unit);
     }
   });
 

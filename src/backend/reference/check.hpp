@@ -20,8 +20,6 @@
 namespace ramp::core {
 
 inline constexpr double kCheckSigmas = 6.0;
-// FP8 wgmma of sm_90 aligns the terms of a sum to the largest one and keeps 13 bits behind its point (docs/numerics.md).
-inline constexpr double kFp8TensorUnit = 0x1p-13;
 
 struct CheckOptions {
   // Tokens to check (flat rows e * max_tokens + r for the batched entry); empty: all.
@@ -32,7 +30,8 @@ struct CheckOptions {
   int64_t sum_depth = 0;
   // What per-slot rows are stored as before they are combined (bf16 in the GPU's repeatable mode).
   ramp_dtype slot_rows = RAMP_F32;
-  // Unit of the tensor cores' sums, relative to the largest term: 0 for fp32, kFp8TensorUnit for e4m3 on sm_90.
+  // Unit of the tensor cores' sums, relative to the largest term: 0 for fp32, kFp8TensorUnit for e4m3 on
+  // sm_90.
   double tensor_unit = 0;
   bool statistical = true;
   ParallelFor parallel = serial_for;
