@@ -33,7 +33,7 @@ void run_route(ramp_context& context, const ramp_router_config& router, const ra
   memory.writes("topk_weights", call.weights);
   memory.check();
   if (tokens == 0) return;
-  const uint64_t needed = context.backend->route_workspace(call.router, num_logits, tokens);
+  const uint64_t needed = context.backend->select_workspace(call.router, num_logits, tokens);
   with_workspace(context, nullptr, 0, needed, stream, [&](void* data, uint64_t size) {
     call.workspace = data;
     call.workspace_bytes = size;

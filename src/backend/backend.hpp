@@ -126,6 +126,11 @@ class Backend {
   virtual void expert_block_batched(const BatchedCall& call) = 0;
   [[nodiscard]] virtual uint64_t route_workspace(const ramp_router_config& router, int64_t num_logits,
                                                  int64_t max_tokens) const = 0;
+  // The same for calls that bring logits: no more than that, and 0 keeps such calls off shared memory.
+  [[nodiscard]] virtual uint64_t select_workspace(const ramp_router_config& router, int64_t num_logits,
+                                                  int64_t max_tokens) const {
+    return route_workspace(router, num_logits, max_tokens);
+  }
   virtual void route(const RouteCall& call) = 0;
   // Both in one go, block.ids and block.topk_weights being route's outputs: what ramp_moe_forward runs. The
   // two calls' workspaces may be the same memory.

@@ -1,7 +1,7 @@
 // A stand-in for libcuda: one GPU whose memory is the host's, streams that are always done, contexts and
-// modules that are counted, and of all kernels the strided copy alone. As strict as the driver where the
-// callers could go wrong: no call but the first few works without a current context, and a cubin must be an
-// ELF file.
+// modules that are counted, and of all kernels the strided copy and the packing of tiles. As strict as the
+// driver where the callers could go wrong: no call but the first few works without a current context, and a
+// cubin must be an ELF file.
 #include "fake_driver.hpp"
 
 #include <cuda.h>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "backend/cuda/strided_copy.hpp"
+#include "params/stream.hpp"
 
 #undef cuEventElapsedTime  // see fake_symbols.cpp
 
@@ -65,6 +66,33 @@ void strided_copy(const ramp::core::cuda::CopyParameters& p, size_t unit) {
     }
     std::memmove(host(to), host(from), p.units * unit);
   }
+}
+
+// kernels/sm90/pack.cu by the words of params/stream.hpp: 16 bytes at a time, all addresses multiples of 16.
+CUresult pack_tiles(const ramp::core::cuda::PackParams& p) {
+  const auto bits = reinterpret_cast<uintptr_t>(p.from) | reinterpret_cast<uintptr_t>(p.to) |
+                    static_cast<uintptr_t>(p.from_stride);
+  if (bits % 16 != 0) return CUDA_ERROR_MISALIGNED_ADDRESS;
+  size_t at = 0;  // of the chunk in the tiles, before the swizzle
+  for (int slice = 0; slice < p.rows / 128; ++slice) {
+    for (int step = 0; step < p.row_bytes / 128; ++step) {
+      for (int r = 0; r < 128; ++r) {
+        const int q = r / 16;
+        const int row =
+            p.gated == 0 ? slice * 128 + r : slice * 64 + 8 * q + r % 8 + (r % 16 < 8 ? 0 : p.rows / 2);
+        for (int c = 0; c < 8; ++c, at += 16) {
+          const size_t tile = at / 128 * 128 + static_cast<size_t>((c ^ (r % 8)) * 16);
+          const size_t plain = static_cast<size_t>(row) * static_cast<size_t>(p.from_stride) +
+                               static_cast<size_t>(step * 128 + c * 16);
+          if (p.unpack != 0)
+            std::memcpy(p.to + plain, p.from + tile, 16);
+          else
+            std::memcpy(p.to + tile, p.from + plain, 16);
+        }
+      }
+    }
+  }
+  return CUDA_SUCCESS;
 }
 
 struct FakeModule {
@@ -189,7 +217,8 @@ CUresult cuModuleUnload(CUmodule module) {
 }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   if (ready() != CUDA_SUCCESS) return ready();
-  if (std::strncmp(name, "copy_", 5) != 0) return CUDA_ERROR_NOT_FOUND;
+  if (std::strncmp(name, "copy_", 5) != 0 && std::strcmp(name, "pack_tiles") != 0)
+    return CUDA_ERROR_NOT_FOUND;
   auto& functions = reinterpret_cast<FakeModule*>(module)->functions;
   *function = reinterpret_cast<CUfunction>(&functions.emplace(name, name).first->second);
   return CUDA_SUCCESS;
@@ -204,6 +233,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned, unsigned, un
   if (ready() != CUDA_SUCCESS) return ready();
   if (gx == 0 || bx * by != 256) return CUDA_ERROR_INVALID_VALUE;
   const std::string& name = *reinterpret_cast<std::string*>(function);
+  if (name == "pack_tiles")
+    return pack_tiles(*static_cast<const ramp::core::cuda::PackParams*>(arguments[0]));
   strided_copy(*static_cast<const ramp::core::cuda::CopyParameters*>(arguments[0]),
                static_cast<size_t>(std::stoi(name.substr(5))));
   return CUDA_SUCCESS;
@@ -212,7 +243,8 @@ CUresult cuMemAlloc(CUdeviceptr* p, size_t bytes) {
   if (ready() != CUDA_SUCCESS) return ready();
   if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
   const std::lock_guard lock(mutex);
-  if (bytes > kFakeMemory - used) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (fake_state.allocations_left == 0 || bytes > kFakeMemory - used) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (fake_state.allocations_left > 0) --fake_state.allocations_left;
   void* const memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (memory == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
   *p = reinterpret_cast<CUdeviceptr>(memory);

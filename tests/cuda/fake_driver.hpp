@@ -6,7 +6,8 @@
 
 // RAMP_FAKE_DRIVER in the environment: "old" (CUDA 11.8), "no-device", "no-init"; else a GPU of sm_90.
 struct FakeState {
-  std::atomic<int> refuse_loads{0};  // so many calls of cuModuleLoadData fail next
+  std::atomic<int> refuse_loads{0};       // so many calls of cuModuleLoadData fail next
+  std::atomic<int> allocations_left{-1};  // cuMemAlloc is out of memory after so many more; -1: never
   std::atomic<int> modules{0}, allocations{0}, primary_contexts{0};  // alive
   std::atomic<int> loads{0}, launches{0}, copies_3d{0};              // calls so far
 };

@@ -162,6 +162,10 @@ class CudaBackend final : public Backend {
                                          int64_t max_tokens) const override {
     return prologue_.route_workspace(router, num_logits, max_tokens);
   }
+  [[nodiscard]] uint64_t select_workspace(const ramp_router_config& router, int64_t num_logits,
+                                          int64_t max_tokens) const override {
+    return prologue_.route_workspace(router, num_logits, max_tokens, true);
+  }
   void route(const RouteCall& call) override {
     const ScopedContext scope(*gpu_);
     const ScopedRange range("ramp_route");

@@ -97,7 +97,7 @@ class Prologue {
   // router_weight are given (fp32 accumulation; tensor cores for bf16 and f16). At most 1024 logits per token
   // and top_k 32 (UNSUPPORTED).
   [[nodiscard]] uint64_t route_workspace(const ramp_router_config& router, int64_t num_logits,
-                                         int64_t max_tokens) const;
+                                         int64_t max_tokens, bool logits_given = false) const;
   void route(const RouteCall& call);
 
  private:

@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "base/error.hpp"
@@ -117,8 +119,16 @@ std::vector<KernelProgram> route_programs(int /*arch*/) {
 
 CUfunction LazyKernel::load(KernelLibrary& library, const KernelProgram& program, const char* entry) {
   CUfunction f = library.get(program, entry);
+  // With what the kernel has of its own, within what the GPU can do: kernels with much of their own (the
+  // router GEMM) take no dynamic memory, and the limit must not be why they cannot be loaded.
+  CUdevice device = 0;
+  int limit = 0;
+  int own = 0;
+  RAMP_CU(cuCtxGetDevice, &device);
+  RAMP_CU(cuDeviceGetAttribute, &limit, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, device);
+  RAMP_CU(cuFuncGetAttribute, &own, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, f);
   RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-          static_cast<int>(kMaxShared));
+          std::min(static_cast<int>(kMaxShared), limit - own));
   function_.store(f, std::memory_order_release);
   return f;
 }

@@ -17,18 +17,18 @@ constexpr int64_t kMaxTopK = 32;      // a lane per slot
 constexpr int64_t kFewTokens = 4096;  // up to here smaller blocks, which spread over more SMs
 constexpr unsigned kGemmThreads = 256;
 
-// Scratch: logits, then the counts of a capacity that takes three launches.
+// Scratch: logits unless they are given, then the counts of a capacity that takes three launches.
 struct RouteScratch {
   float* logits = nullptr;
   int32_t* counts = nullptr;
   uint64_t bytes = 0;
 };
-RouteScratch carve(const ramp_router_config& router, int64_t num_logits, int64_t tokens,
+RouteScratch carve(const ramp_router_config& router, int64_t num_logits, int64_t tokens, bool logits_given,
                    void* base) noexcept {
   const auto round_up = [](int64_t bytes) { return (static_cast<uint64_t>(bytes) + 255) / 256 * 256; };
   auto* const at = static_cast<std::byte*>(base);
   RouteScratch s;
-  const uint64_t logits = round_up(tokens * num_logits * 4);
+  const uint64_t logits = logits_given ? 0 : round_up(tokens * num_logits * 4);
   s.logits = reinterpret_cast<float*>(at);
   s.counts = at == nullptr ? nullptr : reinterpret_cast<int32_t*>(at + logits);
   s.bytes = logits;
@@ -127,9 +127,9 @@ void Prologue::prepare_route(const ramp_router_config& router, int64_t num_logit
   }
 }
 
-uint64_t Prologue::route_workspace(const ramp_router_config& router, int64_t num_logits,
-                                   int64_t max_tokens) const {
-  return carve(router, num_logits, max_tokens, nullptr).bytes;
+uint64_t Prologue::route_workspace(const ramp_router_config& router, int64_t num_logits, int64_t max_tokens,
+                                   bool logits_given) const {
+  return carve(router, num_logits, max_tokens, logits_given, nullptr).bytes;
 }
 
 void Prologue::route(const RouteCall& call) {
@@ -138,10 +138,8 @@ void Prologue::route(const RouteCall& call) {
   const int64_t num_logits = given ? call.logits.shape[1] : call.router_weight.shape[0];
   check_limits(call.router, num_logits);
   if (tokens == 0) return;
-  const RouteScratch scratch = carve(call.router, num_logits, tokens, call.workspace);
-  const bool needs_scratch =
-      !given || (call.router.capacity > 0 && tokens * router_slots(call.router) > kOneLaunchSlots);
-  if (needs_scratch && (call.workspace == nullptr || call.workspace_bytes < scratch.bytes)) {
+  const RouteScratch scratch = carve(call.router, num_logits, tokens, given, call.workspace);
+  if (scratch.bytes > 0 && (call.workspace == nullptr || call.workspace_bytes < scratch.bytes)) {
     fail_argument("workspace_bytes", fmt::format("{}", call.workspace_bytes),
                   fmt::format("at least {}", scratch.bytes), "ask for the size first",
                   RAMP_ERROR_WORKSPACE_TOO_SMALL);

@@ -259,13 +259,6 @@ size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
                 "ramp_config_name lists them");
 }
 
-// The kernels gather rows 16 bytes at a time.
-void check_rows(const GemmInput& in, const char* name) {
-  if (rows_aligned(in.data, 1, {in.stride})) return;
-  fail_argument(name, fmt::format("address {} and row stride {}", in.data, in.stride),
-                "multiples of 16 bytes", "align pre-quantised rows", RAMP_ERROR_UNSUPPORTED);
-}
-
 void check_size(uint64_t got, uint64_t needed, const void* workspace) {
   if (workspace != nullptr && got >= needed) return;
   fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
@@ -285,7 +278,6 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
-  check_rows(x, "x");
   const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
@@ -303,7 +295,6 @@ void StreamBlock::batched(const BatchedCall& call) {
   const Run run{*gpu_, w, parts, kVariants[number], call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
   x.per_slot = x.scales_per_slot = true;
-  check_rows(x, "x");
   const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);

@@ -2,11 +2,15 @@
 // before memory is given up, is waited for.
 #include "backend/cuda/weights.hpp"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/stream_block.hpp"
+#include "base/error.hpp"
 #include "base/tensor.hpp"
 #include "params/stream.hpp"
 
@@ -72,48 +76,74 @@ void launch_pack(CUfunction f, const ramp_tensor& shape, const void* from, void*
 
 }  // namespace
 
-void TilePacker::pack(const ramp_tensor& w, bool gated, CUstream stream) const {
-  const std::shared_ptr<void> scratch = memory_.allocate(bytes_of(expert_of(w, 0)));
-  for (int64_t e = 0; e < w.shape[0]; ++e) {
-    const ramp_tensor expert = expert_of(w, e);
-    memory_.copy(expert, contiguous_at(expert, scratch.get()), stream);
-    launch_pack(pack_, w, scratch.get(), expert.data, w.shape[2], gated, false, stream);
-  }
-  memory_.synchronize(stream);
+namespace {
+
+// The kernel moves 16 bytes at a time.
+bool direct(const ramp_tensor& t) noexcept {
+  return rows_aligned(t.data, 1, {t.stride[0], t.stride[1]});
 }
 
-void TilePacker::update(const ramp_tensor& from, const ramp_tensor& to, int64_t first, bool gated,
+}  // namespace
+
+std::shared_ptr<void> TilePacker::room(const ramp_tensor& a, const ramp_tensor& b) const {
+  return memory_.allocate(std::max(bytes_of(expert_of(a, 0)), bytes_of(expert_of(b, 0))));
+}
+
+std::shared_ptr<void> TilePacker::update_room(const ramp_tensor& from13, const ramp_tensor& from2) const {
+  return direct(from13) && direct(from2) ? nullptr : room(from13, from2);
+}
+
+void TilePacker::pack(const ramp_tensor& w, bool gated, void* room, CUstream stream) const {
+  for (int64_t e = 0; e < w.shape[0]; ++e) {
+    const ramp_tensor expert = expert_of(w, e);
+    memory_.copy(expert, contiguous_at(expert, room), stream);
+    launch_pack(pack_, w, room, expert.data, w.shape[2], gated, false, stream);
+  }
+}
+
+void TilePacker::update(const ramp_tensor& from, const ramp_tensor& to, int64_t first, bool gated, void* room,
                         CUstream stream) const {
-  const bool direct = rows_aligned(from.data, 1, {from.stride[0], from.stride[1]});
-  const std::shared_ptr<void> scratch = direct ? nullptr : memory_.allocate(bytes_of(expert_of(from, 0)));
   for (int64_t e = 0; e < from.shape[0]; ++e) {
     const ramp_tensor source = expert_of(from, e);
     const ramp_tensor target = expert_of(to, first + e);
-    if (direct) {
+    if (direct(from)) {
       launch_pack(pack_, to, source.data, target.data, source.stride[1], gated, false, stream);
       continue;
     }
-    memory_.copy(source, contiguous_at(source, scratch.get()), stream);
-    launch_pack(pack_, to, scratch.get(), target.data, to.shape[2], gated, false, stream);
+    memory_.copy(source, contiguous_at(source, room), stream);
+    launch_pack(pack_, to, room, target.data, to.shape[2], gated, false, stream);
   }
-  if (!direct) memory_.synchronize(stream);  // before the scratch goes
 }
 
 void TilePacker::unpack(const ramp_tensor& from, const ramp_tensor& to, bool gated, CUstream stream) const {
-  const bool direct = rows_aligned(to.data, 1, {to.stride[0], to.stride[1]});
-  const std::shared_ptr<void> scratch = direct ? nullptr : memory_.allocate(bytes_of(expert_of(from, 0)));
+  const bool in_place = direct(to);
+  const std::shared_ptr<void> scratch = in_place ? nullptr : memory_.allocate(bytes_of(expert_of(from, 0)));
   for (int64_t e = 0; e < from.shape[0]; ++e) {
     const ramp_tensor source = expert_of(from, e);
     const ramp_tensor target = expert_of(to, e);
-    if (direct) {
+    if (in_place) {
       launch_pack(pack_, from, source.data, target.data, target.stride[1], gated, true, stream);
       continue;
     }
     launch_pack(pack_, from, source.data, scratch.get(), from.shape[2], gated, true, stream);
     memory_.copy(contiguous_at(source, scratch.get()), target, stream);
   }
-  if (!direct) memory_.synchronize(stream);
+  if (!in_place) memory_.synchronize(stream);
 }
+
+namespace {
+
+// Tiles are written and read by instructions for aligned memory; a caller's own buffer (IN_PLACE) may begin
+// anywhere.
+void check_tile_memory(const ramp_tensor& t, const char* name) {
+  constexpr uintptr_t kTileAlignment = 16;  // of bulk copies
+  if (reinterpret_cast<uintptr_t>(t.data) % kTileAlignment == 0) return;
+  fail_argument(name, fmt::format("address {}", t.data),
+                fmt::format("a multiple of {} bytes, to hold packed tiles", kTileAlignment),
+                "align the buffer, or create the weights with RAMP_COPY");
+}
+
+}  // namespace
 
 bool is_tiled(const ExpertWeights& w) noexcept {
   const auto* const packed = static_cast<const CudaPacked*>(w.packed.get());
@@ -123,6 +153,7 @@ bool is_tiled(const ExpertWeights& w) noexcept {
 void pack_weights(ExpertWeights& w, const DeviceMemory& memory, const TilePacker* packer, void* stream) {
   auto packed = std::make_unique<CudaPacked>();
   auto* const s = static_cast<CUstream>(stream);
+  std::shared_ptr<void> room;
   packed->w13 = w.w13;
   packed->w2 = w.w2;
   packed->tiles = packer != nullptr;
@@ -135,15 +166,21 @@ void pack_weights(ExpertWeights& w, const DeviceMemory& memory, const TilePacker
       packed->own_w2 = memory.allocate(bytes_of(w.w2));
       packed->w13 = contiguous_at(w.w13, packed->own_w13.get());
       packed->w2 = contiguous_at(w.w2, packed->own_w2.get());
-      packer->update(w.w13, packed->w13, 0, w.gated(), s);
-      packer->update(w.w2, packed->w2, 0, false, s);
+      room = packer->update_room(w.w13, w.w2);
+      packer->update(w.w13, packed->w13, 0, w.gated(), room.get(), s);
+      packer->update(w.w2, packed->w2, 0, false, room.get(), s);
     }
     memory.synchronize(stream);  // other streams may use the handle from here on
   } else {
-    // Nothing may fail once values have moved: both GEMMs' scratch is taken by the first one's size or more.
     if (packer != nullptr) {
-      packer->pack(w.w13, w.gated(), s);
-      packer->pack(w.w2, false, s);
+      check_tile_memory(w.w13, "weights.w13");
+      check_tile_memory(w.w2, "weights.w2");
+      // One scratch for both GEMMs, before the first value moves: nothing may fail from then on, or a handle
+      // that counts as unpacked would hold tiles.
+      room = packer->room(w.w13, w.w2);
+      packer->pack(w.w13, w.gated(), room.get(), s);
+      packer->pack(w.w2, false, room.get(), s);
+      memory.synchronize(stream);
     }
     packed->own_w13 = std::move(w.device_w13);
     packed->own_w2 = std::move(w.device_w2);
@@ -154,6 +191,7 @@ void pack_weights(ExpertWeights& w, const DeviceMemory& memory, const TilePacker
 
 void update_weights(ExpertWeights& w, int64_t first_expert, const ramp_weights_desc& update,
                     const DeviceMemory& memory, const TilePacker* packer, void* stream) {
+  const std::shared_ptr<void> room = is_tiled(w) ? packer->update_room(update.w13, update.w2) : nullptr;
   if (present(w.w13_scale)) {
     // A BORROW handle's scales are the caller's, who is never written to.
     if (w.ownership == RAMP_BORROW && w.device_w13_scale == nullptr) {
@@ -171,8 +209,8 @@ void update_weights(ExpertWeights& w, int64_t first_expert, const ramp_weights_d
   }
   const WeightViews to = weight_views(w);
   if (is_tiled(w)) {
-    packer->update(update.w13, to.w13, first_expert, w.gated(), static_cast<CUstream>(stream));
-    packer->update(update.w2, to.w2, first_expert, false, static_cast<CUstream>(stream));
+    packer->update(update.w13, to.w13, first_expert, w.gated(), room.get(), static_cast<CUstream>(stream));
+    packer->update(update.w2, to.w2, first_expert, false, room.get(), static_cast<CUstream>(stream));
   } else {
     memory.copy(update.w13, expert_range(to.w13, first_expert, update.num_experts), stream);
     memory.copy(update.w2, expert_range(to.w2, first_expert, update.num_experts), stream);

@@ -31,10 +31,15 @@ bool is_tiled(const ExpertWeights& w) noexcept;
 class TilePacker {
  public:
   TilePacker(const DeviceMemory& memory, CUfunction pack) : memory_(memory), pack_(pack) {}
-  // In place.
-  void pack(const ramp_tensor& w, bool gated, CUstream stream) const;
-  // Experts of `from` (any strides) over experts [first, ...) of packed `to`.
-  void update(const ramp_tensor& from, const ramp_tensor& to, int64_t first, bool gated,
+  // Scratch for an expert of either, taken before anything moves, so that want of memory leaves everything as
+  // it was. It must live until the stream has been waited for.
+  [[nodiscard]] std::shared_ptr<void> room(const ramp_tensor& a, const ramp_tensor& b) const;
+  // The same for update(): nothing where the kernel reads both directly.
+  [[nodiscard]] std::shared_ptr<void> update_room(const ramp_tensor& from13, const ramp_tensor& from2) const;
+  // In place; asynchronous.
+  void pack(const ramp_tensor& w, bool gated, void* room, CUstream stream) const;
+  // Experts of `from` (any strides) over experts [first, ...) of packed `to`; asynchronous.
+  void update(const ramp_tensor& from, const ramp_tensor& to, int64_t first, bool gated, void* room,
               CUstream stream) const;
   void unpack(const ramp_tensor& from, const ramp_tensor& to, bool gated, CUstream stream) const;
 
