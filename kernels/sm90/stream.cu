@@ -9,11 +9,13 @@
 //              columns, exchanging the group's amax through distributed shared memory. 2: w2, router weight,
 //              bf16 rows.
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
-//   WIDTH   token rows per tile at most: 8, 16, 32, 64
-//   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
+//   WIDTH   token rows per tile at most: 8, 32, 64, 128
+//   STEP    the width of a tile is a multiple of it: 8, or 16 where 16 cases of wgmma would take NVRTC too
+//   long STAGES  ring depth; BLOCKS: blocks per SM (register budget)
 //
-// Warps 0-7 do math, warp 8 copies. The grid is persistent: blocks stride over (tile, slice) items, ordered
-// by expert, then slice, then tile, so that an expert's tiles share its weights in L2.
+// Warps 0-7 do math, warp 8 brings weights, as far ahead as the ring allows, warp 9 gathers tokens. The grid
+// is persistent: blocks stride over (tile, slice) items, ordered by expert, then slice, then tile, so that an
+// expert's tiles share its weights in L2.
 #define WGMMA_E4M3
 #include "common/types.cuh"
 #include "params/block.hpp"
@@ -74,6 +76,15 @@ struct Shared {
   u32 ring, scales, out, amax, own, remote, full, empty, exchange;
 };
 
+__device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address));
+}
+// One arrival per math warp.
+__device__ __forceinline__ void release(const Shared& s, u32 slot) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) barrier_arrive(s.empty + 8 * slot);
+}
+
 // The math warps' side of one item with N token columns.
 template <int N>
 __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s, const Item& item, u32& at,
@@ -103,22 +114,28 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<E4m3, N>(part, a + 2 * j, b + 2 * j, j != 0);
     wgmma_commit();
-    float token[N / 4];
+    float token[N < 64 ? N / 4 : 2];
+    if (N < 64) {
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j) {
-      asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];"
-                   : "=f"(token[2 * j]), "=f"(token[2 * j + 1])
-                   : "r"(s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4))));
+      for (int j = 0; j < (N < 64 ? N / 8 : 0); ++j)
+        load_pair(token[2 * j], token[2 * j + 1],
+                  s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
     }
     wgmma_wait<0>();
-    barrier_arrive(s.empty + 8 * slot);
+    if (N < 64) release(s, slot);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
-      sum[4 * j + 0] = fmaf(part[4 * j + 0], gate * token[2 * j], sum[4 * j + 0]);
-      sum[4 * j + 1] = fmaf(part[4 * j + 1], gate * token[2 * j + 1], sum[4 * j + 1]);
-      sum[4 * j + 2] = fmaf(part[4 * j + 2], up * token[2 * j], sum[4 * j + 2]);
-      sum[4 * j + 3] = fmaf(part[4 * j + 3], up * token[2 * j + 1], sum[4 * j + 3]);
+      // Wide tiles load their token scales as they use them: 16 registers fewer, but the slot is held longer.
+      if (N >= 64)
+        load_pair(token[0], token[1], s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
+      const float t0 = token[N < 64 ? 2 * j : 0];
+      const float t1 = token[N < 64 ? 2 * j + 1 : 1];
+      sum[4 * j + 0] = fmaf(part[4 * j + 0], gate * t0, sum[4 * j + 0]);
+      sum[4 * j + 1] = fmaf(part[4 * j + 1], gate * t1, sum[4 * j + 1]);
+      sum[4 * j + 2] = fmaf(part[4 * j + 2], up * t0, sum[4 * j + 2]);
+      sum[4 * j + 3] = fmaf(part[4 * j + 3], up * t1, sum[4 * j + 3]);
     }
+    if (N >= 64) release(s, slot);
     gate = next_gate;
     up = next_up;
   }
@@ -229,71 +246,65 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 #endif
 }
 
-// The copying warp.
-__device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& s, u32 first, u32 stride,
-                                           u32 units, u32 slices, u32 rank) {
-  const u32 lane = threadIdx.x % 32;
+// Warp 8, one lane: weights. GEMM 2's run ahead of the end of GEMM 1: its plan is older than that (a block of
+// GEMM 2 starts after every block of GEMM 1 has waited for the prologue). GEMM 1's cannot: its plan is what
+// it waits for.
+__device__ __forceinline__ void bring_weights(const StreamParams& p, const Shared& s, u32 first, u32 stride,
+                                              u32 units, u32 slices, u32 rank) {
   u32 at = 0;
-  u32 signalled = 0;  // steps whose gathered rows have been signalled
-  // GEMM 2 fills its ring with weights while GEMM 1 ends. (The plan is older than GEMM 1: a block of GEMM 2 starts after
-  // every block of GEMM 1 has waited for the prologue.) GEMM 1 cannot: its plan is what it waits for.
-  u32 ahead = 0;
-#if GEMM == 2
-  for (u32 unit = first; unit < units && ahead < STAGES; unit += stride) {
-    const Item item = find_item(p, unit, slices);
-    const u8* const tiles = p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
-    for (u32 k = 0; k < (u32)p.steps && ahead < STAGES; ++k, ++ahead) {
-      if (lane == 0) {
-        barrier_expect(s.full + 8 * ahead, kTile);
-        bulk_copy(s.ring + ahead * kStage, tiles + (u64)k * kTile, kTile, s.full + 8 * ahead);
-      }
-    }
-  }
-  dependency_wait();
-#endif
   for (u32 unit = first; unit < units; unit += stride) {
     Item item = find_item(p, unit, slices);
     if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
-    const u8* const tiles =
-        p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
-    const u32 width = (u32)(item.rows + 7) / 8 * 8;
+    const u8* tile = p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
+    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kTile) {
+      const u32 slot = at % STAGES;
+      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
+      barrier_expect(s.full + 8 * slot, kTile);
+      bulk_copy(s.ring + slot * kStage, tile, kTile, s.full + 8 * slot);
+    }
+  }
+}
+
+// Warp 9: token rows by index, 16 bytes a copy, swizzled by hand, and their scales.
+__device__ __forceinline__ void gather_tokens(const StreamParams& p, const Shared& s, u32 first, u32 stride,
+                                              u32 units, u32 slices) {
+  const u32 lane = threadIdx.x % 32;
+  u32 at = 0;
+  u32 signalled = 0;  // steps whose gathered rows have been signalled
+  for (u32 unit = first; unit < units; unit += stride) {
+    const Item item = find_item(p, unit, slices);
+    const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
     // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the
     // tile.
-    const u8* row[kRowsPerLane];
+    u32 row[kRowsPerLane];
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
       const u32 r = lane / 8 + 4 * i;
-      row[i] =
-          p.x +
-          (u64)source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0)) * (u64)p.x_stride +
-          lane % 8 * 16;
+      row[i] = source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
     }
-    const float* scale[(WIDTH + 31) / 32];
+    u32 scale_row[(WIDTH + 31) / 32];
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
       const u32 r = lane + 32 * i;
-      scale[i] =
-          p.x_scale + (u64)source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0)) *
-                          (u64)p.x_scale_stride;
+      scale_row[i] = source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
     }
-    for (u32 k = 0; k < (u32)p.steps; ++k, ++at) {
+    const u8* x = p.x + lane % 8 * 16;
+    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += kRowBytes) {
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      const u32 stage = s.ring + slot * kStage;
-      if (at >= ahead && lane == 0) {
-        barrier_expect(s.full + 8 * slot, kTile);
-        bulk_copy(stage, tiles + (u64)k * kTile, kTile, s.full + 8 * slot);
-      }
+      const u32 to = s.ring + slot * kStage + kTile;
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) {
         const u32 r = lane / 8 + 4 * i;
         if (r < width)
-          copy16(stage + kTile + r * kRowBytes + ((lane % 8) ^ (r % 8)) * 16, row[i] + k * kRowBytes);
+          copy16(to + r * kRowBytes + ((lane % 8) ^ (r % 8)) * 16, x + (u64)row[i] * (u64)p.x_stride);
       }
 #pragma unroll
       for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
         const u32 r = lane + 32 * i;
-        if (r < width) copy4(s.scales + slot * kScaleBytes + 4 * r, scale[i] + k);
+        if (r < width)
+          copy4(s.scales + slot * kScaleBytes + 4 * r,
+                p.x_scale + (u64)scale_row[i] * (u64)p.x_scale_stride + k);
       }
       copy_commit();
       if (at - signalled >= kLag) {
@@ -315,7 +326,7 @@ __device__ __forceinline__ void copy_items(const StreamParams& p, const Shared& 
 #define CLUSTER
 #endif
 
-extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS)
+extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
     stream(const __grid_constant__ StreamParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   Shared s;
@@ -332,7 +343,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS)
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {
       barrier_init(s.full + 8 * i, 33);  // the copying lanes, and the announcement of the tile's bytes
-      barrier_init(s.empty + 8 * i, kMathThreads);
+      barrier_init(s.empty + 8 * i, kMathThreads / 32);
     }
     barrier_init(s.exchange, 1);
     barrier_init(s.exchange + 8, 1);
@@ -350,8 +361,14 @@ extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS)
   const u32 units = (u32)*p.num_tiles * slices;
   const u32 first = GEMM == 1 ? blockIdx.x / 2 : blockIdx.x;
   const u32 stride = GEMM == 1 ? gridDim.x / 2 : gridDim.x;
-  if (threadIdx.x >= kMathThreads) {
-    copy_items(p, s, first, stride, units, slices, rank);
+  const u32 warp = threadIdx.x / 32;
+  if (warp == 8) {
+    if (threadIdx.x % 32 == 0) bring_weights(p, s, first, stride, units, slices, rank);
+    __syncwarp();
+    if (GEMM == 2) dependency_wait();
+  } else if (warp == 9) {
+    if (GEMM == 2) dependency_wait();
+    gather_tokens(p, s, first, stride, units, slices);
   } else {
 #if GEMM == 2
     dependency_wait();
@@ -362,20 +379,18 @@ extern "C" __global__ void CLUSTER __launch_bounds__(288, BLOCKS)
     for (u32 unit = first; unit < units; unit += stride, ++round) {
       Item item = find_item(p, unit, slices);
       if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
-      switch ((item.rows + 7) / 8) {
-#define RAMP_WIDTH(n)                             \
-  case n:                                         \
-    run_item<8 * n>(p, s, item, at, round, rank); \
+      switch ((item.rows + STEP - 1) / STEP) {
+#define RAMP_WIDTH(n)                                \
+  case n:                                            \
+    run_item<STEP * n>(p, s, item, at, round, rank); \
     break;
         RAMP_WIDTH(1)
-#if WIDTH >= 16
+#if WIDTH / STEP >= 4
         RAMP_WIDTH(2)
-#endif
-#if WIDTH >= 32
         RAMP_WIDTH(3)
         RAMP_WIDTH(4)
 #endif
-#if WIDTH >= 64
+#if WIDTH / STEP >= 8
         RAMP_WIDTH(5)
         RAMP_WIDTH(6)
         RAMP_WIDTH(7)

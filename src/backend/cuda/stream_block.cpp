@@ -21,12 +21,13 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kSliceRows = 128, kThreads = 288;
+constexpr int64_t kSliceRows = 128, kThreads = 320;
 constexpr uint64_t kAlignment = 256;
 
 // Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers
 // allow one block. The first ones are for the fewest rows.
-constexpr std::array<StreamVariant, 4> kVariants = {{{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 8, 1}}};
+constexpr std::array<StreamVariant, 5> kVariants = {
+    {{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 4, 2}, {128, 5, 1}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
@@ -39,7 +40,8 @@ KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation a
   KernelProgram p{fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
                   "sm90/stream.cu",
                   {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width),
-                   fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
+                   fmt::format("-DSTEP={}", v.width > 64 ? 16 : 8), fmt::format("-DSTAGES={}", v.stages),
+                   fmt::format("-DBLOCKS={}", v.blocks)},
                   {"stream"},
                   90};
   if (gemm == 1) {
@@ -173,7 +175,8 @@ StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, 
   const int64_t mean = tokens * top_k / std::max<int64_t>(1, weights.experts);
   if (tokens <= 2) return kVariants[0];
   if (tokens <= 8) return kVariants[1];
-  return mean <= 24 ? kVariants[2] : kVariants[3];
+  if (mean <= 24) return kVariants[2];
+  return mean <= 48 ? kVariants[3] : kVariants[4];
 }
 
 namespace {
