@@ -12,6 +12,7 @@
 using namespace ramp::core::cuda;
 
 constexpr int kVector = 8;  // columns per thread; H is a multiple of 32
+constexpr int kThreads = 128;
 
 enum Dtype { kF32 = 1, kF16 = 2, kBf16 = 3 };  // as ramp_dtype
 
@@ -24,7 +25,12 @@ template <int DTYPE>
 struct Raw {
   Halves h;
   __device__ __forceinline__ void load(const void* rows, i64 at) {
-    h = *(const Halves*)((const u16*)rows + at);
+    // Read once: not kept in L1.
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"((const u16*)rows + at));
+    h = *(const Halves*)&v;
   }
   __device__ __forceinline__ void load_any(const void* rows, i64 at) {
 #pragma unroll
@@ -76,7 +82,10 @@ __device__ __forceinline__ void store8(void* y, i64 at, const float (&v)[8], int
   for (int i = 0; i < 8; ++i) h.v[i] = DTYPE == kBf16 ? f32_to_bf16(v[i]) : f32_to_f16(v[i]);
   u16* const p = (u16*)y + at;
   if (aligned) {
-    *(Halves*)p = h;
+    // Streaming: y does not push expert rows out of L2. Both hints together: 3.8 -> 4.2 TB/s at T = 8192.
+    const uint4 v = *(const uint4*)&h;
+    asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) p[i] = h.v[i];
@@ -181,17 +190,17 @@ __device__ __forceinline__ void per_slot(const CombineParams& p) {
 }
 
 #define RAMP_COMBINE(rows, R, BLOCKS8, BLOCKS2)                      \
-  extern "C" __global__ void __launch_bounds__(256, BLOCKS8)         \
+  extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS8)    \
       combine_##rows(const __grid_constant__ CombineParams p) {      \
     combine<R, 8>(p);                                                \
   }                                                                  \
-  extern "C" __global__ void __launch_bounds__(256, BLOCKS2)         \
+  extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS2)    \
       combine_##rows##_k2(const __grid_constant__ CombineParams p) { \
     combine<R, 2>(p);                                                \
   }                                                                  \
-  extern "C" __global__ void __launch_bounds__(256)                  \
+  extern "C" __global__ void __launch_bounds__(kThreads)             \
       per_slot_##rows(const __grid_constant__ CombineParams p) {     \
     per_slot<R>(p);                                                  \
   }
-RAMP_COMBINE(f32, kF32, 2, 4)
-RAMP_COMBINE(bf16, kBf16, 3, 6)
+RAMP_COMBINE(f32, kF32, 4, 8)
+RAMP_COMBINE(bf16, kBf16, 6, 12)

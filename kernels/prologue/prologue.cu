@@ -42,24 +42,25 @@ __device__ __forceinline__ void batched_index(const PrologueParams& p, const Sor
 
 #if ROUTED
 // The tokens of this block's slots, a warp each; ids also go to the entries, where the sort reads them. The
-// warps' scratch lies behind the entries. At most 256 experts: 8 logits per lane.
-__device__ __forceinline__ void route_block(const RouteParams& r, const SortParams& p, const SortShared& s) {
+// warps' scratch lies behind the entries. At most 256 experts: 8 logits per lane. Not inlined:
+// its registers and the sort's do not fit together.
+__device__ __noinline__ void route_block(const RouteParams& r, const SortParams& p, u32* entry) {
   const u32 warp = threadIdx.x / 32;
   u32 begin, end;
   block_slots(p, cluster_rank(), begin, end);
-  u32* const scratch = s.entry + p.chunk + warp * route_shared_words(r.experts, r.num_groups);
+  u32* const scratch = entry + p.chunk + warp * route_shared_words(r.experts, r.num_groups);
   const u32 first = begin / p.top_k;
   for (u32 t = first + warp; t < end / p.top_k; t += kPrologueWarps)
-    store_slots(r, t, route_token<8>(r, t, scratch), s.entry + (t - first) * p.top_k);
+    store_slots(r, t, route_token<8>(r, t, scratch), entry + (t - first) * p.top_k);
 }
 #endif
 
 __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortShared& s) {
   if (threadIdx.x < 2) s.invalid[threadIdx.x] = 0;
 #if ROUTED
-  route_block(p.route, p.sort, s);
+  route_block(p.route, p.sort, s.entry);
 #endif
-  sort_block<ROUTED != 0, false>(p.sort, s, p.mode == kSortCounted);
+  sort_block<ROUTED != 0, false>(p.sort, s, !ROUTED && p.mode == kSortCounted);
 }
 
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
@@ -67,7 +68,9 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   const SortShared s = carve_sort(g_shared, p.sort.experts);
   u32 part = blockIdx.x;
   u32 parts = gridDim.x;
-  if (p.mode == kBatched) {
+  // Routing happens in one launch only (kSortHere).
+  const bool batched = !ROUTED && p.mode == kBatched;
+  if (batched) {
     batched_index(p, s);
   } else {
     if (blockIdx.x < p.sort.chunks) {
@@ -78,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     parts -= p.sort.chunks;
   }
 #if X_TYPE != 0
-  const u32 rows = p.mode == kBatched ? s.first[p.sort.experts] : p.rows.rows;
+  const u32 rows = batched ? s.first[p.sort.experts] : p.rows.rows;
   convert(p.rows, BatchRows{s.first, p.sort.experts, p.batch.max_tokens}, rows, part, parts,
           reinterpret_cast<float*>(g_shared));
 #endif

@@ -298,7 +298,8 @@ __device__ __forceinline__ void finish_segment(const RowsParams& p, const RowPla
   }
 }
 
-// Everything but fp8_channel: segments on their own, the next one's words in flight while one is worked on.
+// Everything but fp8_channel: segments on their own. With bf16 x the next one's words are in flight while
+// one is worked on; f32 has as many bytes in flight without, and f16 no registers left for it.
 __device__ __forceinline__ void convert_segments(const RowsParams& p, const BatchRows& batch, u32 rows,
                                                  u32 part, u32 parts) {
   const u32 lane = threadIdx.x % 32;
@@ -313,6 +314,12 @@ __device__ __forceinline__ void convert_segments(const RowsParams& p, const Batc
     column = s.segment * kSegment + lane * kLaneColumns;
     if (column < p.columns) raw = load_raw(p, next, column);
   };
+#if X_TYPE != 3
+  for (; s.row < rows; s.next()) {
+    fetch();
+    finish_segment(p, next, column, column < p.columns, raw);
+  }
+#else
   fetch();
   while (s.row < rows) {
     const RowPlace row = next;
@@ -322,6 +329,7 @@ __device__ __forceinline__ void convert_segments(const RowsParams& p, const Batc
     fetch();
     finish_segment(p, row, at, at < p.columns, now);
   }
+#endif
 }
 
 // fp8_channel: a team of 1, 2, 4, 8 or 16 warps per row, whose scale needs the whole row. Rows of up to 8192
@@ -340,14 +348,12 @@ __device__ __forceinline__ void convert_rows(const RowsParams& p, const BatchRow
     const u32 r = begin + warp / team;
     const bool there = r < rows;
     const RowPlace row = place_of_row(p, batch, there ? r : rows - 1);
-    Raw raw{};
-    float v[kLaneColumns];
+    float v[kLaneColumns] = {};
     float amax = 0.0f;
     for (u32 s = member; s < segments; s += team) {
       const u32 column = s * kSegment + lane * kLaneColumns;
       if (!there || column >= p.columns) continue;
-      raw = load_raw(p, row, column);
-      unpack(raw, row, v);
+      unpack(load_raw(p, row, column), row, v);
       amax = largest(v, amax);
     }
 #pragma unroll
@@ -363,8 +369,7 @@ __device__ __forceinline__ void convert_rows(const RowsParams& p, const BatchRow
     for (u32 s = member; s < segments; s += team) {
       const u32 column = s * kSegment + lane * kLaneColumns;
       if (column >= p.columns) continue;
-      if (segments > team) raw = load_raw(p, row, column);
-      unpack(raw, row, v);
+      if (segments > team) unpack(load_raw(p, row, column), row, v);
       store_codes(p, row, column, v, scale);
     }
   }

@@ -35,12 +35,19 @@ __device__ __forceinline__ float warp_sum(float v) {
   for (u32 d = 16; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
   return v;
 }
-__device__ __noinline__ float sigmoid_score(float x) {
+__device__ __forceinline__ float plain_sigmoid(float x) {
   const float s = ramp::core::sigmoid_f32(x);
   return s >= 0.0f ? s : 0.0f;  // false for NaN
 }
 
-// softmax_term; with many logits per lane as a call, which compiles in a fraction of the time.
+// Scores; with many logits per lane as calls, which compile in a fraction of the time.
+__device__ __noinline__ float sigmoid_call(float x) {
+  return plain_sigmoid(x);
+}
+template <int N>
+__device__ __forceinline__ float sigmoid_score(float x) {
+  return N > 8 ? sigmoid_call(x) : plain_sigmoid(x);
+}
 __device__ __noinline__ float term_call(float x, float m) {
   return ramp::core::softmax_term(x, m);
 }
@@ -78,11 +85,10 @@ __device__ __forceinline__ u32 group_key(const Best2& b, bool top2) {
   return key_bits(__fadd_rn(best, key_value(b.second)));
 }
 
-// Takes the experts of all but the topk_groups best groups out of `eligible`. `biased` scores the groups.
-// shared: route_shared_words of this warp.
+// Which of this lane's experts are in one of the topk_groups best groups (bit i: expert lane + 32 i), by the
+// keys that score the groups. shared: route_shared_words of this warp.
 template <int N>
-__device__ __forceinline__ void keep_groups(const RouteParams& p, const u32 (&biased)[N], u32 (&eligible)[N],
-                                            u32* shared) {
+__device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&key)[N], u32* shared) {
   const u32 lane = threadIdx.x % 32;
   const u32 size = p.experts / p.num_groups;
   const bool top2 = p.group_score != 0;
@@ -98,7 +104,7 @@ __device__ __forceinline__ void keep_groups(const RouteParams& p, const u32 (&bi
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if (32 * i >= (int)p.experts) break;
-      if (biased[i] != kNanKey) offer(b, biased[i]);
+      if (key[i] != kNanKey) offer(b, key[i]);
       if (--left != 0) continue;
       Best2 w;
       w.first = __reduce_max_sync(kWarpAll, b.first);
@@ -112,7 +118,7 @@ __device__ __forceinline__ void keep_groups(const RouteParams& p, const u32 (&bi
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (lane + 32 * i < p.experts) keys[lane + 32 * i] = biased[i];
+      if (lane + 32 * i < p.experts) keys[lane + 32 * i] = key[i];
     }
     __syncwarp();
     for (u32 g = lane; g < p.num_groups; g += 32) {
@@ -133,11 +139,13 @@ __device__ __forceinline__ void keep_groups(const RouteParams& p, const u32 (&bi
     keep[g] = better < p.topk_groups ? 1u : 0u;
   }
   __syncwarp();
+  u32 kept = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const u32 e = lane + 32 * i;
-    if (e < p.experts && keep[e / size] == 0) eligible[i] = kNothing;
+    if (e < p.experts && keep[e / size] != 0) kept |= 1u << i;
   }
+  return kept;
 }
 
 struct Chosen {
@@ -175,9 +183,6 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) key[i] = lane + 32 * i < p.experts ? key_bits(x[i]) : kNothing;
-  u32 biased[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) biased[i] = key[i];
   if (biased_keys) {
     const float divisor = sum > 0.0f ? sum : 1.0f;
 #pragma unroll
@@ -186,16 +191,23 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
       if (e >= p.experts) continue;
       float score = x[i];
       if (sigmoid) {
-        score = sigmoid_score(x[i]);
+        score = sigmoid_score<N>(x[i]);
       } else if (p.scoring == 0) {
         score = __fdiv_rn(term<N>(x[i], m), divisor);
       }
       if (p.bias != nullptr) score = __fadd_rn(score, p.bias[e]);
-      biased[i] = x[i] == x[i] ? key_bits(score) : kNanKey;
-      if (p.bias != nullptr) key[i] = biased[i];
+      key[i] = x[i] == x[i] ? key_bits(score) : kNanKey;
     }
   }
-  if (groups) keep_groups<N>(p, biased, key, shared);
+  if (groups) {
+    const u32 kept = kept_by_groups<N>(p, key, shared);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      // Without a bias experts are chosen by their logits, whatever scored the groups.
+      if (p.bias == nullptr && lane + 32 * i < p.experts) key[i] = key_bits(x[i]);
+      if ((kept >> i & 1u) == 0) key[i] = kNothing;
+    }
+  }
 
   // The top_k largest keys, ties to the lower id, best first: slot j to lane j.
   u32 id = 0;
@@ -231,7 +243,7 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
   bool divide = true;
   const float best = warp_max(mine ? chosen : -infinity());
   if (sigmoid && !(p.renormalize != 0 && best < kSigmoidIsExp)) {
-    if (mine) weight = sigmoid_score(chosen);
+    if (mine) weight = sigmoid_score<N>(chosen);
     divide = p.renormalize != 0;
     if (divide) divisor = warp_sum(weight);
   } else if (p.scoring == 0 && p.renormalize == 0) {

@@ -116,7 +116,10 @@ class BigLayer {
 // by 6 * 2^-24 * sqrt(n) of its spread (numerics.md 3.1, six standard deviations), h = act(gate) * up by
 // three times that. The requantised h then differs in the elements that lie that near to a rounding
 // boundary: boundaries are at least 2^-(m+1) apart (relative), so at most a share 2 * delta * 2^(m+1) of the
-// elements, each by at most 2^-m. f32 has no such step.
+// elements, each by at most 2^-m of itself. The worst of all rows counts: lambda = share * I flips are
+// expected in a row, lambda + 6 sqrt(lambda) + 6 allowed (six standard deviations of a Poisson law, and its
+// tail for small lambda), of elements whose mean fourth power is 9 times that of the mean square (a product
+// of two normal numbers), hence the 3. f32 has no such step.
 double row_bound(ramp_format format, const ModelShape& m) {
   const double sum1 = 6 * 0x1p-24 * std::sqrt(static_cast<double>(m.hidden));
   const double sum2 = 6 * 0x1p-24 * std::sqrt(static_cast<double>(m.intermediate));
@@ -124,7 +127,10 @@ double row_bound(ramp_format format, const ModelShape& m) {
   if (format == RAMP_FORMAT_F32) return delta + sum2 + 0x1p-20;
   const int mantissa = is_fp8(format) ? 3 : format == RAMP_FORMAT_BF16 ? 7 : 10;
   const double share = std::min(1.0, 2 * delta * std::exp2(mantissa + 1));
-  return delta + sum2 + std::sqrt(share) * std::exp2(-mantissa) + 0x1p-20;
+  const auto elements = static_cast<double>(m.intermediate);
+  const double lambda = share * elements;
+  const double flips = std::min(elements, lambda + 6 * std::sqrt(lambda) + 6);
+  return delta + sum2 + 3 * std::sqrt(flips / elements) * std::exp2(-mantissa) + 0x1p-20;
 }
 
 // Largest ||a - b|| / ||b|| over the rows; infinity where a row is not finite.

@@ -20,6 +20,7 @@ namespace {
 
 constexpr int32_t kTileRows = 64, kTileColumns = 64;  // kernels/reference/gemm.cu
 constexpr uint64_t kAlignment = 256;
+constexpr unsigned kCombineThreads = 128;  // kernels/combine/combine.cu
 
 static_assert(sizeof(TileParams) == sizeof(Tile));
 
@@ -200,7 +201,7 @@ void Combine::block(const BlockCall& call, const void* rows, ramp_dtype rows_dty
       static_cast<uint64_t>(call.tokens) * (per_slot ? static_cast<uint64_t>(call.top_k) : 1);
   const uint64_t vectors = outputs * static_cast<uint64_t>(call.weights->hidden) / 8;
   launch_dependent(gpu_->facts().major >= 9, function(per_slot, rows_dtype, call.y.dtype, call.top_k),
-                   {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
+                   {ceil_div(vectors, kCombineThreads), 1, kCombineThreads, 0}, stream, p);
 }
 
 void Combine::convert(const BlockCall& call, const float* sums, CUstream stream) {
@@ -228,7 +229,7 @@ void Combine::batched(const BatchedCall& call, const void* rows, ramp_dtype rows
                            static_cast<uint64_t>(call.max_tokens) *
                            static_cast<uint64_t>(call.weights->hidden) / 8;
   launch_dependent(gpu_->facts().major >= 9, function(true, rows_dtype, call.y.dtype, 1),
-                   {ceil_div(vectors, 256), 1, 256, 0}, stream, p);
+                   {ceil_div(vectors, kCombineThreads), 1, kCombineThreads, 0}, stream, p);
 }
 
 // ---------------------------------------------------------------- the block
