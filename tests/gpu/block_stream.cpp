@@ -58,7 +58,7 @@ struct StreamCase {
   int64_t experts, top_k, tokens, hidden, intermediate;
   Ids ids;
 };
-// 9 depth steps are more than any ring holds; 256 experts in tiles of 8 rows are more items than blocks.
+// 9 depth steps are more than any ring holds; 128 experts in tiles of 8 rows are more items than blocks.
 constexpr StreamCase kCases[] = {
     {"one_token", 8, 2, 1, 1152, 128, Ids::kDistinct},
     {"one_expert", 1, 1, 1, 128, 128, Ids::kSingle},
@@ -71,7 +71,7 @@ constexpr StreamCase kCases[] = {
     {"all_masked", 8, 2, 33, 256, 256, Ids::kAllMasked},
     {"out_of_range", 8, 3, 33, 256, 256, Ids::kOutOfRange},
     {"duplicates", 3, 8, 50, 256, 384, Ids::kDuplicates},
-    {"many_items", 256, 8, 500, 640, 384, Ids::kDistinct},
+    {"many_items", 128, 8, 500, 256, 384, Ids::kDistinct},
     {"many_rows", 32, 8, 1500, 256, 640, Ids::kSkewed},
 };
 
