@@ -55,6 +55,43 @@ TEST_P(GpuSmall, Batched) {
   EXPECT_TRUE(result.ok()) << result.text();
 }
 
+// The stream kernels in every config: more depth than the ring holds, tiles that are not full, two slices for
+// the cluster's blocks; and, of the configs with small tiles, several tiles per expert.
+TEST(GpuSmallStream, EveryConfig) {
+  for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{128, 1152}}) {
+    CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 11);
+    s.hidden = hidden;
+    s.intermediate = intermediate;
+    s.ids = Ids::kSkewed;
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, gpu());
+    const DeviceBuffer scratch = block.workspace(w.handle.get());
+    for (int32_t n = 0; ramp_config_name(gpu(), w.handle.get(), n) != nullptr; ++n) {
+      SCOPED_TRACE(ramp_config_name(gpu(), w.handle.get(), n));
+      ramp_expert_block_args a = block.args(w.handle.get());
+      a.config = n + 1;
+      block.begin();
+      require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
+      block.finish();
+      const CheckResult result = c.check(check_options());
+      EXPECT_TRUE(result.ok()) << result.text();
+    }
+  }
+}
+
+TEST(GpuSmallStream, Batched) {
+  CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 20);
+  s.top_k = 1;
+  s.hidden = 256;
+  s.intermediate = 128;
+  BatchedCase c(s);
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_IN_PLACE, true);
+  GpuBatched(c, gpu()).run(w.handle.get());
+  const CheckResult result = c.check(check_options());
+  EXPECT_TRUE(result.ok()) << result.text();
+}
+
 // More ids than one block sorts, so that the row index takes its other way; few columns.
 TEST(GpuSmallRows, ManyIds) {
   CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 1500);

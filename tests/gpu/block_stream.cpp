@@ -1,0 +1,257 @@
+// The stream kernels (fp8_block, H and I multiples of 128, packed): every config, with depths beyond the ring
+// and more items than blocks, so that rings, barriers and the clusters' exchange go round several times; the
+// same bits from every config; layers one behind the other in one workspace, where dependent launches
+// overlap.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/tensor.hpp"
+#include "cli/gpu.hpp"
+#include "gpu/support.hpp"
+
+namespace ramp::core::test {
+namespace {
+
+// Number of configs of these weights; each is then 1 + its index in a call.
+int32_t configs_of(const ramp_weights* w) {
+  int32_t n = 0;
+  while (ramp_config_name(gpu(), w, n) != nullptr) ++n;
+  return n;
+}
+
+CaseSpec stream_spec(int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden, int64_t intermediate) {
+  CaseSpec s;
+  s.format = RAMP_FORMAT_FP8_BLOCK;
+  s.experts = experts;
+  s.top_k = top_k;
+  s.tokens = tokens;
+  s.hidden = hidden;
+  s.intermediate = intermediate;
+  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden);
+  return s;
+}
+
+void run_config(BlockCase& c, GpuBlock& block, const ramp_weights* w, int32_t config) {
+  block.begin();
+  ramp_expert_block_args a = block.args(w);
+  a.config = config;
+  const DeviceBuffer scratch = block.workspace(w);
+  require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
+  block.finish();
+  EXPECT_TRUE(scratch.guard_intact()) << c.spec;
+}
+
+void check_some(BlockCase& c) {
+  constexpr int64_t kMostProducts = 100'000'000;
+  const int64_t per_token = c.spec.top_k * 3 * c.spec.hidden * c.spec.intermediate;
+  CheckOptions options = check_options();
+  const std::vector<int64_t> tokens =
+      spread_tokens(c.spec.tokens, std::max<int64_t>(6, kMostProducts / per_token));
+  options.tokens = tokens;
+  const CheckResult result = c.check(options);
+  EXPECT_TRUE(result.ok()) << result.text();
+}
+
+struct StreamCase {
+  const char* name;
+  int64_t experts, top_k, tokens, hidden, intermediate;
+  Ids ids;
+};
+// 9 depth steps are more than any ring holds; 128 experts in tiles of 8 rows are more items than blocks.
+constexpr StreamCase kCases[] = {
+    {"one_token", 8, 2, 1, 1152, 128, Ids::kDistinct},
+    {"one_expert", 1, 1, 1, 128, 128, Ids::kSingle},
+    {"one_expert_full_tiles", 1, 1, 64, 256, 128, Ids::kSingle},
+    {"one_expert_one_row_more", 1, 1, 65, 128, 256, Ids::kSingle},
+    {"seven", 16, 4, 7, 256, 1152, Ids::kDistinct},
+    {"nine_each", 4, 4, 9, 1152, 1152, Ids::kSingle},
+    {"tails", 6, 2, 41, 384, 640, Ids::kSkewed},
+    {"masked", 16, 4, 130, 512, 384, Ids::kMasked},
+    {"all_masked", 8, 2, 33, 256, 256, Ids::kAllMasked},
+    {"out_of_range", 8, 3, 33, 256, 256, Ids::kOutOfRange},
+    {"duplicates", 3, 8, 50, 256, 384, Ids::kDuplicates},
+    {"many_items", 128, 8, 500, 256, 384, Ids::kDistinct},
+    {"many_rows", 32, 8, 1500, 256, 640, Ids::kSkewed},
+};
+
+class GpuStream : public testing::TestWithParam<StreamCase> {
+ protected:
+  void SetUp() override {
+    ramp_context_info info = ramp_context_info_init();
+    require(ramp_context_get_info(gpu(), &info));
+    if (std::string(info.isa) != "sm90")
+      GTEST_SKIP() << "the stream kernels need sm_90a, this is " << info.isa;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(All, GpuStream, testing::ValuesIn(kCases),
+                         [](const auto& p) { return p.param.name; });
+
+TEST_P(GpuStream, EveryConfigIsRightAndGivesTheSameBits) {
+  const StreamCase& p = GetParam();
+  CaseSpec s = stream_spec(p.experts, p.top_k, p.tokens, p.hidden, p.intermediate);
+  s.ids = p.ids;
+  BlockCase c(s);
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, gpu());
+  const int32_t configs = configs_of(w.handle.get());
+  ASSERT_GT(configs, 1) << "the stream kernels should be what runs";
+  std::vector<uint8_t> first;
+  for (int32_t n = 1; n <= configs; ++n) {
+    SCOPED_TRACE(ramp_config_name(gpu(), w.handle.get(), n - 1));
+    run_config(c, block, w.handle.get(), n);
+    check_some(c);
+    if (n == 1) first = c.y_bits();
+    EXPECT_EQ(c.y_bits(), first) << "the config depends on T, the bits must not";
+    for (int i = 0; i < 10; ++i) {
+      run_config(c, block, w.handle.get(), n);
+      ASSERT_EQ(c.y_bits(), first) << "repetition " << i;
+    }
+  }
+}
+
+TEST(GpuStreamOptions, EveryConfigTakesThem) {
+  for (int variant = 0; variant < 6; ++variant) {
+    CaseSpec s = stream_spec(8, 3, 37, 384, 256);
+    s.activation = static_cast<ramp_activation>(variant % 3);
+    s.ids = Ids::kMasked;
+    s.x_dtype = variant == 0 || variant == 3 ? RAMP_E4M3 : variant == 4 ? RAMP_F32 : RAMP_BF16;
+    s.y_dtype = variant == 1 ? RAMP_F16 : variant == 2 ? RAMP_F32 : RAMP_BF16;
+    s.router_weight_on_input = variant >= 3;
+    s.output = variant == 2 ? RAMP_OUTPUT_PER_SLOT : RAMP_OUTPUT_COMBINED;
+    s.shared_dtype = variant == 5 ? RAMP_F32 : RAMP_DTYPE_NONE;
+    s.strided = variant % 2 == 1;
+    s.expert_map = variant == 4;
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_IN_PLACE, true);
+    GpuBlock block(c, gpu());
+    for (int32_t n = 1; n <= configs_of(w.handle.get()); ++n) {
+      run_config(c, block, w.handle.get(), n);
+      check_some(c);
+    }
+  }
+}
+
+TEST(GpuStreamOptions, Batched) {
+  for (const int64_t max_tokens : {1, 8, 65, 130}) {
+    CaseSpec s = stream_spec(6, 1, max_tokens, 384, 256);
+    s.x_dtype = max_tokens == 65 ? RAMP_E4M3 : RAMP_BF16;
+    s.router_weight_on_input = max_tokens == 8;
+    s.strided = max_tokens == 130;
+    BatchedCase c(s);
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBatched(c, gpu()).run(w.handle.get());
+    const CheckResult result = c.check(check_options());
+    EXPECT_TRUE(result.ok()) << result.text();
+  }
+}
+
+// With one row its stride is never used, whatever it is.
+TEST(GpuStreamOptions, OneRowOfAnyStride) {
+  CaseSpec s = stream_spec(4, 2, 1, 256, 128);
+  s.x_dtype = RAMP_E4M3;
+  BlockCase c(s);
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, gpu());
+  const DeviceBuffer scratch = block.workspace(w.handle.get());
+  ramp_expert_block_args a = block.args(w.handle.get());
+  a.x = with_strides(a.x);
+  a.x.stride[0] = s.hidden + 3;
+  block.begin();
+  ASSERT_EQ(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr), RAMP_OK)
+      << ramp_last_error();
+  block.finish();
+  check_some(c);
+}
+
+// A NaN stays in its group's tokens; an infinity makes all of its token that its group reaches NaN; 0 * NaN
+// is NaN; slots without an expert do not even give that.
+TEST(GpuStreamOptions, NaNAndInfinityStayWithTheirToken) {
+  CaseSpec s = stream_spec(4, 2, 40, 384, 256);
+  s.y_dtype = RAMP_F32;
+  BlockCase c(s);
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  for (int32_t n = 1; n <= configs_of(w.handle.get()); ++n) {
+    SCOPED_TRACE(n);
+    BlockCase clean(s);
+    GpuBlock before(clean, gpu());
+    run_config(clean, before, w.handle.get(), n);
+    BlockCase odd(s);
+    odd.x.set(3, 130, std::numeric_limits<float>::quiet_NaN());
+    odd.x.set(5, 0, std::numeric_limits<float>::infinity());
+    odd.x.set(7, 1, std::numeric_limits<float>::quiet_NaN());
+    for (int64_t j = 0; j < s.top_k; ++j) {
+      odd.topk_weights.set(7, j, 0.0F);
+      static_cast<int32_t*>(odd.ids.view.data)[9 * s.top_k + j] = -1;
+    }
+    odd.x.set(9, 1, std::numeric_limits<float>::quiet_NaN());
+    odd.expected_masked = s.top_k;
+    GpuBlock block(odd, gpu());
+    run_config(odd, block, w.handle.get(), n);
+    for (int64_t t = 0; t < s.tokens; ++t) {
+      for (int64_t h = 0; h < s.hidden; ++h) {
+        const float got = odd.y.get(t, h);
+        if (t == 3 || t == 5 || t == 7) {
+          ASSERT_TRUE(std::isnan(got)) << t << ", " << h << ": " << got;
+        } else {
+          ASSERT_EQ(got, t == 9 ? 0.0F : clean.y.get(t, h)) << t << ", " << h;
+        }
+      }
+    }
+  }
+}
+
+// Layers with weights and routing of their own, each reading what the one before wrote, all in one workspace:
+// prologue, GEMMs and combine of neighbours overlap as far as dependent launches let them. What comes out is
+// what layers that wait for each other give.
+TEST(GpuStreamChain, LayersInOneWorkspace) {
+  constexpr int64_t kLayers = 4;
+  for (const int64_t tokens : {1, 8, 96}) {
+    SCOPED_TRACE(tokens);
+    std::vector<std::unique_ptr<BlockCase>> cases;
+    std::vector<GpuWeights> weights;
+    std::vector<std::unique_ptr<GpuBlock>> blocks;
+    for (int64_t l = 0; l < kLayers; ++l) {
+      CaseSpec s = stream_spec(16, 4, tokens, 512, 384);
+      s.seed = 40 + static_cast<uint64_t>(l);
+      s.ids = l % 2 == 0 ? Ids::kDistinct : Ids::kSkewed;
+      s.counters = false;
+      cases.push_back(std::make_unique<BlockCase>(s));
+      weights.push_back(make_gpu_weights(gpu(), cases.back()->synthetic, RAMP_COPY, true));
+      blocks.push_back(std::make_unique<GpuBlock>(*cases.back(), gpu()));
+    }
+    const DeviceBuffer scratch = blocks[0]->workspace(weights[0].handle.get());
+    const auto enqueue = [&](void* stream, bool wait) {
+      for (size_t l = 0; l < blocks.size(); ++l) {
+        ramp_expert_block_args a = blocks[l]->args(weights[l].handle.get());
+        if (l > 0) a.x = blocks[l - 1]->y.view();
+        require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream));
+        if (wait) memory(gpu()).synchronize(stream);
+      }
+    };
+    const auto bits = [&] {
+      memory(gpu()).synchronize_all();
+      blocks.back()->y.download();
+      return cases.back()->y_bits();
+    };
+    enqueue(nullptr, true);
+    const std::vector<uint8_t> expected = bits();
+    cli::Graph graph(gpu(), [&](void* stream) { enqueue(stream, false); });
+    for (int i = 0; i < 200; ++i) {
+      if (i % 20 == 0) {
+        scratch.poison();
+        for (const auto& b : blocks) b->y.poison();
+      }
+      if (i % 2 == 0)
+        graph.replay();
+      else
+        enqueue(nullptr, false);
+      ASSERT_EQ(bits(), expected) << "round " << i;
+    }
+    EXPECT_TRUE(scratch.guard_intact());
+  }
+}
+
+}  // namespace
+}  // namespace ramp::core::test
