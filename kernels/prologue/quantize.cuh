@@ -276,6 +276,11 @@ struct Segments {
   }
 };
 
+// Warps are numbered across the blocks, so that few segments spread over all of them.
+__device__ __forceinline__ u32 warp_of_grid(u32 part, u32 parts) {
+  return threadIdx.x / 32 * parts + part;
+}
+
 #if X_TYPE != 4
 __device__ __forceinline__ void finish_segment(const RowsParams& p, const RowPlace& row, u32 column,
                                                bool inside, const Raw& raw) {
@@ -303,7 +308,7 @@ __device__ __forceinline__ void finish_segment(const RowsParams& p, const RowPla
 __device__ __forceinline__ void convert_segments(const RowsParams& p, const BatchRows& batch, u32 rows,
                                                  u32 part, u32 parts) {
   const u32 lane = threadIdx.x % 32;
-  Segments s(p.columns, part * kPrologueWarps + threadIdx.x / 32, parts * kPrologueWarps);
+  Segments s(p.columns, warp_of_grid(part, parts), parts * kPrologueWarps);
   RowPlace next{};
   Raw raw{};
   u32 column = 0;
@@ -380,8 +385,7 @@ __device__ __forceinline__ void convert_rows(const RowsParams& p, const BatchRow
 __device__ __forceinline__ void copy_codes(const RowsParams& p, const BatchRows& batch, u32 rows, u32 part,
                                            u32 parts) {
   const u32 lane = threadIdx.x % 32;
-  Segments s(p.out != nullptr ? p.columns : 1, part * kPrologueWarps + threadIdx.x / 32,
-             parts * kPrologueWarps);
+  Segments s(p.out != nullptr ? p.columns : 1, warp_of_grid(part, parts), parts * kPrologueWarps);
   for (; s.row < rows; s.next()) {
     const RowIndexPlace at = index_of_row(p, batch, s.row);
     const RowPlace row = place_of_row(p, batch, s.row);
@@ -401,6 +405,20 @@ __device__ __forceinline__ void copy_codes(const RowsParams& p, const BatchRows&
   }
 }
 #endif
+
+// Brings this warp's first segments to L2: those whose loads convert_segments issues before it works. (A
+// team's rows and codes that are copied are left to their loads.)
+__device__ __forceinline__ void prefetch_rows(const RowsParams& p, u32 part, u32 parts) {
+  if (X_TYPE == 4 || FORMAT == 6) return;
+  Segments s(p.columns, warp_of_grid(part, parts), parts * kPrologueWarps);
+#pragma unroll 1
+  for (u32 i = 0; i < 2 && s.row < p.rows; ++i, s.next()) {
+    const u32 column = s.segment * kSegment + threadIdx.x % 32 * kLaneColumns;
+    const u32 token = p.source == kRowsAreSlots ? s.row / p.top_k : s.row;
+    if (column < p.columns)
+      prefetch_line(static_cast<const u8*>(p.x) + ((i64)token * p.stride + (i64)column) * (i64)kXBytes);
+  }
+}
 
 // All rows, by block `part` of `parts`. `shared`: 2 * kPrologueWarps floats (fp8_channel).
 __device__ __forceinline__ void convert(const RowsParams& p, const BatchRows& batch, u32 rows, u32 part,

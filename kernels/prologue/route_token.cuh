@@ -62,6 +62,15 @@ __device__ __forceinline__ float load_logit(const RouteParams& p, i64 at) {
   return p.logits_dtype == 3 ? bf16_to_f32(bits) : f16_to_f32(bits);
 }
 
+// Brings the logits of tokens first, first + step, ... to L2.
+__device__ __forceinline__ void prefetch_logits(const RouteParams& p, u32 first, u32 step) {
+  const u32 bytes = p.logits_dtype == 1 ? 4 : 2;
+  for (u64 t = first; t < p.tokens; t += step) {
+    for (u32 e = threadIdx.x % 32 * 32; e < p.experts; e += 32 * 32)
+      prefetch_line(static_cast<const u8*>(p.logits) + ((i64)t * p.logits_stride + (i64)e) * bytes);
+  }
+}
+
 // The two largest keys of a group that are numbers, of any lane or warp; kNothing where there is none.
 struct Best2 {
   u32 first, second;
