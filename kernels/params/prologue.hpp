@@ -108,6 +108,7 @@ enum PrologueMode : unsigned {
 
 struct PrologueParams {
   unsigned mode;
+  unsigned early;  // rows are converted before dependency_wait(): see kernels/prologue/prologue.cu
   SortParams sort;
   RowsParams rows;
   BatchParams batch;

@@ -12,6 +12,8 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   u32* const counts = g_shared + 2;
   for (u32 i = threadIdx.x; i < p.experts + 2; i += kPrologueThreads) g_shared[i] = 0;
   __syncthreads();
+  dependency_wait();
+  launch_dependents();
   u32 begin, end;
   block_slots(p, blockIdx.x, begin, end);
   for (u32 slot = begin + threadIdx.x; slot < end; slot += kPrologueThreads) {
@@ -41,6 +43,8 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   const u32 to = p.chunks - from < each ? p.chunks : from + each;
   const bool inside = e < p.experts;
   i32* const column = p.counts + e;
+  dependency_wait();
+  launch_dependents();
   u32 sum = 0;
 #pragma unroll 8
   for (u32 c = from; c < to; ++c) sum += inside ? (u32)column[(i64)c * p.experts] : 0;
@@ -66,6 +70,8 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     drop(const __grid_constant__ PrologueParams p) {
   const SortShared s = carve_sort(g_shared, p.sort.experts);
-  if (threadIdx.x < 2) s.invalid[threadIdx.x] = 0;
-  sort_block<false, true>(p.sort, s, p.mode == kSortCounted);
+  clear_sort(s);
+  dependency_wait();
+  launch_dependents();
+  sort_block<true>(p.sort, s, p.mode == kSortCounted);
 }

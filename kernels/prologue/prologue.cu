@@ -6,7 +6,7 @@
 #if X_TYPE != 0
 #include "prologue/quantize.cuh"
 #endif
-#include "prologue/sort.cuh"
+#include "prologue/sort_few.cuh"
 #if ROUTED
 #include "prologue/route_token.cuh"
 #endif
@@ -47,7 +47,7 @@ __device__ __forceinline__ void batched_index(const PrologueParams& p, const Sor
 __device__ __noinline__ void route_block(const RouteParams& r, const SortParams& p, u32* entry) {
   const u32 warp = threadIdx.x / 32;
   u32 begin, end;
-  block_slots(p, cluster_rank(), begin, end);
+  block_slots(p, 0, begin, end);
   u32* const scratch = entry + p.chunk + warp * route_shared_words(r.experts, r.num_groups);
   const u32 first = begin / p.top_k;
   for (u32 t = first + warp; t < end / p.top_k; t += kPrologueWarps)
@@ -56,11 +56,36 @@ __device__ __noinline__ void route_block(const RouteParams& r, const SortParams&
 #endif
 
 __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortShared& s) {
-  if (threadIdx.x < 2) s.invalid[threadIdx.x] = 0;
+  const bool counted = !ROUTED && p.mode == kSortCounted;
+  const bool alone = !counted && p.sort.chunks == 1;
+  const bool tiny = alone && p.sort.slots <= kTinySlots;
+  const bool few = alone && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
+  const TileDivider tile(p.sort.tile_m);
+  if (!tiny) clear_sort(s);
+#if ROUTED
+  prefetch_logits(p.route, threadIdx.x / 32, kPrologueWarps);
+#else
+  if (!counted) prefetch_ids(p.sort, blockIdx.x);
+#endif
+  dependency_wait();
+  launch_dependents();
 #if ROUTED
   route_block(p.route, p.sort, s.entry);
+  __syncthreads();
 #endif
-  sort_block<ROUTED != 0, false>(p.sort, s, !ROUTED && p.mode == kSortCounted);
+  // Routed calls are few slots always (Prologue::fuses).
+  if (tiny) {
+    if (p.sort.slots <= 32) {
+      sort_tiny<1, ROUTED != 0>(p.sort, s.entry, tile);
+    } else {
+      sort_tiny<2, ROUTED != 0>(p.sort, s.entry, tile);
+    }
+  } else if (few || ROUTED) {
+    sort_few<ROUTED != 0>(p.sort, s, tile);
+  } else {
+    // Carved again rather than kept in registers across the other two.
+    sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), counted);
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
@@ -71,6 +96,8 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   // Routing happens in one launch only (kSortHere).
   const bool batched = !ROUTED && p.mode == kBatched;
   if (batched) {
+    dependency_wait();
+    launch_dependents();
     batched_index(p, s);
   } else {
     if (blockIdx.x < p.sort.chunks) {
@@ -80,9 +107,20 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     part -= p.sort.chunks;
     parts -= p.sort.chunks;
   }
+  // Rows need not wait where a launch of this library's own is in front that has waited for whatever wrote x
+  // before this one could begin (`early`); but this launch must not end before that one.
 #if X_TYPE != 0
+  const bool early = p.early != 0;
+  if (!batched && !early) {
+    prefetch_rows(p.rows, part, parts);
+    dependency_wait();
+    launch_dependents();
+  }
   const u32 rows = batched ? s.first[p.sort.experts] : p.rows.rows;
   convert(p.rows, BatchRows{s.first, p.sort.experts, p.batch.max_tokens}, rows, part, parts,
           reinterpret_cast<float*>(g_shared));
+  if (early) dependency_wait();
+#else
+  if (!batched) dependency_wait();
 #endif
 }

@@ -6,13 +6,19 @@
 struct Words4 {
   u32 v[4];
 };
-// Read-only data, 16 bytes, aligned.
+// 16 bytes, aligned, from L2. What is read here may have been written while this kernel was already on the
+// machine, so neither the read-only path nor L1 will do, and the load stays behind dependency_wait().
 __device__ __forceinline__ Words4 load_words(const void* p) {
   Words4 r;
-  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(r.v[0]), "=r"(r.v[1]), "=r"(r.v[2]), "=r"(r.v[3])
-      : "l"(p));
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r.v[0]), "=r"(r.v[1]), "=r"(r.v[2]), "=r"(r.v[3])
+               : "l"(p));
   return r;
+}
+// Brings the line of p to L2. No value is read, so this may run ahead of dependency_wait(): what is written
+// to the line meanwhile is written to L2 as well.
+__device__ __forceinline__ void prefetch_line(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 __device__ __forceinline__ void store_words(void* p, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d)
@@ -30,6 +36,23 @@ __device__ __forceinline__ u32 e4m3_pair(float lo, float hi) {
 __device__ __forceinline__ u32 e4m3_pair(float lo, float hi) {
   return (u32)f32_to_e4m3(lo) | ((u32)f32_to_e4m3(hi) << 8);
 }
+#endif
+
+// Dependent launches. Every kernel here waits on every path before it ends, and, but for the prologue's
+// `early` rows, before it reads what another kernel may have written and before it writes global memory. It
+// lets its dependents start only after that: so whoever runs behind two of these knows that all in front of
+// the first has completed.
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void dependency_wait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+// Lets dependents start; gives them no visibility.
+__device__ __forceinline__ void launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+#else
+__device__ __forceinline__ void dependency_wait() {}
+__device__ __forceinline__ void launch_dependents() {}
 #endif
 
 #if __CUDA_ARCH__ >= 900

@@ -166,15 +166,15 @@ __device__ __forceinline__ u32 plain_code(float v, float scale) {
   const float q = __fdiv_rn(v, scale);
   return is_nan(q) ? 0xffu : (u32)f32_to_e4m3(q);
 }
-// a / scale rounded correctly, for a >= 0, given inverse = 1/scale rounded correctly: the division's own
-// Newton steps, with the reciprocal taken out of the loop. (The first correction brings q within one unit of
-// the quotient, so that the second remainder is exact and the last fma rounds once: P. Markstein, IBM J. Res.
-// Dev. 34(1), 1990.) Needs scale and inverse normal and a < 1025 scale. If a is below 2^-100 the remainders
-// may underflow; with scale >= 2^-60 the result is then still below 2^-39, whose code is 0 like the
-// quotient's.
+// a / scale, for a >= 0, given inverse = 1/scale rounded correctly: the division's own Newton step, with the
+// reciprocal taken out of the loop. One correction leaves an error below one unit, so that a code can only
+// differ from the exact quotient's where that lies within one unit of a boundary between two codes, and there
+// it does not: checked for all 2^23 mantissas of scale, all 16 mantissas of a boundary and the 7 values of a
+// around their product (tests/weights/quotient_test.cpp). Needs scale and inverse normal and a < 1025 scale.
+// If a is below 2^-100 the remainder may underflow; with scale >= 2^-60 the result is then still below 2^-39,
+// whose code is 0 like the quotient's.
 __device__ __forceinline__ float quotient(float a, float scale, float inverse) {
-  float q = __fmul_rn(a, inverse);
-  q = __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
+  const float q = __fmul_rn(a, inverse);
   return __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
 }
 // 16 codes. A NaN keeps its sign. `bound`: magnitudes that this may exceed (static scales) are cut there.
@@ -276,6 +276,11 @@ struct Segments {
   }
 };
 
+// Warps are numbered across the blocks, so that few segments spread over all of them.
+__device__ __forceinline__ u32 warp_of_grid(u32 part, u32 parts) {
+  return threadIdx.x / 32 * parts + part;
+}
+
 #if X_TYPE != 4
 __device__ __forceinline__ void finish_segment(const RowsParams& p, const RowPlace& row, u32 column,
                                                bool inside, const Raw& raw) {
@@ -303,7 +308,7 @@ __device__ __forceinline__ void finish_segment(const RowsParams& p, const RowPla
 __device__ __forceinline__ void convert_segments(const RowsParams& p, const BatchRows& batch, u32 rows,
                                                  u32 part, u32 parts) {
   const u32 lane = threadIdx.x % 32;
-  Segments s(p.columns, part * kPrologueWarps + threadIdx.x / 32, parts * kPrologueWarps);
+  Segments s(p.columns, warp_of_grid(part, parts), parts * kPrologueWarps);
   RowPlace next{};
   Raw raw{};
   u32 column = 0;
@@ -380,8 +385,7 @@ __device__ __forceinline__ void convert_rows(const RowsParams& p, const BatchRow
 __device__ __forceinline__ void copy_codes(const RowsParams& p, const BatchRows& batch, u32 rows, u32 part,
                                            u32 parts) {
   const u32 lane = threadIdx.x % 32;
-  Segments s(p.out != nullptr ? p.columns : 1, part * kPrologueWarps + threadIdx.x / 32,
-             parts * kPrologueWarps);
+  Segments s(p.out != nullptr ? p.columns : 1, warp_of_grid(part, parts), parts * kPrologueWarps);
   for (; s.row < rows; s.next()) {
     const RowIndexPlace at = index_of_row(p, batch, s.row);
     const RowPlace row = place_of_row(p, batch, s.row);
@@ -401,6 +405,20 @@ __device__ __forceinline__ void copy_codes(const RowsParams& p, const BatchRows&
   }
 }
 #endif
+
+// Brings this warp's first segments to L2: those whose loads convert_segments issues before it works. (A
+// team's rows and codes that are copied are left to their loads.)
+__device__ __forceinline__ void prefetch_rows(const RowsParams& p, u32 part, u32 parts) {
+  if (X_TYPE == 4 || FORMAT == 6) return;
+  Segments s(p.columns, warp_of_grid(part, parts), parts * kPrologueWarps);
+#pragma unroll 1
+  for (u32 i = 0; i < 2 && s.row < p.rows; ++i, s.next()) {
+    const u32 column = s.segment * kSegment + threadIdx.x % 32 * kLaneColumns;
+    const u32 token = p.source == kRowsAreSlots ? s.row / p.top_k : s.row;
+    if (column < p.columns)
+      prefetch_line(static_cast<const u8*>(p.x) + ((i64)token * p.stride + (i64)column) * (i64)kXBytes);
+  }
+}
 
 // All rows, by block `part` of `parts`. `shared`: 2 * kPrologueWarps floats (fp8_channel).
 __device__ __forceinline__ void convert(const RowsParams& p, const BatchRows& batch, u32 rows, u32 part,

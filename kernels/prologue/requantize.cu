@@ -5,6 +5,8 @@
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     requantize(const __grid_constant__ RowsParams p) {
   __shared__ float shared[2 * kPrologueWarps];
+  dependency_wait();
+  launch_dependents();
   const u32 known = (u32)*p.rows_at;
   const u32 rows = known < p.rows ? known : p.rows;
   convert(p, BatchRows{nullptr, 0, 1}, rows, blockIdx.x, gridDim.x, shared);

@@ -35,6 +35,14 @@ __device__ __forceinline__ float warp_sum(float v) {
   for (u32 d = 16; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
   return v;
 }
+// The same where lanes from `slots` on hold +0 and none a NaN or less than +0: adding +0 changes nothing, so
+// that for few slots the first distances are left out. Of use to the lanes below `slots` alone.
+__device__ __forceinline__ float slot_sum(float v, u32 slots) {
+  if (slots > 8) return warp_sum(v);
+#pragma unroll
+  for (u32 d = 4; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
+  return v;
+}
 __device__ __forceinline__ float plain_sigmoid(float x) {
   const float s = ramp::core::sigmoid_f32(x);
   return s >= 0.0f ? s : 0.0f;  // false for NaN
@@ -56,10 +64,33 @@ __device__ __forceinline__ float term(float x, float m) {
   return N > 8 ? term_call(x, m) : ramp::core::softmax_term(x, m);
 }
 
-__device__ __forceinline__ float load_logit(const RouteParams& p, i64 at) {
-  if (p.logits_dtype == 1) return static_cast<const float*>(p.logits)[at];
-  const u16 bits = static_cast<const u16*>(p.logits)[at];
-  return p.logits_dtype == 3 ? bf16_to_f32(bits) : f16_to_f32(bits);
+// Of expert lane + 32 i; NaN past the last one. The loads of all are in flight together.
+template <int N>
+__device__ __forceinline__ void load_logits(const RouteParams& p, i64 at, float (&x)[N]) {
+  const u32 lane = threadIdx.x % 32;
+  if (p.logits_dtype == 1) {
+    const float* const from = static_cast<const float*>(p.logits) + at;
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      x[i] = lane + 32 * i < p.experts ? from[lane + 32 * i] : __uint_as_float(0x7fc00000u);
+    return;
+  }
+  const u16* const from = static_cast<const u16*>(p.logits) + at;
+  u16 bits[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    bits[i] = lane + 32 * i < p.experts ? from[lane + 32 * i] : (u16)0x7fffu;  // NaN in both
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] = p.logits_dtype == 3 ? bf16_to_f32(bits[i]) : f16_to_f32(bits[i]);
+}
+
+// Brings the logits of tokens first, first + step, ... to L2.
+__device__ __forceinline__ void prefetch_logits(const RouteParams& p, u32 first, u32 step) {
+  const u32 bytes = p.logits_dtype == 1 ? 4 : 2;
+  for (u64 t = first; t < p.tokens; t += step) {
+    for (u32 e = threadIdx.x % 32 * 32; e < p.experts; e += 32 * 32)
+      prefetch_line(static_cast<const u8*>(p.logits) + ((i64)t * p.logits_stride + (i64)e) * bytes);
+  }
 }
 
 // The two largest keys of a group that are numbers, of any lane or warp; kNothing where there is none.
@@ -76,6 +107,12 @@ __device__ __forceinline__ void offer(Best2& b, u32 key) {
 }
 __device__ __forceinline__ float key_value(u32 key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
+}
+// warp_max in one step. Zeros lose their sign.
+__device__ __forceinline__ float warp_max_by_key(float v) {
+  const u32 lowest = key_bits(-infinity());  // NaN does not count
+  const u32 key = key_bits(v);
+  return key_value(__reduce_max_sync(kWarpAll, key > lowest ? key : lowest));
 }
 // A group's score as a key. NaN keys never come in, so kNothing stands for the host's NaN.
 __device__ __forceinline__ u32 group_key(const Best2& b, bool top2) {
@@ -148,6 +185,81 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
   return kept;
 }
 
+// Up to 8 keys per lane: every lane sorts its own, so that a round takes one maximum over the warp and a
+// ballot instead of a search through the lane.
+template <int N>
+__device__ __forceinline__ u32 choose_of_sorted(const u32 (&key)[N], u32 top_k) {
+  const u32 lane = threadIdx.x % 32;
+  u64 v[N];  // the key above 31 - i: the order of (key, lower id)
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = (u64)key[i] << 32 | (u64)(31 - i);
+    // Batcher's odd-even merge sort, largest first.
+#pragma unroll
+  for (int run = 1; run < N; run *= 2) {
+#pragma unroll
+    for (int k = run; k > 0; k /= 2) {
+#pragma unroll
+      for (int at = 0; at + k < N; ++at) {
+        // Pairs of one merge: at, at + k in the same double run, at in the lower half of its stride.
+        const bool pair =
+            at >= k % run && (at - k % run) / k % 2 == 0 && at / (2 * run) == (at + k) / (2 * run);
+        if (!pair || v[at] >= v[at + k]) continue;
+        const u64 larger = v[at + k];
+        v[at + k] = v[at];
+        v[at] = larger;
+      }
+    }
+  }
+  u32 id = 0;
+  for (u32 j = 0; j < top_k; ++j) {
+    const u32 head = (u32)(v[0] >> 32);
+    const u32 mine = lane + 32 * (31 - (u32)v[0]);
+    const u32 largest = __reduce_max_sync(kWarpAll, head);
+    const u32 holders = __ballot_sync(kWarpAll, head == largest);
+    u32 winner = __ffs(holders) - 1;
+    if ((holders & (holders - 1)) != 0)  // the same for the whole warp
+      winner = __reduce_min_sync(kWarpAll, head == largest ? mine : 0xffffffffu) % 32;
+    const u32 chosen = __shfl_sync(kWarpAll, mine, winner);
+    if (lane == j) id = chosen;
+    const bool taken = lane == winner;
+#pragma unroll
+    for (int i = 0; i + 1 < N; ++i) v[i] = taken ? v[i + 1] : v[i];
+    v[N - 1] = taken ? 0 : v[N - 1];
+  }
+  return id;
+}
+template <int N>
+__device__ __forceinline__ u32 choose_of_many(u32 (&key)[N], u32 top_k) {
+  const u32 lane = threadIdx.x % 32;
+  u32 id = 0;
+  for (u32 j = 0; j < top_k; ++j) {
+    u32 best = key[0];
+    u32 where = 0;
+#pragma unroll
+    for (int i = 1; i < N; ++i) {
+      if (key[i] > best) {
+        best = key[i];
+        where = i;
+      }
+    }
+    const u32 largest = __reduce_max_sync(kWarpAll, best);
+    const u32 winner = __reduce_min_sync(kWarpAll, best == largest ? lane + 32 * where : 0xffffffffu);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (winner == lane + 32 * i) key[i] = kNothing;
+    }
+    if (lane == j) id = winner;
+  }
+  return id;
+}
+// The top_k largest keys of the warp (expert lane + 32 i), ties to the lower id, best first: slot j to lane
+// j. There are at least top_k keys above kNothing.
+template <int N>
+__device__ __forceinline__ u32 choose(u32 (&key)[N], u32 top_k) {
+  if constexpr (N <= 8) return choose_of_sorted<N>(key, top_k);
+  return choose_of_many<N>(key, top_k);
+}
+
 struct Chosen {
   u32 id;        // of slot `lane`; 0 in lanes from top_k on
   float weight;  // likewise
@@ -159,11 +271,7 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
   const i64 at = (i64)token * p.logits_stride;
   float x[N];
   u32 key[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const u32 e = lane + 32 * i;
-    x[i] = e < p.experts ? load_logit(p, at + (i64)e) : __uint_as_float(0x7fc00000u);
-  }
+  load_logits<N>(p, at, x);
   const bool groups = p.num_groups > 1;
   const bool sigmoid = p.scoring == 2;
   const bool biased_keys = p.bias != nullptr || (groups && p.group_score != 0);
@@ -209,26 +317,7 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
     }
   }
 
-  // The top_k largest keys, ties to the lower id, best first: slot j to lane j.
-  u32 id = 0;
-  for (u32 j = 0; j < p.top_k; ++j) {
-    u32 best = key[0];
-    u32 where = 0;
-#pragma unroll
-    for (int i = 1; i < N; ++i) {
-      if (key[i] > best) {
-        best = key[i];
-        where = i;
-      }
-    }
-    const u32 largest = __reduce_max_sync(kWarpAll, best);
-    const u32 winner = __reduce_min_sync(kWarpAll, best == largest ? lane + 32 * where : 0xffffffffu);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (winner == lane + 32 * i) key[i] = kNothing;
-    }
-    if (lane == j) id = winner;
-  }
+  const u32 id = choose<N>(key, p.top_k);
 
   // Their logits, then weights.
   float chosen = 0.0f;
@@ -241,17 +330,17 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
   float weight = 0.0f;
   float divisor = 1.0f;
   bool divide = true;
-  const float best = warp_max(mine ? chosen : -infinity());
+  const float best = warp_max_by_key(mine ? chosen : -infinity());
   if (sigmoid && !(p.renormalize != 0 && best < kSigmoidIsExp)) {
     if (mine) weight = sigmoid_score<N>(chosen);
     divide = p.renormalize != 0;
-    if (divide) divisor = warp_sum(weight);
+    if (divide) divisor = slot_sum(weight, p.top_k);
   } else if (p.scoring == 0 && p.renormalize == 0) {
     if (mine) weight = ramp::core::softmax_term(chosen, m);
     divisor = sum;
   } else {
     if (mine) weight = ramp::core::softmax_term(chosen, best);
-    divisor = warp_sum(weight);
+    divisor = slot_sum(weight, p.top_k);
   }
   if (divide) weight = divisor > 0.0f ? __fdiv_rn(weight, divisor) : 0.0f;
   return Chosen{id, __fmul_rn(weight, p.scaling)};

@@ -53,6 +53,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
   const u32 row = lane / 4;
   const u32 part = lane % 4 * 8;
   float acc[kM][kN][4] = {};
+  dependency_wait();
+  launch_dependents();
   // Rows past the end repeat the last one; their sums are not stored.
   const auto x_at = [&](u32 r) {
     const u32 t = token0 + r < p.tokens ? token0 + r : p.tokens - 1;
@@ -123,6 +125,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
   const u32 token0 = blockIdx.x * TOKENS;
   const u32 expert0 = blockIdx.y * EXPERTS;
   float acc[TOKENS][EXPERTS] = {};
+  dependency_wait();
+  launch_dependents();
   for (u32 c = warp; c < p.hidden / kChunk; c += kWarps) {
     const i64 column = (i64)c * kChunk + lane;
     float x[TOKENS];

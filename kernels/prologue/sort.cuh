@@ -72,6 +72,21 @@ __device__ __forceinline__ i64 load_id(u32 slot, const SortParams& p) {
   return p.ids_wide != 0 ? static_cast<const i64*>(p.ids)[at] : (i64) static_cast<const i32*>(p.ids)[at];
 }
 
+__device__ __forceinline__ void block_slots(const SortParams& p, u32 block, u32& begin, u32& end) {
+  const u64 from = (u64)block * p.chunk;
+  begin = from < p.slots ? (u32)from : p.slots;
+  end = p.slots - begin < p.chunk ? p.slots : begin + p.chunk;
+}
+// Brings the ids of this block's slots to L2.
+__device__ __forceinline__ void prefetch_ids(const SortParams& p, u32 block) {
+  u32 begin, end;
+  block_slots(p, block, begin, end);
+  for (u32 slot = begin + threadIdx.x; slot < end; slot += kPrologueThreads) {
+    const i64 at = slot_at(slot, p.top_k, p.ids_stride);
+    prefetch_line(static_cast<const u8*>(p.ids) + at * (p.ids_wide != 0 ? 8 : 4));
+  }
+}
+
 // The range of this warp in a block's [begin, end): whole rounds of 32 slots.
 __device__ __forceinline__ void warp_range(u32 begin, u32 end, u32& from, u32& to) {
   const u32 warp = threadIdx.x / 32;
@@ -86,10 +101,15 @@ __device__ __forceinline__ void clear_ranks(const SortShared& s) {
   for (u32 i = threadIdx.x; i < kPrologueWarps * s.pitch / 2; i += kPrologueThreads) words[i] = 0;
 }
 
+// What a sorting block needs before dependency_wait(): clear counters and ranks, and a barrier behind that.
+__device__ __forceinline__ void clear_sort(const SortShared& s) {
+  if (threadIdx.x < 2) s.invalid[threadIdx.x] = 0;
+  clear_ranks(s);
+  __syncthreads();
+}
+
 // Ranks the slots [begin, end) of this block within their warps: fills s.ranks with the warps' counts,
-// s.entry, and adds to s.invalid. With kIdsInEntries the entries hold the ids already (routing left them
-// there). s.ranks is clear before; the caller synchronises on both sides.
-template <bool kIdsInEntries>
+// s.entry, and adds to s.invalid. s.ranks is clear before; the caller synchronises on both sides.
 __device__ __forceinline__ void rank_slots(const SortParams& p, const SortShared& s, u32 begin, u32 end) {
   constexpr u32 kBatch = 4;  // rounds whose ids are in flight together
   const u32 lane = threadIdx.x % 32;
@@ -104,8 +124,7 @@ __device__ __forceinline__ void rank_slots(const SortParams& p, const SortShared
       const u32 slot = round + 32 * b + lane;
       expert[b] = kNoSlot;
       if (slot < to) {
-        const i64 id = kIdsInEntries ? (i64)(i32)s.entry[slot - begin] : load_id(slot, p);
-        expert[b] = local_expert(id, p);
+        expert[b] = local_expert(load_id(slot, p), p);
       }
     }
 #pragma unroll
@@ -245,12 +264,6 @@ __device__ __forceinline__ void add_counters(const SortParams& p, u32 masked, u3
   if (out_of_range != 0) atomicAdd(reinterpret_cast<u64*>(p.counters) + 1, (u64)out_of_range);
 }
 
-__device__ __forceinline__ void block_slots(const SortParams& p, u32 block, u32& begin, u32& end) {
-  const u64 from = (u64)block * p.chunk;
-  begin = from < p.slots ? (u32)from : p.slots;
-  end = p.slots - begin < p.chunk ? p.slots : begin + p.chunk;
-}
-
 // Row counts of experts 2i and 2i+1 for thread i, of all blocks and of the blocks before this one: from the
 // blocks of the cluster, whose totals are complete, or from the launches before.
 struct ExpertCounts {
@@ -292,10 +305,10 @@ __device__ __forceinline__ ExpertCounts counts_of_grid(const SortParams& p, u32 
 }
 
 // The sort by one block. counted = false: alone or with its cluster, which is the first of the grid; the
-// block's slots fit its entries, and with kIdsInEntries these hold the ids already. counted = true: the third
-// launch, where counts[block][e] says how many of expert e's rows lie in earlier chunks. s.invalid is clear,
-// and a barrier has passed since.
-template <bool kIdsInEntries, bool kDrop>
+// block's slots fit its entries. counted = true: the third
+// launch, where counts[block][e] says how many of expert e's rows lie in earlier chunks. clear_sort() has
+// been called.
+template <bool kDrop>
 __device__ __forceinline__ void sort_block(const SortParams& p, const SortShared& s, bool counted) {
   const u32 blocks = counted ? p.chunks : cluster_blocks();
   const u32 block = counted ? blockIdx.x : cluster_rank();
@@ -306,9 +319,7 @@ __device__ __forceinline__ void sort_block(const SortParams& p, const SortShared
   bool scanned = false;
   do {
     const u32 stop = end - begin < limit ? end : begin + limit;
-    clear_ranks(s);
-    __syncthreads();
-    rank_slots<kIdsInEntries>(p, s, begin, stop);
+    rank_slots(p, s, begin, stop);
     __syncthreads();
     prefix_warps(s, p.experts);
     __syncthreads();
@@ -332,6 +343,8 @@ __device__ __forceinline__ void sort_block(const SortParams& p, const SortShared
     if (begin >= end) break;
     __syncthreads();
     for (u32 e = threadIdx.x; e < p.experts; e += kPrologueThreads) s.base[e] += s.total[e];
+    clear_ranks(s);
+    __syncthreads();
   } while (true);
   if (cluster) cluster_wait();
 }

@@ -16,14 +16,16 @@
 namespace ramp::core::cuda {
 namespace {
 
-// Blocks per SM that convert rows: in a grid of their own all resident, beside other blocks smaller shares,
-// which even out who starts late.
-constexpr unsigned kBlocksPerSm = 4;
+// Blocks per SM that convert rows: in a grid of their own all resident (the kernels are bounded to 64
+// registers), beside other blocks smaller shares, which even out who starts late.
+constexpr unsigned kBlocksPerSm = 2;
 constexpr unsigned kBlocksPerSmBeside = 8;
-constexpr int64_t kRoutedTokens = 1024;        // with the 128 warps of a cluster
-constexpr int64_t kRoutedTokensOneBlock = 64;  // with the 16 of a block
-constexpr int64_t kRoutedLogits = 256;         // compiled for 8 per lane
-constexpr int64_t kMaxTopK = 32;               // a lane per slot
+// Few segments of rows are spread so that a block has no more than one per scheduler of the SM.
+constexpr int64_t kSegmentsPerBlock = 4;
+// Beyond, one SM routes more slowly than a launch of its own, which spreads the tokens over all.
+constexpr int64_t kRoutedTokens = 8;
+constexpr int64_t kRoutedLogits = 256;  // compiled for 8 per lane
+constexpr int64_t kMaxTopK = 32;        // a lane per slot
 
 ramp_dtype activation_dtype(ramp_format format) noexcept {
   switch (format) {
@@ -134,7 +136,8 @@ unsigned row_blocks(const RowsParams& r, ramp_format format, int64_t rows, unsig
     while (team < segments && team < kPrologueWarps) team *= 2;
     warps = team;
   }
-  const int64_t blocks = (rows * warps + kPrologueWarps - 1) / kPrologueWarps;
+  const int64_t each = format == RAMP_FORMAT_FP8_CHANNEL ? kPrologueWarps : kSegmentsPerBlock;
+  const int64_t blocks = (rows * warps + each - 1) / each;
   return static_cast<unsigned>(std::clamp<int64_t>(blocks, 0, limit));
 }
 
@@ -185,14 +188,10 @@ PrologueParams block_params(const BlockCall& call, const PrologueWorkspace& work
   return p;
 }
 
-// The sorting blocks of a routed prologue: a warp per token as far as a cluster goes.
-SortGrid routed_grid(const BlockCall& block, bool clusters) noexcept {
+// A routed prologue sorts in one block, which routes first.
+SortGrid routed_grid(const BlockCall& block) noexcept {
   SortGrid g;
-  while (clusters && g.blocks < kSortCluster && int64_t{g.blocks} * kPrologueWarps < block.tokens)
-    g.blocks *= 2;
-  const int64_t each = (block.tokens + g.blocks - 1) / g.blocks;
-  g.chunk = static_cast<unsigned>(std::max<int64_t>(each, 1) * block.top_k);
-  g.entries = g.chunk;
+  g.chunk = g.entries = static_cast<unsigned>(std::max<int64_t>(block.tokens, 1) * block.top_k);
   return g;
 }
 unsigned routed_shared(const RouteCall& route, const BlockCall& block, const SortGrid& grid) noexcept {
@@ -225,9 +224,12 @@ void describe_sort(const ramp_tensor& ids, const SortGrid& grid, SortParams& out
 
 void Prologue::State::count(const SortParams& sort, CUstream stream) {
   const unsigned count_bytes = (sort.experts + 2) * 4;
-  launch_kernel(kernels.count_chunks(),
-                {.grid_x = sort.chunks, .threads = kPrologueThreads, .shared = count_bytes}, stream, &sort);
-  launch_kernel(kernels.scan_chunks(), {.grid_x = (sort.experts + 31) / 32, .threads = kPrologueThreads},
+  launch_kernel(
+      kernels.count_chunks(),
+      {.grid_x = sort.chunks, .threads = kPrologueThreads, .shared = count_bytes, .dependent = dependent()},
+      stream, &sort);
+  launch_kernel(kernels.scan_chunks(),
+                {.grid_x = (sort.experts + 31) / 32, .threads = kPrologueThreads, .dependent = dependent()},
                 stream, &sort);
 }
 
@@ -259,24 +261,37 @@ void Prologue::prepare(const ExpertWeights& weights, ramp_dtype x_dtype, bool ro
 }
 
 GemmInput Prologue::block(const BlockCall& call, const PrologueWorkspace& workspace, CUstream stream) {
-  const ScopedContext scope(*state_->gpu);
+  return state_->block(call, workspace, false, stream);
+}
+
+GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace& workspace, bool behind_route,
+                                 CUstream stream) {
+  const ScopedContext scope(*gpu);
   const ExpertWeights& w = *call.weights;
-  const SortGrid grid = sort_grid(call.tokens * call.top_k, state_->clusters());
+  const SortGrid grid = sort_grid(call.tokens * call.top_k, clusters());
   const Conversion conversion = block_conversion(call, workspace);
-  const PrologueParams p = block_params(call, workspace, conversion, grid);
-  Launch launch{.threads = kPrologueThreads, .shared = 4 * sort_shared_words(p.sort.experts, grid.entries)};
+  PrologueParams p = block_params(call, workspace, conversion, grid);
+  // With a launch of this library's own in front, whatever wrote x and used the workspace before is complete
+  // when the blocks begin: that launch lets them begin only after it has waited for it. (Router weights are
+  // routing's.)
+  const bool counted = grid.mode == kSortCounted;
+  p.early = dependent() && (counted || (behind_route && p.rows.weights == nullptr)) ? 1 : 0;
+  Launch launch{.threads = kPrologueThreads,
+                .shared = 4 * sort_shared_words(p.sort.experts, grid.entries),
+                .dependent = dependent()};
   launch.grid_x = grid.blocks;
   if (conversion.program != RAMP_DTYPE_NONE) {
-    const unsigned limit = state_->sms() * (grid.mode == kSortHere ? kBlocksPerSm : kBlocksPerSmBeside);
+    // One wave with the sorting blocks.
+    const unsigned limit = counted ? sms() * kBlocksPerSmBeside : sms() * kBlocksPerSm - grid.blocks;
     launch.grid_x += std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, limit));
   }
-  if (grid.mode == kSortHere) {
+  if (!counted) {
     launch.cluster = grid.blocks;
     launch.grid_x = (launch.grid_x + grid.blocks - 1) / grid.blocks * grid.blocks;
   } else {
-    state_->count(p.sort, stream);
+    count(p.sort, stream);
   }
-  launch_kernel(state_->kernels.main(w.format, conversion.program, false), launch, stream, &p);
+  launch_kernel(kernels.main(w.format, conversion.program, false), launch, stream, &p);
   return conversion.input;
 }
 
@@ -284,10 +299,11 @@ bool Prologue::fuses(const RouteCall& route, const BlockCall& block) const noexc
   if (!present(route.logits) || route.logits.shape[1] > kRoutedLogits || route.router.top_k > kMaxTopK ||
       route.router.capacity != 0 || block.router_weight_on_input || block.x.dtype == RAMP_E4M3)
     return false;
-  if (block.tokens > (state_->clusters() ? kRoutedTokens : kRoutedTokensOneBlock) ||
-      block.tokens * block.top_k > kOneLaunchSlots)
+  // As many slots and experts as the sort of few slots takes (kernels/prologue/sort_few.cuh).
+  if (block.tokens > kRoutedTokens || block.tokens * block.top_k > int64_t{kPrologueThreads} ||
+      block.weights->experts > int64_t{kPrologueThreads})
     return false;
-  return routed_shared(route, block, routed_grid(block, state_->clusters())) <= kMaxShared;
+  return routed_shared(route, block, routed_grid(block)) <= kMaxShared;
 }
 
 GemmInput Prologue::routed_block(const RouteCall& route, const BlockCall& block,
@@ -296,20 +312,22 @@ GemmInput Prologue::routed_block(const RouteCall& route, const BlockCall& block,
     RouteCall before = route;
     before.stream = stream;
     this->route(before);
-    return this->block(block, workspace, stream);
+    // Its scratch may be the same memory as this workspace.
+    const bool scratch = !present(route.logits) || route.router.capacity != 0;
+    return state_->block(block, workspace, !scratch, stream);
   }
   const ScopedContext scope(*state_->gpu);
   const ExpertWeights& w = *block.weights;
-  const SortGrid grid = routed_grid(block, state_->clusters());
+  const SortGrid grid = routed_grid(block);
   const Conversion conversion = block_conversion(block, workspace);
   PrologueParams p = block_params(block, workspace, conversion, grid);
   describe_route(route, route.logits, p.route);
-  Launch launch{
-      .threads = kPrologueThreads, .shared = routed_shared(route, block, grid), .cluster = grid.blocks};
-  launch.grid_x = grid.blocks;
+  Launch launch{.threads = kPrologueThreads,
+                .shared = routed_shared(route, block, grid),
+                .dependent = state_->dependent()};
   if (conversion.program != RAMP_DTYPE_NONE)
-    launch.grid_x += std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, state_->sms() * kBlocksPerSm));
-  launch.grid_x = (launch.grid_x + grid.blocks - 1) / grid.blocks * grid.blocks;
+    launch.grid_x +=
+        std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, state_->sms() * kBlocksPerSm - 1));
   launch_kernel(state_->kernels.main(w.format, conversion.program, true), launch, stream, &p);
   return conversion.input;
 }
@@ -347,10 +365,12 @@ GemmInput Prologue::batched(const BatchedCall& call, const PrologueWorkspace& wo
   unsigned blocks = static_cast<unsigned>(std::clamp<int64_t>(index_blocks, 1, limit));
   if (conversion.program != RAMP_DTYPE_NONE)
     blocks = std::max(blocks, row_blocks(p.rows, w.format, slots, limit));
-  launch_kernel(
-      state_->kernels.main(w.format, conversion.program, false),
-      {.grid_x = blocks, .threads = kPrologueThreads, .shared = 4 * sort_shared_words(p.sort.experts, 0)},
-      stream, &p);
+  launch_kernel(state_->kernels.main(w.format, conversion.program, false),
+                {.grid_x = blocks,
+                 .threads = kPrologueThreads,
+                 .shared = 4 * sort_shared_words(p.sort.experts, 0),
+                 .dependent = state_->dependent()},
+                stream, &p);
   return conversion.input;
 }
 
@@ -381,8 +401,9 @@ GemmInput Prologue::requantize(const ExpertWeights& weights, const float* h, int
   r.out = codes;
   r.scales = scales;
   const unsigned blocks = row_blocks(r, weights.format, max_rows, state_->sms() * kBlocksPerSm);
-  launch_kernel(state_->kernels.requantize(weights.format), {.grid_x = blocks, .threads = kPrologueThreads},
-                stream, &r);
+  launch_kernel(state_->kernels.requantize(weights.format),
+                {.grid_x = blocks, .threads = kPrologueThreads, .dependent = state_->dependent()}, stream,
+                &r);
   return in;
 }
 

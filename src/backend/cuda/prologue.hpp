@@ -78,9 +78,10 @@ class Prologue {
   // Row index, plan and GEMM1's input, asynchronously on `stream`. T*k <= 10240 ids: one launch; else three.
   // counters (may be nullptr): += masked slots, += ids out of range. At most 1024 experts (UNSUPPORTED).
   GemmInput block(const BlockCall& call, const PrologueWorkspace& workspace, CUstream stream);
-  // route() and block() in one launch where that is possible: logits are given, T <= 1024 (below sm_90: 64),
-  // at most 256 of them per token, T*slots <= 10240, no capacity, no router weights on the input. Else the
-  // two calls. route.ids and route.weights are written in either case; block.ids is route.ids.
+  // route() and block() in one launch where that is quicker and possible: logits are given, T <= 8, at most
+  // 256 of them per token, T*slots and local experts <= 512, no capacity, no router weights on the input.
+  // Else the two calls, with x converted while the tokens are routed. route.ids and route.weights are written
+  // in either case; block.ids is route.ids.
   GemmInput routed_block(const RouteCall& route, const BlockCall& block, const PrologueWorkspace& workspace,
                          CUstream stream);
   // Whether routed_block would take one launch.

@@ -165,14 +165,16 @@ CUfunction PrologueKernels::router_gemm(ramp_dtype x, ramp_dtype w, bool many_to
 
 void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const void* params) {
   void* arguments[] = {const_cast<void*>(params)};
-  if (l.cluster == 1) {
-    RAMP_CU(cuLaunchKernel, kernel, l.grid_x, l.grid_y, 1U, l.threads, 1U, 1U, l.shared, stream,
-            static_cast<void**>(arguments), static_cast<void**>(nullptr));
-    return;
+  CUlaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (l.cluster > 1) {
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attributes[count++].value.clusterDim = {l.cluster, 1, 1};
   }
-  CUlaunchAttribute cluster{};
-  cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-  cluster.value.clusterDim = {l.cluster, 1, 1};
+  if (l.dependent) {
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attributes[count++].value.programmaticStreamSerializationAllowed = 1;
+  }
   CUlaunchConfig config{};
   config.gridDimX = l.grid_x;
   config.gridDimY = l.grid_y;
@@ -181,8 +183,8 @@ void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const vo
   config.blockDimY = config.blockDimZ = 1;
   config.sharedMemBytes = l.shared;
   config.hStream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = count;
   RAMP_CU(cuLaunchKernelEx, static_cast<const CUlaunchConfig*>(&config), kernel,
           static_cast<void**>(arguments), static_cast<void**>(nullptr));
 }

@@ -72,6 +72,8 @@ struct Launch {
   unsigned grid_x = 1, grid_y = 1, threads = 1;
   unsigned shared = 0;   // bytes
   unsigned cluster = 1;  // blocks; grid_x is a multiple
+  // May begin before the launch in front has ended (it waits itself): from sm_90 on.
+  bool dependent = false;
 };
 void launch_kernel(CUfunction kernel, const Launch& launch, CUstream stream, const void* params);
 

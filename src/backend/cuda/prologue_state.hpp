@@ -15,8 +15,13 @@ struct Prologue::State {
   std::shared_ptr<const Gpu> gpu;
   PrologueKernels kernels;
   [[nodiscard]] bool clusters() const noexcept { return gpu->facts().major >= 9; }
+  // Launches may overlap the end of the one in front.
+  [[nodiscard]] bool dependent() const noexcept { return gpu->facts().major >= 9; }
   [[nodiscard]] unsigned sms() const noexcept { return static_cast<unsigned>(gpu->facts().sm_count); }
 
+  // Prologue::block. behind_route: Prologue::route's launch is in front on the stream, and uses no scratch.
+  GemmInput block(const BlockCall& call, const PrologueWorkspace& workspace, bool behind_route,
+                  CUstream stream);
   // Launches one and two of three, for sort_grid's kSortCounted.
   void count(const SortParams& sort, CUstream stream);
 };

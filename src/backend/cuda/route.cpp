@@ -51,7 +51,8 @@ ramp_dtype type_of(const ramp_tensor& t) noexcept {
   return static_cast<ramp_dtype>(t.dtype);
 }
 
-void router_gemm(PrologueKernels& kernels, const RouteCall& call, float* logits, CUstream stream) {
+void router_gemm(PrologueKernels& kernels, const RouteCall& call, float* logits, bool dependent,
+                 CUstream stream) {
   RouterGemmParams p{};
   p.x = call.x.data;
   p.w = call.router_weight.data;
@@ -70,7 +71,8 @@ void router_gemm(PrologueKernels& kernels, const RouteCall& call, float* logits,
   launch_kernel(kernels.router_gemm(type_of(call.x), type_of(call.router_weight), many),
                 {.grid_x = (p.tokens + tile.tokens - 1) / tile.tokens,
                  .grid_y = (p.experts + tile.experts - 1) / tile.experts,
-                 .threads = kGemmThreads},
+                 .threads = kGemmThreads,
+                 .dependent = dependent},
                 stream, &p);
 }
 
@@ -150,17 +152,19 @@ void Prologue::route(const RouteCall& call) {
   ramp_tensor logits = call.logits;
   if (!given) {
     logits = with_strides(make_tensor(scratch.logits, RAMP_F32, {tokens, num_logits}));
-    router_gemm(kernels, call, scratch.logits, stream);
+    router_gemm(kernels, call, scratch.logits, state_->dependent(), stream);
   }
   RouteParams p{};
   describe_route(call, logits, p);
   const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
   unsigned warps = tokens <= kFewTokens ? 4 : 8;
   while (warps * warp_bytes > kMaxShared) warps /= 2;
-  launch_kernel(
-      kernels.route(num_logits),
-      {.grid_x = (p.tokens + warps - 1) / warps, .threads = 32 * warps, .shared = warps * warp_bytes}, stream,
-      &p);
+  launch_kernel(kernels.route(num_logits),
+                {.grid_x = (p.tokens + warps - 1) / warps,
+                 .threads = 32 * warps,
+                 .shared = warps * warp_bytes,
+                 .dependent = state_->dependent()},
+                stream, &p);
   if (call.router.capacity == 0) return;
 
   const SortGrid grid = sort_grid(tokens * router_slots(call.router), state_->clusters());
@@ -179,7 +183,8 @@ void Prologue::route(const RouteCall& call) {
                 {.grid_x = grid.blocks,
                  .threads = kPrologueThreads,
                  .shared = 4 * sort_shared_words(p.experts, grid.entries),
-                 .cluster = grid.mode == kSortHere ? grid.blocks : 1},
+                 .cluster = grid.mode == kSortHere ? grid.blocks : 1,
+                 .dependent = state_->dependent()},
                 stream, &d);
 }
 
