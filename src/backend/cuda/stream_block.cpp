@@ -26,8 +26,7 @@ constexpr uint64_t kAlignment = 256;
 
 // Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers
 // allow one block. The first ones are for the fewest rows.
-constexpr std::array<StreamVariant, 5> kVariants = {
-    {{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 4, 2}, {128, 5, 1}}};
+constexpr std::array<StreamVariant, 4> kVariants = {{{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 4, 2}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
@@ -172,11 +171,18 @@ uint64_t StreamBlock::workspace(const ExpertWeights& weights, int64_t tokens, in
 }
 
 StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
-  const int64_t mean = tokens * top_k / std::max<int64_t>(1, weights.experts);
-  if (tokens <= 2) return kVariants[0];
-  if (tokens <= 8) return kVariants[1];
-  if (mean <= 24) return kVariants[2];
-  return mean <= 48 ? kVariants[3] : kVariants[4];
+  // From T = 1 ... 1024 over four models, uniform and zipf:1.2 (docs/kernel-log.md), by mean rows per expert
+  // and bytes per expert. Experts of a few MB have short slices: what counts there is many small rings, not
+  // few passes over weights that are in L2 anyway. (The histogram itself will decide once the dispatcher runs
+  // on the device.)
+  constexpr int64_t kLargeExpert = int64_t{16} << 20;
+  const int64_t bytes = 3 * weights.hidden * weights.intermediate;
+  const double mean =
+      static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
+  const bool large = bytes >= kLargeExpert;
+  if (tokens <= 2 || (weights.experts <= 16 && mean <= 2)) return kVariants[0];
+  if (mean <= (large ? 0.5 : 4.0)) return kVariants[1];
+  return large && mean > 24 ? kVariants[3] : kVariants[2];
 }
 
 namespace {
