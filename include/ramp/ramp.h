@@ -36,14 +36,14 @@
  *    writers: no other call may use that weights handle meanwhile. Creating, querying and destroying other
  *    handles is always possible.
  *
- *  - Streams. `stream` is the backend's native stream (a CUstream for CUDA, NULL = its legacy default stream); on
- *    the CPU it must be NULL and calls are complete when they return. Asynchronous device errors surface at the
- *    next call on that context or at the caller's own synchronisation.
+ *  - Streams. `stream` is the backend's native stream (a CUstream for CUDA, NULL = its legacy default
+ * stream); on the CPU it must be NULL and calls are complete when they return. Asynchronous device errors
+ * surface at the next call on that context or at the caller's own synchronisation.
  *
  *  - CUDA graphs. ramp_expert_block, ramp_expert_block_batched, ramp_moe_forward and ramp_route only enqueue
- *    kernels: they may be captured, with the caller's own workspace, after one call like it outside of a capture
- *    (which loads kernels). A captured call may be replayed with other ids, weights and values in the same
- *    buffers; for fewer tokens than captured give the rest the id -1.
+ *    kernels: they may be captured, with the caller's own workspace, after one call like it outside of a
+ * capture (which loads kernels). A captured call may be replayed with other ids, weights and values in the
+ * same buffers; for fewer tokens than captured give the rest the id -1.
  *
  *  - Memory. After a first call with the same or larger shapes, ramp_expert_block, ramp_moe_forward,
  *    ramp_route and ramp_expert_block_batched allocate nothing (the reference backend excepted); with the
@@ -237,10 +237,11 @@ typedef struct ramp_context_options {
   ramp_log_fn log;               /* NULL = no log */
   void* log_user;
   const char* cache_dir; /* compiled kernels; NULL = $RAMP_CACHE_DIR, $XDG_CACHE_HOME/ramp, ~/.cache/ramp */
-  const char* isa; /* CPU backend: an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best. CUDA
-                      backend: a kernel family ("sm90", "plain", "plain_f64"); NULL = the best.
-                      "amx" asks Linux for the matrix unit, for the whole process: alternate signal stacks
-                      below sysconf(_SC_SIGSTKSZ) are refused from then on */
+  const char*
+      isa; /* CPU backend: an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best. CUDA
+              backend: a kernel family ("sm90", "plain", "plain_f64"); NULL = the best.
+              "amx" asks Linux for the matrix unit, for the whole process: alternate signal stacks
+              below sysconf(_SC_SIGSTKSZ) are refused from then on */
 } ramp_context_options;
 RAMP_DEFINE_INIT(ramp_context_options)
 
@@ -367,10 +368,9 @@ RAMP_API ramp_status ramp_expert_block_workspace(const ramp_context* context, co
  * expert(x) = w2 * act(w13 * x). T = 0 is valid and does nothing; T * k must be below 2^31.
  * workspace: 256-byte aligned device memory of at least ramp_expert_block_workspace bytes, or NULL with
  * workspace_bytes 0 to use (and grow, once) the context's own. Its content is scratch: it need not be
- * initialised and holds nothing between calls. On a GPU the context's own serves one stream at a time: a call on
- * another stream first waits for the device.
- * Errors: INVALID_ARGUMENT, UNSUPPORTED, WORKSPACE_TOO_SMALL (the message has the bytes needed),
- * OUT_OF_MEMORY (only with workspace NULL), DEVICE. */
+ * initialised and holds nothing between calls. On a GPU the context's own serves one stream at a time: a call
+ * on another stream first waits for the device. Errors: INVALID_ARGUMENT, UNSUPPORTED, WORKSPACE_TOO_SMALL
+ * (the message has the bytes needed), OUT_OF_MEMORY (only with workspace NULL), DEVICE. */
 RAMP_API ramp_status ramp_expert_block(ramp_context* context, const ramp_expert_block_args* args,
                                        void* workspace, uint64_t workspace_bytes, void* stream);
 
