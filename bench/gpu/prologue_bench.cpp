@@ -1,7 +1,7 @@
 // What the prologue costs inside a CUDA graph: microseconds per prologue, for one model and number of tokens,
 // of a graph of several prologues with inputs of their own (no x is in the L2 cache from the replay before:
-// what the graph's inputs do not fill is flushed between replays). Columns: ids given; routed in one launch;
-// routed in separate launches; the same ids given with x read in place, that is, the index alone. Bars beside
+// what the graph's inputs do not fill is flushed between replays). Columns: ids given; routed_block(); route()
+// and block() as two calls; the same ids given with x read in place, that is, the index alone. Bars beside
 // them, '!' where one is missed.
 //
 //   prologue_bench [fp8_block|fp8_channel|fp8_tensor|bf16] [largest T]

@@ -13,7 +13,7 @@ struct Shape {
 };
 const Shape kShapes[] = {{1, 1},   {6, 2},   {8, 2},   {16, 4},  {60, 4},   {64, 8},
                          {128, 8}, {160, 6}, {256, 8}, {384, 8}, {512, 10}, {1024, 8}};
-const int64_t kTokens[] = {0, 1, 2, 63, 64, 65, 127, 128, 129, 512, 1024, 1025, 2048, 8192};
+const int64_t kTokens[] = {0, 1, 2, 4, 5, 8, 63, 64, 65, 127, 128, 129, 512, 1024, 1025, 2048, 8192};
 
 enum class Ids { kUniform, kSkewed, kInvalid, kOneExpert, kNone };
 constexpr Ids kKinds[] = {Ids::kUniform, Ids::kSkewed, Ids::kInvalid, Ids::kOneExpert, Ids::kNone};

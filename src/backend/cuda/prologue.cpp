@@ -281,8 +281,10 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
                 .dependent = dependent()};
   launch.grid_x = grid.blocks;
   if (conversion.program != RAMP_DTYPE_NONE) {
-    // One wave with the sorting blocks.
-    const unsigned limit = counted ? sms() * kBlocksPerSmBeside : sms() * kBlocksPerSm - grid.blocks;
+    // One wave with the sorting blocks. All blocks are in clusters where those are, and what a GPC has beyond
+    // 16 SMs (18 of H200's SMs in some) holds no whole cluster of 8.
+    const unsigned resident = grid.blocks > 1 ? std::max(1U, sms() / 16) * 16 : sms();
+    const unsigned limit = counted ? sms() * kBlocksPerSmBeside : resident * kBlocksPerSm - grid.blocks;
     launch.grid_x += std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, limit));
   }
   if (!counted) {
