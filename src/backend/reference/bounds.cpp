@@ -167,7 +167,7 @@ Uncertain fp32_dot(const DotSums& s, double depth, double tensor_unit) noexcept 
     // less than tensor_unit times the step's sum of magnitudes. Statistical: a cut is uniform, so it spreads
     // by 1/sqrt(12) of that unit, and the largest term of a step is taken as the drift plus three times the
     // spread of its sum.
-    constexpr double kCuts = 4 * 33;
+    constexpr double kCuts = 4 * 34;
     r.error += kCuts * tensor_unit * s.absolute;
     r.sigma = std::hypot(
         r.sigma, tensor_unit * std::sqrt(kCuts / 12.0) * (std::fabs(s.sum) + 3.0 * std::sqrt(s.square)));
