@@ -25,6 +25,7 @@ struct StreamParams {
   const int* slots;
   int top_k;
   int slices, steps;     // per expert; per slice
+  int early;             // 1: the next kernel may start while this one runs
   unsigned char* codes;  // GEMM1: [rows, I] e4m3
   float* scales;         // GEMM1: [rows, I/128]
   unsigned short* rows;  // GEMM2: bf16 [rows, H]

@@ -355,7 +355,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
     __syncthreads();
 #if GEMM == 1
   dependency_wait();
-  launch_dependents();
+  if (p.early) launch_dependents();
 #endif
   const u32 slices = GEMM == 1 ? (u32)p.slices / 2 : (u32)p.slices;
   const u32 units = (u32)*p.num_tiles * slices;
@@ -372,7 +372,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
   } else {
 #if GEMM == 2
     dependency_wait();
-    launch_dependents();
+    if (p.early) launch_dependents();
 #endif
     u32 at = 0;
     u32 round = 0;
