@@ -14,6 +14,7 @@
 #include <fstream>
 #include <mutex>
 
+#include "backend/cuda/driver.hpp"
 #include "base/env.hpp"
 #include "gpu/support.hpp"
 
@@ -312,17 +313,28 @@ TEST(GpuTime, HostTimeOfACall) {
     GpuBlock block(c, gpu());
     const DeviceBuffer scratch = block.workspace(w.handle.get());
     const ramp_expert_block_args a = block.args(w.handle.get());
-    std::vector<double> us;
-    for (int i = 0; i < 2000; ++i) {
-      const Clock::time_point start = Clock::now();
-      const ramp_status status = ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr);
-      us.push_back(1e6 * seconds_since(start));
-      require(status);
-      if (i % 16 == 15) memory(gpu()).synchronize(nullptr);
+    CUstream own = nullptr;
+    RAMP_CU(cuStreamCreate, &own, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
+    // The caller's stream is what an engine uses and what counts; the legacy default stream is told beside
+    // it.
+    for (CUstream stream : {static_cast<CUstream>(nullptr), own}) {
+      std::vector<double> us;
+      for (int i = 0; i < 2000; ++i) {
+        const Clock::time_point start = Clock::now();
+        const ramp_status status = ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream);
+        us.push_back(1e6 * seconds_since(start));
+        require(status);
+        if (i % 16 == 15) memory(gpu()).synchronize(stream);
+      }
+      std::nth_element(us.begin(), us.begin() + 1000, us.end());
+      std::printf("host time of a call, T = %d, %s stream: median %.1f us\n", static_cast<int>(tokens),
+                  stream == nullptr ? "default" : "own", us[1000]);
+      if (stream == own) {
+        EXPECT_LE(us[1000], 15.0) << "T = " << tokens;
+      }
     }
-    std::nth_element(us.begin(), us.begin() + 1000, us.end());
-    std::printf("host time of a call, T = %d: median %.1f us\n", static_cast<int>(tokens), us[1000]);
-    EXPECT_LE(us[1000], 15.0) << "T = " << tokens;
+    std::fflush(stdout);
+    RAMP_CU(cuStreamDestroy, own);
   }
 }
 

@@ -9,7 +9,7 @@ set -uo pipefail
 
 # name, seconds that it may take, what it runs.
 sections=(
-  "kernels:60:the prologue's own tests"
+  "kernels:120:the prologue's own tests"
   "block:150:the expert block over all shapes, formats and options; bits, graphs, errors"
   "big:150:real model sizes, T = 8192, offsets beyond 32 bits"
   "leak:40:10,000 calls, contexts that come and go"
