@@ -108,7 +108,8 @@ enum PrologueMode : unsigned {
 
 struct PrologueParams {
   unsigned mode;
-  unsigned early;  // rows are converted before dependency_wait(): see kernels/prologue/prologue.cu
+  unsigned early;    // rows are converted before dependency_wait(): see kernels/prologue/prologue.cu
+  unsigned trigger;  // the next kernel may start while this one runs
   SortParams sort;
   RowsParams rows;
   BatchParams batch;

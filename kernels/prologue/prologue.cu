@@ -68,7 +68,7 @@ __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortSha
   if (!counted) prefetch_ids(p.sort, blockIdx.x);
 #endif
   dependency_wait();
-  launch_dependents();
+  if (p.trigger != 0) launch_dependents();
 #if ROUTED
   route_block(p.route, p.sort, s.entry);
   __syncthreads();
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   const bool batched = !ROUTED && p.mode == kBatched;
   if (batched) {
     dependency_wait();
-    launch_dependents();
+    if (p.trigger != 0) launch_dependents();
     batched_index(p, s);
   } else {
     if (blockIdx.x < p.sort.chunks) {
@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   if (!batched && !early) {
     prefetch_rows(p.rows, part, parts);
     dependency_wait();
-    launch_dependents();
+    if (p.trigger != 0) launch_dependents();
   }
   const u32 rows = batched ? s.first[p.sort.experts] : p.rows.rows;
   convert(p.rows, BatchRows{s.first, p.sort.experts, p.batch.max_tokens}, rows, part, parts,

@@ -15,6 +15,7 @@
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/gpu.hpp"
 #include "base/env.hpp"
 #include "gpu/support.hpp"
 
@@ -313,6 +314,8 @@ TEST(GpuTime, HostTimeOfACall) {
     GpuBlock block(c, gpu());
     const DeviceBuffer scratch = block.workspace(w.handle.get());
     const ramp_expert_block_args a = block.args(w.handle.get());
+    const std::shared_ptr<const cuda::Gpu> device = cuda::Gpu::open(0);
+    const cuda::ScopedContext scope(*device);
     CUstream own = nullptr;
     RAMP_CU(cuStreamCreate, &own, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
     // The caller's stream is what an engine uses and what counts; the legacy default stream is told beside
