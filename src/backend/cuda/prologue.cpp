@@ -26,9 +26,13 @@ constexpr int64_t kSegmentsPerBlock = 4;
 // size (H200, T = 1: 3.1 instead of 3.8 us on OLMoE, 3.6 instead of 4.2 on DeepSeek-V3), since nothing in one
 // launch overlaps.
 constexpr int64_t kRoutedTokens = 0;
-// Tokens up to which GEMM 1 may start beside the prologue: it gains 0.5 us of 23 at T = 1 (H200, OLMoE and
-// Qwen3-30B) and loses 1 to 1.5% of the block from T = 8 on, where its blocks crowd out the prologue's.
-constexpr int64_t kTriggerTokens = 4;
+// Whether GEMM 1 may start beside the prologue. It gains 0.5 us of 23 at T = 1 (H200, OLMoE and Qwen3-30B),
+// loses 1 to 1.5% of the block at T = 8 to 128, where its blocks crowd out the prologue's, and makes no
+// difference to the block at 512, where the prologue itself is 0.6 us shorter with it (back to back,
+// DeepSeek-V3).
+constexpr bool triggers_early(int64_t tokens) noexcept {
+  return tokens <= 4 || tokens >= 256;
+}
 constexpr int64_t kRoutedLogits = 256;  // compiled for 8 per lane
 constexpr int64_t kMaxTopK = 32;        // a lane per slot
 
@@ -281,7 +285,7 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
   // routing's.)
   const bool counted = grid.mode == kSortCounted;
   p.early = dependent() && (counted || (behind_route && p.rows.weights == nullptr)) ? 1 : 0;
-  p.trigger = call.tokens <= kTriggerTokens ? 1 : 0;
+  p.trigger = triggers_early(call.tokens) ? 1 : 0;
   Launch launch{.threads = kPrologueThreads,
                 .shared = 4 * sort_shared_words(p.sort.experts, grid.entries),
                 .dependent = dependent()};

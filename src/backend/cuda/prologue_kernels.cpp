@@ -163,6 +163,18 @@ CUfunction PrologueKernels::router_gemm(ramp_dtype x, ramp_dtype w, bool many_to
       library_, [&] { return router_gemm_program(x, w, many_tokens); }, "router_gemm");
 }
 
+namespace {
+
+// The first launch of a call may overlap whatever is in front of it on the stream. In a graph that is free;
+// launched directly it costs the host 4 us a call (15.8 instead of 11.4), more than the GPU gains.
+bool capturing(CUstream stream) {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  RAMP_CU(cuStreamIsCapturing, stream, &status);
+  return status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+}
+
+}  // namespace
+
 void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const void* params) {
   void* arguments[] = {const_cast<void*>(params)};
   CUlaunchAttribute attributes[2] = {};
@@ -171,7 +183,7 @@ void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const vo
     attributes[count].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
     attributes[count++].value.clusterDim = {l.cluster, 1, 1};
   }
-  if (l.dependent) {
+  if (l.dependent && capturing(stream)) {
     attributes[count].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attributes[count++].value.programmaticStreamSerializationAllowed = 1;
   }
