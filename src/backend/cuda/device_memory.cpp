@@ -42,6 +42,7 @@ class CudaMemory : public DeviceMemory {
     if (r != CUDA_SUCCESS) check_result(r, "cuMemAlloc", fmt::format("&p, {}", asked));
     std::shared_ptr<const Gpu> gpu = gpu_;
     // The constructor of shared_ptr calls the deleter should it fail itself.
+    // An address of the device, never dereferenced here. NOLINTNEXTLINE(performance-no-int-to-ptr)
     return std::shared_ptr<void>(reinterpret_cast<void*>(p), [gpu = std::move(gpu)](void* memory) {
       try {
         const ScopedContext freeing(*gpu);

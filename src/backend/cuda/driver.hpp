@@ -20,9 +20,10 @@ namespace ramp::core::cuda {
   X(cuDeviceGetName)                                                                                        \
   X(cuDeviceGetUuid)                                                                                        \
   X(cuDeviceTotalMem)                                                                                       \
-  X(cuDeviceGetAttribute) X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease) X(cuCtxGetCurrent)       \
-      X(cuCtxGetDevice) X(cuCtxPushCurrent) X(cuCtxPopCurrent) X(cuCtxSynchronize) X(cuModuleLoadData)      \
-          X(cuModuleUnload) X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuFuncSetAttribute)              \
+  X(cuDeviceGetAttribute)                                                                                   \
+  X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease) X(cuCtxGetCurrent) X(cuCtxGetDevice)             \
+      X(cuCtxPushCurrent) X(cuCtxPopCurrent) X(cuCtxSynchronize) X(cuModuleLoadData) X(cuModuleUnload)      \
+          X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuFuncSetAttribute)                                \
               X(cuOccupancyMaxActiveBlocksPerMultiprocessor) X(cuLaunchKernel) X(cuLaunchKernelEx)          \
                   X(cuMemAlloc) X(cuMemFree) X(cuMemGetInfo) X(cuMemAllocHost) X(cuMemFreeHost)             \
                       X(cuMemcpyHtoDAsync) X(cuMemcpyDtoHAsync) X(cuMemcpyDtoDAsync) X(cuMemcpy3DAsync)     \
@@ -35,6 +36,7 @@ namespace ramp::core::cuda {
                                                   X(cuTensorMapEncodeTiled)
 
 struct Driver {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a declarator takes none.
 #define RAMP_CUDA_MEMBER(name) decltype(&::name) name = nullptr;
   RAMP_CUDA_FUNCTIONS(RAMP_CUDA_MEMBER)
 #undef RAMP_CUDA_MEMBER

@@ -23,6 +23,7 @@ namespace ramp::core::cuda {
   X(nvrtcCompileProgram) X(nvrtcGetProgramLogSize) X(nvrtcGetProgramLog) X(nvrtcGetCUBINSize) X(nvrtcGetCUBIN)
 
 struct Nvrtc {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a declarator takes none.
 #define RAMP_NVRTC_MEMBER(name) decltype(&::name) name = nullptr;
   RAMP_NVRTC_FUNCTIONS(RAMP_NVRTC_MEMBER)
 #undef RAMP_NVRTC_MEMBER
