@@ -78,6 +78,58 @@ TEST(Bounds, DotProductsInAnyOrder) {
   }
 }
 
+// v cut towards zero to a multiple of 2^-13 of the power of two at or below `largest`.
+double cut(double v, double largest) {
+  const double unit = std::exp2(std::floor(std::log2(largest)) - 13);
+  return std::trunc(v / unit) * unit;
+}
+
+// A model of sm_90's FP8 sums (docs/numerics.md 3.1): 32 products and the accumulator aligned to the largest
+// of them, the result cut too; four instructions from zero per 128 terms, then fp32.
+double fp8_tensor_sum(const std::vector<double>& p) {
+  float total = 0;
+  for (size_t step = 0; step < p.size(); step += 128) {
+    double part = 0;
+    for (size_t first = step; first < step + 128; first += 32) {
+      double largest = std::fabs(part);
+      for (size_t k = first; k < first + 32; ++k) largest = std::max(largest, std::fabs(p[k]));
+      if (largest == 0) continue;
+      double sum = cut(part, largest);
+      for (size_t k = first; k < first + 32; ++k) sum += cut(p[k], largest);
+      part = cut(sum, std::max(largest, std::fabs(sum)));
+    }
+    total += static_cast<float>(part);
+  }
+  return total;
+}
+
+TEST(Bounds, CoverTheCutsOfFp8TensorCoresAndNotMuchMore) {
+  Rng rng(77);
+  for (const int64_t n : {128, 768, 2048, 7168}) {
+    double worst = 0;
+    for (int trial = 0; trial < 200; ++trial) {
+      std::vector<double> p(static_cast<size_t>(n));
+      DotSums exact;
+      for (double& v : p) {
+        v = static_cast<double>(e4m3_to_f32(f32_to_e4m3(static_cast<float>(100 * rng.normal())))) *
+            static_cast<double>(e4m3_to_f32(f32_to_e4m3(static_cast<float>(100 * rng.normal()))));
+        exact.sum += v;
+        exact.absolute += std::fabs(v);
+        exact.square += v * v;
+      }
+      const Uncertain u = fp32_dot(exact, static_cast<double>(n), kFp8TensorUnit);
+      const double off = std::fabs(fp8_tensor_sum(p) - exact.sum);
+      EXPECT_LE(off, u.error) << n;
+      EXPECT_LE(off, kCheckSigmas * u.sigma) << n;
+      worst = std::max(worst, off / (kCheckSigmas * fp32_dot(exact, static_cast<double>(n)).sigma));
+      // Sharp enough to see a term of the sum's own spread go wrong by a twentieth.
+      EXPECT_LT(kCheckSigmas * u.sigma, 0.05 * (std::fabs(exact.sum) + std::sqrt(exact.square))) << n;
+    }
+    // The bound of fp32 sums would not do, or the unit would not be needed.
+    EXPECT_GT(worst, 1.0) << n;
+  }
+}
+
 TEST(Bounds, OverflowingSumsAreUndetermined) {
   EXPECT_TRUE(std::isinf(fp32_dot({1.0, 4e38, 1.0}, 32).error));
   EXPECT_TRUE(std::isfinite(fp32_dot({1.0, 3e38, 1.0}, 32).error));
