@@ -78,13 +78,14 @@ class Prologue {
   // Row index, plan and GEMM1's input, asynchronously on `stream`. T*k <= 10240 ids: one launch; else three.
   // counters (may be nullptr): += masked slots, += ids out of range. At most 1024 experts (UNSUPPORTED).
   GemmInput block(const BlockCall& call, const PrologueWorkspace& workspace, CUstream stream);
-  // route() and block() in one launch where that is quicker and possible: logits are given, T <= 8, at most
+  // route() and block() in one launch where that is quicker and possible: logits are given, at most
   // 256 of them per token, T*slots and local experts <= 512, no capacity, no router weights on the input.
   // Else the two calls, with x converted while the tokens are routed. route.ids and route.weights are written
   // in either case; block.ids is route.ids.
   GemmInput routed_block(const RouteCall& route, const BlockCall& block, const PrologueWorkspace& workspace,
                          CUstream stream);
-  // Whether routed_block would take one launch.
+  // Whether routed_block would take one launch. Never at present: two were faster at every size
+  // (docs/kernel-log.md).
   [[nodiscard]] bool fuses(const RouteCall& route, const BlockCall& block) const noexcept;
   // The same for the batched entry: counts instead of ids. Slots are e*max_tokens + r.
   GemmInput batched(const BatchedCall& call, const PrologueWorkspace& workspace, CUstream stream);
