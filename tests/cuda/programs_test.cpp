@@ -1,6 +1,8 @@
 // The embedded files are the files, and every shipped program compiles for every architecture that it is for.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <functional>
 #include <set>
 
 #include "base/error.hpp"
@@ -109,6 +111,10 @@ TEST(CudaPrograms, DeviceTwinsCompile) {
 class CudaProgram : public testing::TestWithParam<ShippedProgram> {};
 
 TEST_P(CudaProgram, CompilesWithoutWarnings) {
+  // Under sanitizers in continuous integration: the compiler is not what they watch, so one program in ten.
+  if (std::getenv("RAMP_TEST_REDUCED") != nullptr &&
+      std::hash<std::string>{}(GetParam().name) % 10 != 0)  // NOLINT(concurrency-mt-unsafe)
+    GTEST_SKIP() << "RAMP_TEST_REDUCED: one program in ten";
   for (const auto& [program, arch] : GetParam().variants) {
     const cuda::Cubin& cubin = compiled(program, arch);
     EXPECT_TRUE(cubin.bytes.starts_with("\177ELF")) << arch;

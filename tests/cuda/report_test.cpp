@@ -1,6 +1,7 @@
 // docs/kernel-report.md is what the compiler says today, and no kernel spills but those listed here.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
 
 #include "base/error.hpp"
@@ -24,6 +25,8 @@ std::vector<cuda::ReportRow> all_rows() {
 }
 
 TEST(KernelReport, PageIsUpToDate) {
+  if (std::getenv("RAMP_TEST_REDUCED") != nullptr)  // NOLINT(concurrency-mt-unsafe)
+    GTEST_SKIP() << "RAMP_TEST_REDUCED: compiles everything; the unreduced ./test runs it";
   const std::string page = read_file(RAMP_SOURCE_DIR "/docs/kernel-report.md");
   const std::string version = cuda::nvrtc().version();
   const std::string made_with = "as NVRTC ";
@@ -39,6 +42,8 @@ TEST(KernelReport, PageIsUpToDate) {
 }
 
 TEST(KernelReport, NoSpillsButThoseWithAReason) {
+  if (std::getenv("RAMP_TEST_REDUCED") != nullptr)  // NOLINT(concurrency-mt-unsafe)
+    GTEST_SKIP() << "RAMP_TEST_REDUCED: compiles everything; the unreduced ./test runs it";
   for (const cuda::ReportRow& r : all_rows()) {
     const std::string name = r.program + "/" + r.resources.entry + "/" + r.arch;
     const bool spills = r.resources.spill_stores > 0 || r.resources.spill_loads > 0;
