@@ -80,6 +80,32 @@ TEST(GpuSmallStream, EveryConfig) {
   }
 }
 
+// The few-token kernels: items divided among blocks and blocks with several items, both tile widths, an
+// expert with two tiles.
+TEST(GpuSmallStream, FewTokens) {
+  for (const int64_t tokens : {1, 7, 11}) {
+    for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{256, 1152}}) {
+      for (const Ids ids : {Ids::kSkewed, Ids::kDuplicates, Ids::kOutOfRange}) {
+        CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, tokens);
+        s.hidden = hidden;
+        s.intermediate = intermediate;
+        s.ids = ids;
+        s.experts = 3;
+        BlockCase c(s);
+        const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+        GpuBlock block(c, gpu());
+        const DeviceBuffer scratch = block.workspace(w.handle.get());
+        const ramp_expert_block_args a = block.args(w.handle.get());
+        block.begin();
+        require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
+        block.finish();
+        const CheckResult result = c.check(check_options());
+        EXPECT_TRUE(result.ok()) << case_name(s) << result.text();
+      }
+    }
+  }
+}
+
 TEST(GpuSmallStream, Batched) {
   CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 20);
   s.top_k = 1;

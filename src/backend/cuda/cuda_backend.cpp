@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/few_block.hpp"
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
@@ -66,7 +67,8 @@ class CudaBackend final : public Backend {
         combine_(gpu_, *library_),
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
-        stream_(gpu_, *library_, prologue_, combine_) {
+        stream_(gpu_, *library_, prologue_, combine_),
+        few_(gpu_, *library_, prologue_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -137,7 +139,8 @@ class CudaBackend final : public Backend {
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    return tiled(w) ? StreamBlock::workspace(w, max_tokens, top_k)
+    return tiled(w) ? std::max(StreamBlock::workspace(w, max_tokens, top_k),
+                               FewBlock::workspace(w, max_tokens, top_k))
                     : PlainBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
@@ -178,7 +181,9 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles)
+    if (tiles && FewBlock::applies(call))
+      few_.block(call, routing);
+    else if (tiles)
       stream_.block(call, routing);
     else
       plain_.block(call, routing);
@@ -195,12 +200,16 @@ class CudaBackend final : public Backend {
     if (done.load(std::memory_order_acquire)) return;
     std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
     programs.push_back(combine_program(RAMP_BF16));
+    if (tiles)
+      for (KernelProgram& p : few_programs(arch_number())) programs.push_back(std::move(p));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
-    if (tiles)
+    if (tiles) {
       stream_.prepare(w, x_dtype);
-    else
+      few_.prepare();
+    } else {
       plain_.prepare(w, x_dtype);
+    }
     done.store(true, std::memory_order_release);
   }
   [[nodiscard]] int arch_number() const { return 10 * gpu_->facts().major + gpu_->facts().minor; }
@@ -213,6 +222,7 @@ class CudaBackend final : public Backend {
   Combine combine_;
   PlainBlock plain_;
   StreamBlock stream_;
+  FewBlock few_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
 };
