@@ -1,46 +1,53 @@
-// The few-token kernels: the two GEMMs of the expert block for T*k <= 128 (fp8_block, sm_90a, packed
-// weights), in launches that overlap so that weights never stop coming. Every block makes the plan from the
-// ids (few_plan.cuh) and takes one run of the steps of the whole GEMM, the same number as every other block:
-// where a run begins or ends inside an item (128 weight rows x one tile of up to WIDTH token rows), its sums
-// are parts, and whoever reads them adds the parts up in the order of the blocks. Nothing is activated or
-// requantised here: that, too, is done by whoever reads, in front of his own products.
+// The few-token kernel: the expert block for T <= WIDTH tokens and T*k <= 128 in one launch (fp8_block,
+// sm_90a, packed weights), so that weights never stop coming. One block per SM; every block makes the plan
+// from the ids (few_plan.cuh). Items (128 weight rows of an active expert) are cut into pieces of equal
+// depth, and whichever block is free takes the next piece: SMs differ in what they get of the memory's
+// bandwidth. A piece's sums have a place of their own, and whoever reads them adds an item's up in order of
+// depth: the bits do not depend on who did what. Barriers over the grid lie between the stages; the ring of
+// weights runs ahead over them.
 //
-//   GEMM    1: w13 times x, which is quantised on its way into shared memory. 2: w2 times act(gate) * up,
-//   requantised
-//           on its way.
-//   WIDTH   token rows per tile at most: 8 or 16
+//   x -> codes | GEMM 1 -> sums | act(gate) * up -> codes | GEMM 2 -> sums | y
+//
+// All tokens are wgmma's N side for every expert: an expert's products with tokens that are not its own cost
+// nothing (the instruction has 8 columns at least) and are dropped, and nothing is gathered.
+//
+//   WIDTH   tokens at most: 8 or 16
 //   STAGES  ring depth
+//   WINDOW  copies of weights under way at most: more of them only make everybody's other requests wait
 //
-// Warps 0-7 do math. Warp 8 + s owns slot s of the ring: it starts the copy of the weights, makes the tokens'
-// codes and factors while that is under way, and so goes round. GEMM 2's first copies do not wait for GEMM 1.
+// Warps 0-7 do math and everything between the GEMMs, one lane of warp 8 takes pieces and brings their
+// weights, warp 9 the codes and scales that go with them.
+#ifndef ARRIVE_WARP
+#define ARRIVE_WARP 0
+#endif
 #define WGMMA_E4M3
-#include "prologue/values.cuh"
-#include "sm90/few_plan.cuh"
+#include "sm90/few_values.cuh"
 #include "sm90/wgmma.cuh"
 
 constexpr u32 kTile = 16384;  // bytes of a packed weight tile
 constexpr u32 kMathThreads = 256;
-constexpr u32 kThreads = kMathThreads + 32 * STAGES;
+constexpr u32 kMathWarps = kMathThreads / 32;
 constexpr u32 kTokenBytes = WIDTH * 128;
 constexpr u32 kStage = kTile + kTokenBytes;
-constexpr u32 kFactorBytes = WIDTH * 8;  // per column: its scale times the gate's, times the up's
-constexpr u32 kAllLanes = 0xffffffffu;
+constexpr u32 kScaleBytes = WIDTH * 4;
+constexpr u32 kMathBarrier = 1;  // number of the named barrier
 
-struct Shared {
-  u32 ring, factors, full, empty;
+// What a slot of the ring belongs to; steps 0: the GEMM has no more pieces for this block.
+struct __align__(16) Piece {
+  u32 tile, slice, first, steps;
+};
+struct Ring {
+  u32 tiles, scales;                      // [STAGES]; scales: a float per token
+  u32 weights, tokens, announced, empty;  // barriers [STAGES]
+  u32 go;                                 // barrier: GEMM 1's codes are there, then GEMM 2's
+};
+struct Announced {
+  Piece piece[STAGES];
+  float2 factor[STAGES];  // of the weights: gate, up
 };
 
-// A run of steps, and where one of them lies.
-struct Run {
-  u32 begin, count;
-};
-struct Step {
-  u32 tile, slice, k;
-};
-__device__ __forceinline__ Step find_step(const FewParams& p, u32 step) {
-  const u32 item = step / p.steps;
-  const u32 tile = item / p.slices;
-  return {tile, item - tile * p.slices, step - item * p.steps};
+__device__ __forceinline__ u32 parity(u32 at) {
+  return at / STAGES & 1;
 }
 
 // ---------------------------------------------------------------- math
@@ -48,324 +55,316 @@ __device__ __forceinline__ Step find_step(const FewParams& p, u32 step) {
 __device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
   asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address));
 }
-__device__ __forceinline__ void store_float(u32 address, float v) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
-}
-__device__ __forceinline__ void store_word(u32 address, u32 v) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
-}
 
-// `steps` steps of one item from ring position `at` on, and what they add up to.
+// One step of depth 128: its products, and what they are scaled with.
 template <int N>
-__device__ __forceinline__ void run_item(const FewParams& p, const Shared& s, const Step& place,
-                                         const FewTile& tile, u32 at, u32 steps) {
-  const u32 group = threadIdx.x / 128;
-  const u32 lane = threadIdx.x % 32;
-  float sum[N / 2];
-#pragma unroll
-  for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
-  u32 slot = at % STAGES;
-  u32 phase = (at / STAGES) & 1;
-  for (u32 k = 0; k < steps; ++k) {
-    barrier_wait(s.full + 8 * slot, phase);
-    const u64 a = descriptor(s.ring + slot * kStage + group * 8192);
-    const u64 b = descriptor(s.ring + slot * kStage + kTile);
-    float part[N / 2];
+struct Step {
+  float part[N / 2], token[N / 4];
+  float2 factor;
+  __device__ __forceinline__ void start(const Ring& s, const Announced& said, u32 at) {
+    const u32 slot = at % STAGES;
+    barrier_wait(s.weights + 8 * slot, parity(at));
+    barrier_wait(s.tokens + 8 * slot, parity(at));
+    const u64 a = descriptor(s.tiles + slot * kStage + threadIdx.x / 128 * 8192);
+    const u64 b = descriptor(s.tiles + slot * kStage + kTile);
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<E4m3, N>(part, a + 2 * j, b + 2 * j, j != 0);
     wgmma_commit();
-    float low[N / 4], high[N / 4];  // factors of the rows lane/4 and lane/4 + 8 of a warp's 16
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j) {
-      const u32 from = s.factors + slot * kFactorBytes + 4 * (8 * j + 2 * (lane % 4));
-      load_pair(low[2 * j], low[2 * j + 1], from);
-      if (GEMM == 1) load_pair(high[2 * j], high[2 * j + 1], from + 4 * WIDTH);
-    }
-    wgmma_wait<0>();
-    barrier_arrive(s.empty + 8 * slot);
+    for (int j = 0; j < N / 8; ++j)
+      load_pair(token[2 * j], token[2 * j + 1],
+                s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (threadIdx.x % 4)));
+    factor = said.factor[slot];
+  }
+  // After its products have been waited for.
+  template <int GEMM>
+  __device__ __forceinline__ void finish(const Ring& s, u32 at, float (&sum)[N / 2]) {
+#if ARRIVE_WARP
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(s.empty + 8 * (at % STAGES));
+#else
+    barrier_arrive(s.empty + 8 * (at % STAGES));
+#endif
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
-      const int column = i / 4 * 2 + i % 2;
-      sum[i] = fmaf(part[i], GEMM == 1 && i % 4 >= 2 ? high[column] : low[column], sum[i]);
-    }
-    if (++slot == STAGES) {
-      slot = 0;
-      phase ^= 1;
+      asm volatile("" : "+f"(part[i]));  // not read above the wait
+      sum[i] =
+          fmaf(part[i], (GEMM == 1 && i % 4 >= 2 ? factor.y : factor.x) * token[i / 4 * 2 + i % 2], sum[i]);
     }
   }
+};
 
+// This block's pieces of one GEMM. `at`: position in the ring, counted on.
+template <int GEMM>
+__device__ __forceinline__ void multiply(const FewParams& p, const FewPieces& pieces, const Ring& s,
+                                         const Announced& said, const FewPlan& plan, u32& at) {
+  constexpr int N = WIDTH;
   const u32 warp = threadIdx.x / 32;
-#pragma unroll
-  for (int i = 0; i < N / 2; ++i) {
-    const u32 column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-    if (column >= tile.rows) continue;
-    const bool up = i % 4 >= 2;  // or, of GEMM 2, the row 8 further on
-    float* to;
-    if (GEMM == 1) {
-      const u32 row = warp * 8 + lane / 4;
-      to = place.k == 0 ? p.out.first + (u64)(tile.first + column) * (p.slices * 128) + place.slice * 64 +
-                              row + (up ? p.slices * 64 : 0)
-                        : p.out.rest + part_place(blockIdx.x, column, row + (up ? 64 : 0));
-    } else {
-      const u32 row = warp * 16 + lane / 4 + (up ? 8 : 0);
-      to = place.k == 0
-               ? p.out.first + (u64)(tile.first + column) * (p.slices * 128) + place.slice * 128 + row
-               : p.out.rest + part_place(blockIdx.x, column, row);
-    }
-    *to = sum[i];
-  }
-}
-
-__device__ __forceinline__ void multiply(const FewParams& p, const Shared& s, const FewPlan& plan,
-                                         const Run& run) {
-  u32 at = 0;
-  while (at < run.count) {
-    const Step place = find_step(p, run.begin + at);
-    const u32 left = run.count - at;
-    const u32 steps = p.steps - place.k < left ? p.steps - place.k : left;
-    const FewTile tile = plan.tiles[place.tile];
-#if WIDTH > 8
-    if (tile.rows > 8) {
-      run_item<16>(p, s, place, tile, at, steps);
-    } else {
-      run_item<8>(p, s, place, tile, at, steps);
-    }
-#else
-    run_item<8>(p, s, place, tile, at, steps);
-#endif
-    at += steps;
-  }
-}
-
-// ---------------------------------------------------------------- tokens
-
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (u32 d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, d));
-  return v;
-}
-// Four values of a row's group of 128, spread over the warp, as codes; their scale.
-__device__ __forceinline__ u32 encode4(const float (&v)[4], float& scale) {
-  float amax = 0.0f;  // fmaxf passes over NaN
-#pragma unroll
-  for (u32 i = 0; i < 4; ++i) amax = fmaxf(amax, fabsf(v[i]));
-  scale = amax_scale(warp_max(amax));
-  u32 codes = 0;
-#pragma unroll
-  for (u32 i = 0; i < 4; ++i) codes |= plain_code(v[i], scale) << 8 * i;
-  return codes;
-}
-
-#if GEMM == 1
-enum Dtype { kF32 = 1, kF16 = 2, kBf16 = 3, kE4m3 = 4 };  // as ramp_dtype
-
-// Four elements of x from column 128 k + 4 lane on, as they lie.
-__device__ __forceinline__ uint4 load_x(const FewParams& p, u32 token, u32 k) {
-  const i64 at = (i64)token * p.x_stride + (i64)(128 * k + 4 * (threadIdx.x % 32));
-  uint4 v = make_uint4(0, 0, 0, 0);
-  if (p.x_dtype == kF32) {
-    v = load_16(static_cast<const u8*>(p.x) + 4 * at);
-  } else if (p.x_dtype == kE4m3) {
-    v.x = load_u32(static_cast<const u8*>(p.x) + at);
-  } else {
-    const u64 two = load_u64(static_cast<const u8*>(p.x) + 2 * at);
-    v.x = (u32)two;
-    v.y = (u32)(two >> 32);
-  }
-  return v;
-}
-__device__ __forceinline__ u32 encode_x(const FewParams& p, const uint4& raw, u32 slot, u32 token, u32 k,
-                                        float& scale) {
-  float weight = 1.0f;
-  if (p.input_weight != nullptr)
-    weight = __uint_as_float(load_u32(p.input_weight + (i64)token * p.input_weight_token +
-                                      (i64)(slot - token * p.ids.top_k) * p.input_weight_slot));
-  if (p.x_dtype == kE4m3) {
-    scale = __uint_as_float(load_u32(p.x_scale + (i64)token * p.x_scale_stride + k));
-    if (p.input_weight != nullptr) scale = product(scale, weight);
-    return raw.x;
-  }
-  float v[4];
-  if (p.x_dtype == kF32) {
-    v[0] = __uint_as_float(raw.x);
-    v[1] = __uint_as_float(raw.y);
-    v[2] = __uint_as_float(raw.z);
-    v[3] = __uint_as_float(raw.w);
-  } else if (p.x_dtype == kBf16) {
-    v[0] = __uint_as_float(raw.x << 16);
-    v[1] = __uint_as_float(raw.x & 0xffff0000u);
-    v[2] = __uint_as_float(raw.y << 16);
-    v[3] = __uint_as_float(raw.y & 0xffff0000u);
-  } else {
-    v[0] = f16_value((u16)raw.x);
-    v[1] = f16_value((u16)(raw.x >> 16));
-    v[2] = f16_value((u16)raw.y);
-    v[3] = f16_value((u16)(raw.y >> 16));
-  }
-  if (p.input_weight != nullptr) {
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) v[i] = product(v[i], weight);
-  }
-  return encode4(v, scale);
-}
-#else
-__device__ __forceinline__ float4 add(float4 a, float4 b) {
-  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-__device__ __forceinline__ float activate(int activation, float g, float u) {
-  if (activation == 0) return g / (1.0f + expf(-g)) * u;
-  if (activation == 1) return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-  return 0.5f * g * (1.0f + tanhf(z)) * u;
-}
-#endif
-
-// Rows of x (or of GEMM 1's sums) whose loads are in flight together.
-constexpr u32 kFlight = GEMM == 1 ? 4 : 2;
-
-// One slot of the ring, by the warp that owns it.
-__device__ __forceinline__ void fill_slot(const FewParams& p, const Shared& s, const FewPlan& plan,
-                                          const Run& run, u32 before_share) {
-  const u32 slot = threadIdx.x / 32 - kMathThreads / 32;
   const u32 lane = threadIdx.x % 32;
-  const u32 full = s.full + 8 * slot;
-  const u32 to = s.ring + slot * kStage;
-  const u32 last = run.count > p.lead ? run.count - 1 - p.lead : 0;
-  u32 phase = 1;
-  for (u32 at = slot; at < run.count; at += STAGES, phase ^= 1) {
-    const Step place = find_step(p, run.begin + at);
-    const FewTile tile = plan.tiles[place.tile];
-    if (at >= STAGES) barrier_wait(s.empty + 8 * slot, phase);
-    if (lane == 0) {
-      const u64 number = ((u64)tile.expert * p.slices + place.slice) * p.steps + place.k;
-      barrier_expect(full, kTile);
-      bulk_copy(to, p.weights + number * kTile, kTile, full);
-      if (at == last) launch_dependents();
-    }
-    __syncwarp();
-#if GEMM == 1
-    const float* const gate_scale =
-        p.weight_scale + (i64)tile.expert * p.ws_expert + (i64)(place.slice / 2) * p.ws_row + place.k;
-    const float gate = __ldg(gate_scale);
-    const float up = __ldg(gate_scale + (i64)p.up_scale_row * p.ws_row);
-#else
-    const float gate =
-        __ldg(p.weight_scale + (i64)tile.expert * p.ws_expert + (i64)place.slice * p.ws_row + place.k);
-    if (at < STAGES) dependency_wait();  // nothing of this block's own may stand behind it: copies come first
-    // The group's columns are those of two slices of GEMM 1, half of the warp each.
-    const u32 columns = p.before_slices * 64;
-    const u32 item = place.tile * p.before_slices + 2 * place.k + lane / 16;
-    const FewParts parts = parts_of(item, p.before_steps, before_share);
-#endif
-#pragma unroll 1
-    for (u32 r0 = 0; r0 < tile.rows; r0 += kFlight) {
-#if GEMM == 1
-      uint4 raw[kFlight];
-#pragma unroll
-      for (u32 i = 0; i < kFlight; ++i)
-        if (r0 + i < tile.rows) raw[i] = load_x(p, plan.token[tile.first + r0 + i], place.k);
-#else
-      float4 g[kFlight], u[kFlight];
-#pragma unroll
-      for (u32 i = 0; i < kFlight; ++i) {
-        if (r0 + i >= tile.rows) continue;
-        const float* const from =
-            p.in.first + (u64)(tile.first + r0 + i) * (2 * columns) + place.k * 128 + 4 * lane;
-        g[i] = load_floats(from);
-        u[i] = load_floats(from + columns);
-      }
-#pragma unroll 1
-      for (u32 b = parts.first + 1; b <= parts.last; ++b) {
-#pragma unroll
-        for (u32 i = 0; i < kFlight; ++i) {
-          if (r0 + i >= tile.rows) continue;
-          const float* const from = p.in.rest + part_place(b, r0 + i, 4 * (lane % 16));
-          g[i] = add(g[i], load_floats(from));
-          u[i] = add(u[i], load_floats(from + 64));
-        }
-      }
+  for (;;) {
+    barrier_wait(s.weights + 8 * (at % STAGES), parity(at));
+    const Piece piece = said.piece[at % STAGES];
+    if (piece.steps == 0) {
+      barrier_wait(s.tokens + 8 * (at % STAGES), parity(at));
+#if ARRIVE_WARP
       __syncwarp();
-#endif
-#pragma unroll
-      for (u32 i = 0; i < kFlight; ++i) {
-        const u32 r = r0 + i;
-        if (r >= tile.rows) break;
-        float scale;
-#if GEMM == 1
-        const u32 row = tile.first + r;
-        const u32 codes = encode_x(p, raw[i], plan.slot[row], plan.token[row], place.k, scale);
+      if (threadIdx.x % 32 == 0) barrier_arrive(s.empty + 8 * (at % STAGES));
 #else
-        const float h[4] = {activate(p.activation, g[i].x, u[i].x), activate(p.activation, g[i].y, u[i].y),
-                            activate(p.activation, g[i].z, u[i].z), activate(p.activation, g[i].w, u[i].w)};
-        const u32 codes = encode4(h, scale);
+      barrier_arrive(s.empty + 8 * (at % STAGES));
 #endif
-        store_word(to + kTile + r * 128 + ((lane / 4) ^ (r % 8)) * 16 + lane % 4 * 4, codes);
-        if (lane == 0) {
-          store_float(s.factors + slot * kFactorBytes + 4 * r, gate * scale);
-#if GEMM == 1
-          store_float(s.factors + slot * kFactorBytes + 4 * (WIDTH + r), up * scale);
-#endif
-        }
-      }
+      ++at;
+      return;
     }
-    proxy_fence();
-    barrier_arrive(full);
+    // Two steps are under way: while one's products are made, the other's are scaled and added.
+    Step<N> even, odd;
+    float sum[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
+    even.start(s, said, at);
+    for (u32 k = 1;; k += 2) {
+      if (k == piece.steps) {
+        wgmma_wait<0>();
+        even.finish<GEMM>(s, at + k - 1, sum);
+        break;
+      }
+      odd.start(s, said, at + k);
+      wgmma_wait<1>();
+      even.finish<GEMM>(s, at + k - 1, sum);
+      if (k + 1 == piece.steps) {
+        wgmma_wait<0>();
+        odd.finish<GEMM>(s, at + k, sum);
+        break;
+      }
+      even.start(s, said, at + k + 1);
+      wgmma_wait<1>();
+      odd.finish<GEMM>(s, at + k, sum);
+    }
+    at += piece.steps;
+    const FewTile tile = plan.tiles[piece.tile];
+    const u32 columns = GEMM == 1 ? 2 * p.intermediate : p.hidden;
+    float* const out = (GEMM == 1 ? p.out1 : p.out2) + (u64)(piece.first / pieces.length) * p.slots * columns;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      const u32 token = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+      if ((tile.tokens >> token & 1) == 0) continue;
+      const bool second = i % 4 >= 2;  // GEMM 1: the up row; GEMM 2: the row 8 further on
+      const u32 column = GEMM == 1 ? piece.slice * 64 + warp * 8 + lane / 4 + (second ? p.intermediate : 0)
+                                   : piece.slice * 128 + warp * 16 + lane / 4 + (second ? 8 : 0);
+      out[(u64)row_of(tile, token) * columns + column] = sum[i];
+    }
+  }
+}
+
+// ---------------------------------------------------------------- copies
+
+// One lane: takes pieces, announces their steps, brings their weights. Those of GEMM 2 do not wait for
+// GEMM 1.
+__device__ __forceinline__ void bring_weights(const FewWeights& w, const FewPieces& pieces, u32 tiles,
+                                              u32* ticket, const Ring& s, Announced& said,
+                                              const FewPlan& plan, u32& at) {
+  const u32 total = tiles * w.slices * pieces.parts;
+  u32 number = blockIdx.x;
+  for (;;) {
+    Piece piece{0, 0, 0, 0};
+    const u8* from = nullptr;
+    u32 next = 0;
+    if (number < total) {
+      next = atomicAdd(ticket, 1u);  // comes back while the copies below are started
+      const u32 item = number / pieces.parts;
+      piece.first = (number - item * pieces.parts) * pieces.length;
+      piece.steps = w.steps - piece.first < pieces.length ? w.steps - piece.first : pieces.length;
+      piece.tile = item / w.slices;
+      piece.slice = item - piece.tile * w.slices;
+      from = w.tiles +
+             (((u64)plan.tiles[piece.tile].expert * w.slices + piece.slice) * w.steps + piece.first) * kTile;
+    }
+    const u32 steps = piece.steps == 0 ? 1 : piece.steps;
+    for (u32 k = 0; k < steps; ++k, ++at, from += kTile) {
+      const u32 slot = at % STAGES;
+      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, parity(at) ^ 1);
+      said.piece[slot] = piece;
+      barrier_arrive(s.announced + 8 * slot);
+      if (piece.steps == 0) {
+        barrier_arrive(s.weights + 8 * slot);
+        continue;
+      }
+      if (at >= WINDOW) barrier_wait(s.weights + 8 * ((at - WINDOW) % STAGES), parity(at - WINDOW));
+      barrier_expect(s.weights + 8 * slot, kTile);
+      bulk_copy(s.tiles + slot * kStage, from, kTile, s.weights + 8 * slot);
+    }
+    if (piece.steps == 0) return;
+    number = gridDim.x + next;
+  }
+}
+// One warp: the codes and scales of the tokens and the scales of the weights, a lane per step of a piece.
+// Blocks of `in` per expert: 0 (x is the same for all), or the steps. `phase`: of `go`.
+template <int GEMM>
+__device__ __forceinline__ void bring_tokens(const FewParams& p, const FewWeights& w, const FewCodes& in,
+                                             u32 per_tile, const Ring& s, Announced& said,
+                                             const FewPlan& plan, u32& at) {
+  const u32 lane = threadIdx.x % 32;
+  bool there = false;
+  for (;;) {
+    barrier_wait(s.announced + 8 * (at % STAGES), parity(at));
+    const Piece piece = said.piece[at % STAGES];
+    __syncwarp();  // all have read it before any lets the ring go on
+    if (piece.steps == 0) {
+      if (lane == 0) barrier_arrive(s.tokens + 8 * (at % STAGES));
+      ++at;
+      return;
+    }
+    float2 factor = make_float2(0.0f, 0.0f);
+    if (lane < piece.steps) {
+      const float* const scale = w.scale + (i64)plan.tiles[piece.tile].expert * w.scale_expert +
+                                 (i64)(GEMM == 1 ? piece.slice / 2 : piece.slice) * w.scale_row +
+                                 piece.first + lane;
+      factor.x = __ldg(scale);
+      if (GEMM == 1) factor.y = __ldg(scale + (i64)p.up_scale_row * w.scale_row);
+    }
+    if (!there) {
+      barrier_wait(s.go, GEMM - 1);
+      proxy_fence_global();
+      there = true;
+    }
+    for (u32 k = 0; k < piece.steps; ++k, ++at) {
+      if (lane == k) {
+        const u32 slot = at % STAGES;
+        barrier_wait(s.announced + 8 * slot, parity(at));
+        const u64 block = (u64)piece.tile * per_tile + piece.first + k;
+        said.factor[slot] = factor;
+        barrier_expect(s.tokens + 8 * slot, kTokenBytes + kScaleBytes);
+        bulk_copy(s.tiles + slot * kStage + kTile, in.codes + block * kTokenBytes, kTokenBytes,
+                  s.tokens + 8 * slot);
+        bulk_copy(s.scales + slot * kScaleBytes, in.scales + block * WIDTH, kScaleBytes, s.tokens + 8 * slot);
+      }
+      __syncwarp();  // in order: a lane ahead of the others might find a barrier as it was a round before
+    }
   }
 }
 
 // ---------------------------------------------------------------- the kernel
 
 // x and ids on their way to L2 while the kernel in front ends; each block a part of x.
-__device__ __forceinline__ void prefetch(const FewParams& p) {
-#if GEMM == 1
-  if (threadIdx.x < p.ids.slots && blockIdx.x == 0) prefetch_l2(id_place(p.ids, threadIdx.x));
-  const u32 tokens = p.ids.slots / p.ids.top_k;
+__device__ __forceinline__ void prefetch_inputs(const FewParams& p) {
+  if (threadIdx.x < p.slots && blockIdx.x == 0) {
+    prefetch_l2(id_place(p, threadIdx.x));
+    const u32 t = threadIdx.x / p.top_k;
+    prefetch_l2(p.weights + (i64)t * p.weights_token + (i64)(threadIdx.x - t * p.top_k) * p.weights_slot);
+  }
   const u32 width = p.x_dtype == kF32 ? 4 : p.x_dtype == kE4m3 ? 1 : 2;
-  const u32 lines = p.steps * width;  // of a row
-  for (u32 i = blockIdx.x * kThreads + threadIdx.x; i < tokens * lines; i += gridDim.x * kThreads) {
+  const u32 lines = p.hidden / 128 * width;  // of a row
+  for (u32 i = threadIdx.x * gridDim.x + blockIdx.x; i < p.tokens * lines; i += gridDim.x * kFewThreads) {
     const u32 t = i / lines;
     prefetch_l2(static_cast<const u8*>(p.x) + (i64)t * p.x_stride * width + (i64)(i - t * lines) * 128);
   }
-#endif
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 2) few(const __grid_constant__ FewParams p) {
+// The grid's barrier for the math threads: all of their writes come before it, for asynchronous copies too.
+// Thread 0 alone waits, and for every one of them: whoever left one out might find the word as it was two
+// before.
+__device__ __forceinline__ void math_arrive(const FewParams& p) {
+  proxy_fence_global();
+  named_barrier(kMathBarrier, kMathThreads);
+  if (threadIdx.x == 0) grid_arrive(p.barrier);
+}
+__device__ __forceinline__ void math_wait(const FewParams& p, u32 number) {
+  if (threadIdx.x == 0) grid_wait(p.barrier, number);
+  named_barrier(kMathBarrier, kMathThreads);
+}
+// Only the block's tokens wait for this one.
+__device__ __forceinline__ void tokens_wait(const FewParams& p, const Ring& s, u32 number) {
+  if (threadIdx.x == 0) {
+    grid_wait(p.barrier, number);
+    barrier_arrive(s.go);
+  }
+  __syncwarp();
+}
+
+extern "C" __global__ void __launch_bounds__(kFewThreads, 1) few(const __grid_constant__ FewParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(16) FewPlan plan;
-  Shared s;
-  s.ring = shared_address(memory);
-  s.factors = s.ring + STAGES * kStage;
-  s.full = s.factors + STAGES * kFactorBytes;
-  s.empty = s.full + 8 * STAGES;
+  __shared__ Announced said;
+  Ring s;
+  s.tiles = shared_address(memory);
+  s.scales = s.tiles + STAGES * kStage;
+  s.weights = s.scales + STAGES * kScaleBytes;
+  s.tokens = s.weights + 8 * STAGES;
+  s.announced = s.tokens + 8 * STAGES;
+  s.empty = s.announced + 8 * STAGES;
+  s.go = s.empty + 8 * STAGES;
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {
-      barrier_init(s.full + 8 * i, 33);  // the owner's lanes, and the announcement of the tile's bytes
-      barrier_init(s.empty + 8 * i, kMathThreads);
+      barrier_init(s.weights + 8 * i, 1);
+      barrier_init(s.tokens + 8 * i, 1);
+      barrier_init(s.announced + 8 * i, 1);
+      barrier_init(s.empty + 8 * i, ARRIVE_WARP ? kMathWarps : kMathThreads);
     }
+    barrier_init(s.go, 1);
     barrier_init_fence();
   }
-  prefetch(p);
-  // GEMM 2 begins after every block of GEMM 1 has waited for what is in front of the two: ids are there.
-  if (GEMM == 1) dependency_wait();
-  const u32 tiles = make_plan(p.ids, plan, GEMM == 1 && blockIdx.x == 0 ? p.counters : nullptr);
-  const u32 share = few_share(tiles, p.slices, p.steps, p.blocks);
-  const u32 total = tiles * p.slices * p.steps;
-  Run run;
-  run.begin = blockIdx.x * share;
-  run.count = run.begin >= total ? 0 : total - run.begin < share ? total - run.begin : share;
-  if (run.count == 0) {
-    if (threadIdx.x == 0) launch_dependents();
-    if (GEMM == 2) dependency_wait();
+  prefetch_inputs(p);
+  __syncthreads();  // the barriers are there
+  dependency_wait();
+  launch_dependents();
+  const u32 warp = threadIdx.x / 32;
+  // Units of work between the GEMMs go to all blocks' first warps, then to their second ones, ...
+  const u32 first = warp * gridDim.x + blockIdx.x;
+  const u32 stride = kMathWarps * gridDim.x;
+  if (warp < kMathWarps) {
+    for (u32 i = first; i < p.tokens * p.w13.steps; i += stride) {
+      const u32 token = i / p.w13.steps;
+      convert_x(p, token, i - token * p.w13.steps);
+    }
+    math_arrive(p);
+  } else {
+    make_plan(p, plan, threadIdx.x - kMathThreads, blockIdx.x == 0);
+  }
+  // The plan's warps go on at once, math when it is there.
+  const u32 tiles = plan_ready(plan, warp < kMathWarps);
+  const FewPieces pieces1 = few_pieces(tiles, p.w13.slices, p.w13.steps, gridDim.x);
+  const FewPieces pieces2 = few_pieces(tiles, p.w2.slices, p.w2.steps, gridDim.x);
+  u32* const tickets = p.barrier + kFewTickets;
+  if (warp == kMathWarps) {
+    if (threadIdx.x % 32 != 0) return;
+    u32 at = 0;
+    bring_weights(p.w13, pieces1, tiles, tickets, s, said, plan, at);
+    bring_weights(p.w2, pieces2, tiles, tickets + kFewTickets, s, said, plan, at);
     return;
   }
-  if (threadIdx.x >= kMathThreads) {
-    fill_slot(p, s, plan, run, GEMM == 2 ? few_share(tiles, p.before_slices, p.before_steps, p.blocks) : 1);
-    if (GEMM == 2 && threadIdx.x / 32 - kMathThreads / 32 >= run.count)
-      dependency_wait();  // had no slot to fill
-  } else {
-    // Math has nothing to do before codes come; but it writes, and nothing is written before this.
-    if (GEMM == 2) dependency_wait();
-    multiply(p, s, plan, run);
+  if (warp == kMathWarps + 1) {
+    u32 at = 0;
+    bring_tokens<1>(p, p.w13, p.in1, 0, s, said, plan, at);
+    bring_tokens<2>(p, p.w2, p.in2, p.w2.steps, s, said, plan, at);
+    return;
   }
+  if (warp > kMathWarps) return;
+
+  tokens_wait(p, s, 0);
+  u32 at = 0;
+  multiply<1>(p, pieces1, s, said, plan, at);
+  math_arrive(p);
+  math_wait(p, 1);
+  for (u32 i = first; i < p.slots * p.w2.steps; i += stride) {
+    const u32 row = i / p.w2.steps;
+    if (plan.row_tile[row] != kFewNoTile) convert_h(p, plan, row, i - row * p.w2.steps, pieces1.parts);
+  }
+  math_arrive(p);
+  tokens_wait(p, s, 2);
+  multiply<2>(p, pieces2, s, said, plan, at);
+  math_arrive(p);
+  bool waited = false;
+  const auto wait = [&] {
+    if (!waited) math_wait(p, 3);
+    waited = true;
+  };
+  const u32 strips = p.hidden / (32 * kColumns);
+  for (u32 i = first; i < p.tokens * strips; i += stride) {
+    const u32 token = i / strips;
+    combine(p, plan, token, (i - token * strips) * (32 * kColumns) + threadIdx.x % 32 * kColumns,
+            pieces2.parts, wait);
+  }
+  wait();
+  // All pieces have been taken, by everyone.
+  if (blockIdx.x == 0 && threadIdx.x < 2) tickets[threadIdx.x * kFewTickets] = 0;
 }

@@ -68,7 +68,7 @@ class CudaBackend final : public Backend {
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
-        few_(gpu_, *library_, prologue_) {
+        few_(gpu_, *library_, memory_, prologue_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -181,9 +181,8 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && FewBlock::applies(call))
-      few_.block(call, routing);
-    else if (tiles)
+    if (tiles && FewBlock::applies(call) && few_.block(call, routing)) return;
+    if (tiles)
       stream_.block(call, routing);
     else
       plain_.block(call, routing);

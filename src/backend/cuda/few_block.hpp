@@ -1,6 +1,6 @@
-// The few-token expert block (sm_90a, fp8_block, packed weights, T*k <= 128): two GEMMs and a combine that
-// overlap and make their plan from the ids themselves, with no prologue (kernels/sm90/few.cu). Calls that it
-// does not take go to the stream block.
+// The few-token expert block (sm_90a, fp8_block, packed weights, T <= 16, T*k <= 128): one cooperative launch
+// that makes its plan from the ids itself and does everything between x and y (kernels/sm90/few.cu). Calls
+// that it does not take go to the stream block.
 #pragma once
 
 #include <cuda.h>
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/backend.hpp"
@@ -22,28 +23,36 @@ std::vector<KernelProgram> few_programs(int arch);
 
 class FewBlock {
  public:
-  FewBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue);
+  FewBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, std::shared_ptr<const DeviceMemory> memory,
+           Prologue& prologue);
   void prepare();  // loads the kernels; thread-safe
-  // Whether this call is one for here: few tokens, no forced config, combined output, aligned rows, and not
-  // batch-invariant (the depth of a sum is divided according to all tokens' experts).
+  // Whether this call is one for here: few tokens, no forced config, combined output, router weights on the
+  // output, rows aligned to 16 bytes, and not batch-invariant (how a sum's depth is divided depends on all
+  // tokens' experts).
   [[nodiscard]] static bool applies(const BlockCall& call) noexcept;
   // For any call of up to `tokens` that applies.
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens,
                                           int64_t top_k) noexcept;
-  // routing: computed first (its outputs are the call's ids and weights); nullptr: they are given.
-  void block(const BlockCall& call, const RouteCall* routing = nullptr);
+  // False: not done, since more than kBarriers workspaces have been seen. routing: computed first (its
+  // outputs are the call's ids and weights); nullptr: they are given.
+  bool block(const BlockCall& call, const RouteCall* routing = nullptr);
 
  private:
   static constexpr size_t kWidths = 2;
-  struct Kernels {
-    CUfunction gemm1 = nullptr, gemm2 = nullptr, combine = nullptr;
-  };
+  // The kernel's barrier and counters are zero between calls, which workspaces are not. Calls that share a
+  // workspace do not run at the same time, so each workspace has its own, here.
+  static constexpr uint64_t kBarriers = 4096;
+  unsigned* barrier_of(const void* workspace);
+
   std::shared_ptr<const Gpu> gpu_;
   KernelLibrary& library_;
+  std::shared_ptr<const DeviceMemory> memory_;
   Prologue& prologue_;
   std::mutex mutex_;
   std::atomic<bool> ready_{false};
-  std::array<Kernels, kWidths> kernels_{};
+  std::array<CUfunction, kWidths> kernels_{};
+  std::shared_ptr<void> barriers_;
+  std::unordered_map<const void*, uint64_t> barrier_numbers_;
 };
 
 }  // namespace ramp::core::cuda
