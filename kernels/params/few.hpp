@@ -11,7 +11,6 @@ namespace ramp::core::cuda {
 
 constexpr unsigned kFewSlots = 128;      // T*k at most
 constexpr unsigned kFewMaxBlocks = 144;  // one per SM, and no more than this
-constexpr unsigned kFewThreads = 384;
 // Steps of a GEMM (16 KB of weights each) that a block takes at a time: whole items ((active expert, slice),
 // as deep as the GEMM) or equal pieces of them, short enough for kFewPieces of them per block where that
 // leaves kFewLeast, and for a warp to hold the scales of one.

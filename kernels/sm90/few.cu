@@ -17,9 +17,6 @@
 //
 // Warps 0-7 do math and everything between the GEMMs, one lane of warp 8 takes pieces and brings their
 // weights, warp 9 the codes and scales that go with them.
-#ifndef ARRIVE_WARP
-#define ARRIVE_WARP 0
-#endif
 #define WGMMA_E4M3
 #include "sm90/few_values.cuh"
 #include "sm90/wgmma.cuh"
@@ -30,16 +27,19 @@ constexpr u32 kMathWarps = kMathThreads / 32;
 constexpr u32 kTokenBytes = WIDTH * 128;
 constexpr u32 kStage = kTile + kTokenBytes;
 constexpr u32 kScaleBytes = WIDTH * 4;
+constexpr u32 kThreads = kMathThreads + 32 * (DIRECT ? 1 + STAGES : 4);
 constexpr u32 kMathBarrier = 1;  // number of the named barrier
 
-// What a slot of the ring belongs to; steps 0: the GEMM has no more pieces for this block.
+// What a slot of the ring holds: step k of a piece. steps 0: there are no more pieces of this GEMM for the
+// block; gemm 0: none of any.
 struct __align__(16) Piece {
-  u32 tile, slice, first, steps;
+  u32 tile, slice, first, steps, k, gemm, reserved[2];
 };
 struct Ring {
   u32 tiles, scales;                      // [STAGES]; scales: a float per token
   u32 weights, tokens, announced, empty;  // barriers [STAGES]
-  u32 go;                                 // barrier: GEMM 1's codes are there, then GEMM 2's
+  u32 go;                                 // barrier: what GEMM 1's codes are made of is there, then GEMM 2's
+  u32 done;                               // barrier: GEMM 2's sums are there
 };
 struct Announced {
   Piece piece[STAGES];
@@ -52,6 +52,9 @@ __device__ __forceinline__ u32 parity(u32 at) {
 
 // ---------------------------------------------------------------- math
 
+__device__ __forceinline__ void store_shared(u32 address, u32 v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
 __device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
   asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address));
 }
@@ -80,12 +83,7 @@ struct Step {
   // After its products have been waited for.
   template <int GEMM>
   __device__ __forceinline__ void finish(const Ring& s, u32 at, float (&sum)[N / 2]) {
-#if ARRIVE_WARP
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(s.empty + 8 * (at % STAGES));
-#else
     barrier_arrive(s.empty + 8 * (at % STAGES));
-#endif
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
       asm volatile("" : "+f"(part[i]));  // not read above the wait
@@ -107,12 +105,7 @@ __device__ __forceinline__ void multiply(const FewParams& p, const FewPieces& pi
     const Piece piece = said.piece[at % STAGES];
     if (piece.steps == 0) {
       barrier_wait(s.tokens + 8 * (at % STAGES), parity(at));
-#if ARRIVE_WARP
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) barrier_arrive(s.empty + 8 * (at % STAGES));
-#else
       barrier_arrive(s.empty + 8 * (at % STAGES));
-#endif
       ++at;
       return;
     }
@@ -160,13 +153,15 @@ __device__ __forceinline__ void multiply(const FewParams& p, const FewPieces& pi
 
 // One lane: takes pieces, announces their steps, brings their weights. Those of GEMM 2 do not wait for
 // GEMM 1.
+template <int GEMM>
 __device__ __forceinline__ void bring_weights(const FewWeights& w, const FewPieces& pieces, u32 tiles,
                                               u32* ticket, const Ring& s, Announced& said,
                                               const FewPlan& plan, u32& at) {
   const u32 total = tiles * w.slices * pieces.parts;
   u32 number = blockIdx.x;
   for (;;) {
-    Piece piece{0, 0, 0, 0};
+    Piece piece{};
+    piece.gemm = GEMM;
     const u8* from = nullptr;
     u32 next = 0;
     if (number < total) {
@@ -183,6 +178,7 @@ __device__ __forceinline__ void bring_weights(const FewWeights& w, const FewPiec
     for (u32 k = 0; k < steps; ++k, ++at, from += kTile) {
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, parity(at) ^ 1);
+      piece.k = piece.first + k;
       said.piece[slot] = piece;
       barrier_arrive(s.announced + 8 * slot);
       if (piece.steps == 0) {
@@ -197,6 +193,52 @@ __device__ __forceinline__ void bring_weights(const FewWeights& w, const FewPiec
     number = gridDim.x + next;
   }
 }
+#if DIRECT
+// Tells the owners of all slots that there is nothing more.
+__device__ __forceinline__ void stop_owners(const Ring& s, Announced& said, u32 at) {
+  for (u32 i = 0; i < STAGES; ++i, ++at) {
+    const u32 slot = at % STAGES;
+    if (at >= STAGES) barrier_wait(s.empty + 8 * slot, parity(at) ^ 1);
+    said.piece[slot] = Piece{};
+    barrier_arrive(s.announced + 8 * slot);
+  }
+}
+// One warp per slot: the codes and scales of the tokens, made on the spot from x or from GEMM 1's sums, and
+// the scales of the weights.
+__device__ __forceinline__ void make_tokens(const FewParams& p, const FewPieces& pieces1, const Ring& s,
+                                            Announced& said, const FewPlan& plan, u32 slot) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 to = s.tiles + slot * kStage + kTile;
+  bool there = false;  // GEMM 1's sums
+  for (u32 at = slot;; at += STAGES) {
+    barrier_wait(s.announced + 8 * slot, parity(at));
+    const Piece piece = said.piece[slot];
+    if (piece.gemm == 0) return;
+    if (piece.steps != 0) {
+      const bool second = piece.gemm == 2;
+      const FewWeights& w = second ? p.w2 : p.w13;
+      const FewTile tile = plan.tiles[piece.tile];
+      const float* const scales = w.scale + (i64)tile.expert * w.scale_expert +
+                                  (i64)(second ? piece.slice : piece.slice / 2) * w.scale_row + piece.k;
+      float2 factor = make_float2(__ldg(scales), 0.0f);
+      if (!second) factor.y = __ldg(scales + (i64)p.up_scale_row * w.scale_row);
+      if (second && !there) barrier_wait(s.go, 0);
+      there = there || second;
+      for (u32 left = tile.tokens; left != 0; left &= left - 1) {
+        const u32 token = __ffs(left) - 1;
+        float scale;
+        const u32 codes = second ? encode_h(p, row_of(tile, token), piece.k, pieces1.parts, scale)
+                                 : encode_x(p, load_x(p, token, piece.k), scale);
+        store_shared(to + token * 128 + ((lane / 4) ^ (token % 8)) * 16 + lane % 4 * 4, codes);
+        if (lane == 0) store_shared(s.scales + slot * kScaleBytes + 4 * token, __float_as_uint(scale));
+      }
+      if (lane == 0) said.factor[slot] = factor;
+      proxy_fence();
+    }
+    barrier_arrive(s.tokens + 8 * slot);
+  }
+}
+#else
 // One warp: the codes and scales of the tokens and the scales of the weights, a lane per step of a piece.
 // Blocks of `in` per expert: 0 (x is the same for all), or the steps. `phase`: of `go`.
 template <int GEMM>
@@ -227,61 +269,54 @@ __device__ __forceinline__ void bring_tokens(const FewParams& p, const FewWeight
       proxy_fence_global();
       there = true;
     }
-    for (u32 k = 0; k < piece.steps; ++k, ++at) {
-      if (lane == k) {
-        const u32 slot = at % STAGES;
-        barrier_wait(s.announced + 8 * slot, parity(at));
-        const u64 block = (u64)piece.tile * per_tile + piece.first + k;
+    // Whoever's step has been announced goes ahead. A lane looks at its barrier only when those of the round
+    // before have passed it, else it might take that round's phase for its own.
+    u32 waiting = piece.steps == 32 ? 0xffffffffu : (1u << piece.steps) - 1u;
+    while (waiting != 0) {
+      const u32 mine = at + lane;
+      const bool go = (waiting >> lane & 1) != 0 && lane < __ffs(waiting) - 1 + STAGES &&
+                      barrier_test(s.announced + 8 * (mine % STAGES), parity(mine));
+      if (go) {
+        const u32 slot = mine % STAGES;
+        const u64 block = (u64)piece.tile * per_tile + piece.first + lane;
         said.factor[slot] = factor;
         barrier_expect(s.tokens + 8 * slot, kTokenBytes + kScaleBytes);
         bulk_copy(s.tiles + slot * kStage + kTile, in.codes + block * kTokenBytes, kTokenBytes,
                   s.tokens + 8 * slot);
         bulk_copy(s.scales + slot * kScaleBytes, in.scales + block * WIDTH, kScaleBytes, s.tokens + 8 * slot);
       }
-      __syncwarp();  // in order: a lane ahead of the others might find a barrier as it was a round before
+      waiting &= ~__ballot_sync(0xffffffffu, go);
     }
+    at += piece.steps;
   }
 }
+#endif
 
 // ---------------------------------------------------------------- the kernel
 
-// x and ids on their way to L2 while the kernel in front ends; each block a part of x.
-__device__ __forceinline__ void prefetch_inputs(const FewParams& p) {
-  if (threadIdx.x < p.slots && blockIdx.x == 0) {
-    prefetch_l2(id_place(p, threadIdx.x));
-    const u32 t = threadIdx.x / p.top_k;
-    prefetch_l2(p.weights + (i64)t * p.weights_token + (i64)(threadIdx.x - t * p.top_k) * p.weights_slot);
-  }
-  const u32 width = p.x_dtype == kF32 ? 4 : p.x_dtype == kE4m3 ? 1 : 2;
-  const u32 lines = p.hidden / 128 * width;  // of a row
-  for (u32 i = threadIdx.x * gridDim.x + blockIdx.x; i < p.tokens * lines; i += gridDim.x * kFewThreads) {
-    const u32 t = i / lines;
-    prefetch_l2(static_cast<const u8*>(p.x) + (i64)t * p.x_stride * width + (i64)(i - t * lines) * 128);
-  }
-}
-
-// The grid's barrier for the math threads: all of their writes come before it, for asynchronous copies too.
-// Thread 0 alone waits, and for every one of them: whoever left one out might find the word as it was two
-// before.
+// The grid's barrier for the math threads: all of their writes come before it, ASYNC: for asynchronous copies
+// too. Thread 0 alone waits, and for every one of them: whoever left one out might find the word as it was
+// two before.
+template <bool ASYNC>
 __device__ __forceinline__ void math_arrive(const FewParams& p) {
-  proxy_fence_global();
+  if (ASYNC) proxy_fence_global();
   named_barrier(kMathBarrier, kMathThreads);
   if (threadIdx.x == 0) grid_arrive(p.barrier);
 }
-__device__ __forceinline__ void math_wait(const FewParams& p, u32 number) {
-  if (threadIdx.x == 0) grid_wait(p.barrier, number);
-  named_barrier(kMathBarrier, kMathThreads);
-}
-// Only the block's tokens wait for this one.
-__device__ __forceinline__ void tokens_wait(const FewParams& p, const Ring& s, u32 number) {
+// What the block's other warps wait for is told by `bar`; 0: nobody does. The math warps wait only where
+// `all`.
+__device__ __forceinline__ void math_wait(const FewParams& p, u32 number, u32 bar, bool all) {
   if (threadIdx.x == 0) {
     grid_wait(p.barrier, number);
-    barrier_arrive(s.go);
+    if (bar != 0) barrier_arrive(bar);
   }
-  __syncwarp();
+  if (all)
+    named_barrier(kMathBarrier, kMathThreads);
+  else
+    __syncwarp();
 }
 
-extern "C" __global__ void __launch_bounds__(kFewThreads, 1) few(const __grid_constant__ FewParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) few(const __grid_constant__ FewParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(16) FewPlan plan;
   __shared__ Announced said;
@@ -293,21 +328,24 @@ extern "C" __global__ void __launch_bounds__(kFewThreads, 1) few(const __grid_co
   s.announced = s.tokens + 8 * STAGES;
   s.empty = s.announced + 8 * STAGES;
   s.go = s.empty + 8 * STAGES;
+  s.done = s.go + 8;
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {
       barrier_init(s.weights + 8 * i, 1);
-      barrier_init(s.tokens + 8 * i, 1);
+      barrier_init(s.tokens + 8 * i, DIRECT ? 32 : 1);
       barrier_init(s.announced + 8 * i, 1);
-      barrier_init(s.empty + 8 * i, ARRIVE_WARP ? kMathWarps : kMathThreads);
+      barrier_init(s.empty + 8 * i, kMathThreads);
     }
     barrier_init(s.go, 1);
+    barrier_init(s.done, 1);
     barrier_init_fence();
   }
-  prefetch_inputs(p);
+  prefetch_inputs(p, kThreads);
   __syncthreads();  // the barriers are there
   dependency_wait();
   launch_dependents();
   const u32 warp = threadIdx.x / 32;
+#if !DIRECT
   // Units of work between the GEMMs go to all blocks' first warps, then to their second ones, ...
   const u32 first = warp * gridDim.x + blockIdx.x;
   const u32 stride = kMathWarps * gridDim.x;
@@ -316,55 +354,77 @@ extern "C" __global__ void __launch_bounds__(kFewThreads, 1) few(const __grid_co
       const u32 token = i / p.w13.steps;
       convert_x(p, token, i - token * p.w13.steps);
     }
-    math_arrive(p);
-  } else {
-    make_plan(p, plan, threadIdx.x - kMathThreads, blockIdx.x == 0);
+    math_arrive<true>(p);
   }
-  // The plan's warps go on at once, math when it is there.
-  const u32 tiles = plan_ready(plan, warp < kMathWarps);
+#endif
+  const bool plans = warp >= kMathWarps && warp < kMathWarps + kFewSlots / 32;
+  if (plans) make_plan(p, plan, threadIdx.x - kMathThreads, blockIdx.x == 0);
+  // The plan's warps go on at once, the others when it is there.
+  const u32 tiles = plan_ready(plan, !plans, kThreads);
   const FewPieces pieces1 = few_pieces(tiles, p.w13.slices, p.w13.steps, gridDim.x);
   const FewPieces pieces2 = few_pieces(tiles, p.w2.slices, p.w2.steps, gridDim.x);
   u32* const tickets = p.barrier + kFewTickets;
-  if (warp == kMathWarps) {
-    if (threadIdx.x % 32 != 0) return;
-    u32 at = 0;
-    bring_weights(p.w13, pieces1, tiles, tickets, s, said, plan, at);
-    bring_weights(p.w2, pieces2, tiles, tickets + kFewTickets, s, said, plan, at);
+  // y is the work of all warps, of those that are free before the math warps first.
+  const u32 strips = p.hidden / (32 * kColumns);
+  const auto combine_strips = [&](u32 number, const auto& wait) {
+    for (u32 i = number * gridDim.x + blockIdx.x; i < p.tokens * strips; i += kThreads / 32 * gridDim.x) {
+      const u32 token = i / strips;
+      const u32 column = (i - token * strips) * (32 * kColumns) + threadIdx.x % 32 * kColumns;
+      if (p.top_k <= 2)
+        combine<2, 8>(p, plan, token, column, pieces2.parts, wait);
+      else
+        combine<8, 2>(p, plan, token, column, pieces2.parts, wait);
+    }
+  };
+  if (warp >= kMathWarps) {
+    if (warp == kMathWarps) {
+      if (threadIdx.x % 32 == 0) {
+        u32 at = 0;
+        bring_weights<1>(p.w13, pieces1, tiles, tickets, s, said, plan, at);
+        bring_weights<2>(p.w2, pieces2, tiles, tickets + kFewTickets, s, said, plan, at);
+#if DIRECT
+        stop_owners(s, said, at);
+#endif
+      }
+      __syncwarp();
+    }
+#if DIRECT
+    if (warp > kMathWarps) make_tokens(p, pieces1, s, said, plan, warp - kMathWarps - 1);
+#else
+    if (warp == kMathWarps + 1) {
+      u32 at = 0;
+      bring_tokens<1>(p, p.w13, p.in1, 0, s, said, plan, at);
+      bring_tokens<2>(p, p.w2, p.in2, p.w2.steps, s, said, plan, at);
+    }
+#endif
+    combine_strips(kThreads / 32 - 1 - warp, [&] { barrier_wait(s.done, 0); });
     return;
   }
-  if (warp == kMathWarps + 1) {
-    u32 at = 0;
-    bring_tokens<1>(p, p.w13, p.in1, 0, s, said, plan, at);
-    bring_tokens<2>(p, p.w2, p.in2, p.w2.steps, s, said, plan, at);
-    return;
-  }
-  if (warp > kMathWarps) return;
 
-  tokens_wait(p, s, 0);
   u32 at = 0;
+#if DIRECT
   multiply<1>(p, pieces1, s, said, plan, at);
-  math_arrive(p);
-  math_wait(p, 1);
+  math_arrive<false>(p);
+  math_wait(p, 0, s.go, false);
+  multiply<2>(p, pieces2, s, said, plan, at);
+  math_arrive<false>(p);
+  math_wait(p, 1, s.done, true);
+#else
+  math_wait(p, 0, s.go, false);
+  multiply<1>(p, pieces1, s, said, plan, at);
+  math_arrive<false>(p);
+  math_wait(p, 1, 0, true);
   for (u32 i = first; i < p.slots * p.w2.steps; i += stride) {
     const u32 row = i / p.w2.steps;
     if (plan.row_tile[row] != kFewNoTile) convert_h(p, plan, row, i - row * p.w2.steps, pieces1.parts);
   }
-  math_arrive(p);
-  tokens_wait(p, s, 2);
+  math_arrive<true>(p);
+  math_wait(p, 2, s.go, false);
   multiply<2>(p, pieces2, s, said, plan, at);
-  math_arrive(p);
-  bool waited = false;
-  const auto wait = [&] {
-    if (!waited) math_wait(p, 3);
-    waited = true;
-  };
-  const u32 strips = p.hidden / (32 * kColumns);
-  for (u32 i = first; i < p.tokens * strips; i += stride) {
-    const u32 token = i / strips;
-    combine(p, plan, token, (i - token * strips) * (32 * kColumns) + threadIdx.x % 32 * kColumns,
-            pieces2.parts, wait);
-  }
-  wait();
+  math_arrive<false>(p);
+  math_wait(p, 3, s.done, true);
+#endif
+  combine_strips(kThreads / 32 - 1 - warp, [] {});
   // All pieces have been taken, by everyone.
   if (blockIdx.x == 0 && threadIdx.x < 2) tickets[threadIdx.x * kFewTickets] = 0;
 }

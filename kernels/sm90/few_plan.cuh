@@ -15,33 +15,31 @@ using namespace ramp::core::cuda;
 // neither the read-only path nor L1 will do.
 __device__ __forceinline__ u32 load_u32(const void* p) {
   u32 v;
-  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
 __device__ __forceinline__ u64 load_u64(const void* p) {
   u64 v;
-  asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(v) : "l"(p));
   return v;
 }
 __device__ __forceinline__ uint4 load_16(const void* p) {
   uint4 v;
   asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p)
-               : "memory");
+               : "l"(p));
   return v;
 }
 __device__ __forceinline__ float4 load_floats(const float* p) {
   float4 v;
   asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "l"(p)
-               : "memory");
+               : "l"(p));
   return v;
 }
 __device__ __forceinline__ float2 load_two(const float* p) {
   float2 v;
-  asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+  asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p));
   return v;
 }
 // Brings the line of p to L2. No value is read, so this may run ahead of dependency_wait().
@@ -61,6 +59,16 @@ __device__ __forceinline__ u32 load_acquire(const u32* p) {
   return v;
 }
 
+// Whether a phase is over, without waiting for it.
+__device__ __forceinline__ bool barrier_test(u32 bar, u32 parity) {
+  u32 done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(bar), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 // Counts as threads of a named barrier without waiting there.
 __device__ __forceinline__ void named_arrive(u32 id, u32 threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -94,7 +102,7 @@ struct FewTile {
 struct FewPlan {
   i32 expert[kFewSlots];  // of a slot, or negative
   FewTile tiles[kFewSlots];
-  u16 tile_of[kFewSlots];      // slot -> tile
+  u16 row[kFewSlots];          // slot -> row, kFewNoTile: none
   u16 row_tile[kFewSlots];     // row -> tile, kFewNoTile: no such row
   u16 row_token[kFewSlots];    // row -> token
   u32 masks[kFewSlots];        // by rows: the tile's tokens, where one begins
@@ -138,6 +146,7 @@ __device__ __forceinline__ void make_plan(const FewParams& p, FewPlan& s, u32 sl
     s.expert[slot] = expert;
     s.masks[slot] = 0;
     s.row_tile[slot] = kFewNoTile;
+    s.row[slot] = kFewNoTile;
     if (slot < kFewSlots / 32) s.begins[slot] = 0;
     if (count && p.counters != nullptr) {
       const u32 masked = __popc(__ballot_sync(0xffffffffu, mine && expert == kFewMasked));
@@ -174,21 +183,21 @@ __device__ __forceinline__ void make_plan(const FewParams& p, FewPlan& s, u32 sl
   }
   if (valid) {
     const FewTile tile{(u32)expert, (u16)lower, (u16)s.masks[lower]};
-    s.tile_of[slot] = (u16)(before - 1);
     const u32 row = row_of(tile, token);
     s.row_tile[row] = (u16)(before - 1);  // slots of the same token and expert write the same
     s.row_token[row] = (u16)token;
+    s.row[slot] = (u16)row;
     if (first) s.tiles[before - 1] = tile;
   }
   if (slot == 0) s.active = tiles;
   named_barrier(kPlanBarrier, kFewSlots);
 }
-// All threads: the number of tiles, one per active expert. Those that have not made the plan wait for it
-// here.
-__device__ __forceinline__ u32 plan_ready(const FewPlan& s, bool wait) {
+// All `threads` of the block: the number of tiles, one per active expert. Those that have not made the plan
+// wait for it here.
+__device__ __forceinline__ u32 plan_ready(const FewPlan& s, bool wait, u32 threads) {
   if (wait)
-    named_barrier(kPlanReadyBarrier, kFewThreads);
+    named_barrier(kPlanReadyBarrier, threads);
   else
-    named_arrive(kPlanReadyBarrier, kFewThreads);
+    named_arrive(kPlanReadyBarrier, threads);
   return s.active;
 }

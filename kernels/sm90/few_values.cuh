@@ -32,32 +32,49 @@ __device__ __forceinline__ void store_group(const FewCodes& out, u64 block, u32 
   if (lane == 0) out.scales[block * WIDTH + row] = scale;
 }
 
-// Columns [128 k, 128 k + 128) of x[token].
-__device__ __forceinline__ void convert_x(const FewParams& p, u32 token, u32 k) {
-  const u32 lane = threadIdx.x % 32;
-  const i64 at = (i64)token * p.x_stride + (i64)(128 * k + 4 * lane);
-  float v[4], scale;
-  u32 codes;
-  if (p.x_dtype == kE4m3) {
-    codes = load_u32(static_cast<const u8*>(p.x) + at);
-    scale = __uint_as_float(load_u32(p.x_scale + (i64)token * p.x_scale_stride + k));
+// Columns [128 k + 4 lane, + 4) of x[token], as they lie.
+struct RawX {
+  uint4 v;
+  float scale;  // e4m3 x
+};
+__device__ __forceinline__ RawX load_x(const FewParams& p, u32 token, u32 k) {
+  const i64 at = (i64)token * p.x_stride + (i64)(128 * k + threadIdx.x % 32 * 4);
+  RawX r{make_uint4(0, 0, 0, 0), 0.0f};
+  if (p.x_dtype == kF32) {
+    r.v = load_16(static_cast<const float*>(p.x) + at);
+  } else if (p.x_dtype == kE4m3) {
+    r.v.x = load_u32(static_cast<const u8*>(p.x) + at);
+    r.scale = __uint_as_float(load_u32(p.x_scale + (i64)token * p.x_scale_stride + k));
   } else {
-    if (p.x_dtype == kF32) {
-      const float4 four = load_floats(static_cast<const float*>(p.x) + at);
-      v[0] = four.x;
-      v[1] = four.y;
-      v[2] = four.z;
-      v[3] = four.w;
-    } else {
-      const u64 four = load_u64(static_cast<const u16*>(p.x) + at);
-#pragma unroll
-      for (u32 i = 0; i < 4; ++i) {
-        const u16 bits = (u16)(four >> 16 * i);
-        v[i] = p.x_dtype == kBf16 ? bf16_to_f32(bits) : f16_value(bits);
-      }
-    }
-    codes = encode4(v, scale);
+    const u64 four = load_u64(static_cast<const u16*>(p.x) + at);
+    r.v.x = (u32)four;
+    r.v.y = (u32)(four >> 32);
   }
+  return r;
+}
+__device__ __forceinline__ u32 encode_x(const FewParams& p, const RawX& raw, float& scale) {
+  if (p.x_dtype == kE4m3) {
+    scale = raw.scale;
+    return raw.v.x;
+  }
+  float v[4];
+  if (p.x_dtype == kF32) {
+    v[0] = __uint_as_float(raw.v.x);
+    v[1] = __uint_as_float(raw.v.y);
+    v[2] = __uint_as_float(raw.v.z);
+    v[3] = __uint_as_float(raw.v.w);
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      const u16 bits = (u16)((i < 2 ? raw.v.x : raw.v.y) >> 16 * (i % 2));
+      v[i] = p.x_dtype == kBf16 ? bf16_to_f32(bits) : f16_value(bits);
+    }
+  }
+  return encode4(v, scale);
+}
+__device__ __forceinline__ void convert_x(const FewParams& p, u32 token, u32 k) {
+  float scale;
+  const u32 codes = encode_x(p, load_x(p, token, k), scale);
   store_group(p.in1, k, token, codes, scale);
 }
 
@@ -70,15 +87,11 @@ __device__ __forceinline__ float activate(int activation, float g, float u) {
 __device__ __forceinline__ float4 add(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
-// Columns [128 k, 128 k + 128) of act(gate) * up of a row, from GEMM 1's sums; `parts` per item.
-__device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& plan, u32 row, u32 k,
-                                          u32 parts) {
+// Columns [128 k + 4 lane, + 4) of act(gate) * up of a row as codes, from GEMM 1's sums; `parts` per item.
+__device__ __forceinline__ u32 encode_h(const FewParams& p, u32 row, u32 k, u32 parts, float& scale) {
   constexpr u32 kFlight = 4;
-  const u32 lane = threadIdx.x % 32;
-  const u32 number = plan.row_tile[row];
-  const u32 token = plan.row_token[row];
-  const u64 part = (u64)p.slots * (2 * p.intermediate);
-  const float* from = p.out1 + (u64)row * (2 * p.intermediate) + 128 * k + 4 * lane;
+  const u32 part = p.slots * (2 * p.intermediate);
+  u32 from = row * (2 * p.intermediate) + 128 * k + threadIdx.x % 32 * 4;
   float4 g = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   float4 u = g;
   for (u32 i0 = 0; i0 < parts; i0 += kFlight) {
@@ -86,8 +99,8 @@ __device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& pla
 #pragma unroll
     for (u32 i = 0; i < kFlight; ++i, from += part) {
       if (i0 + i >= parts) continue;
-      a[i] = load_floats(from);
-      b[i] = load_floats(from + p.intermediate);
+      a[i] = load_floats(p.out1 + from);
+      b[i] = load_floats(p.out1 + from + p.intermediate);
     }
 #pragma unroll
     for (u32 i = 0; i < kFlight; ++i) {
@@ -98,15 +111,19 @@ __device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& pla
   }
   const float h[4] = {activate(p.activation, g.x, u.x), activate(p.activation, g.y, u.y),
                       activate(p.activation, g.z, u.z), activate(p.activation, g.w, u.w)};
+  return encode4(h, scale);
+}
+__device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& plan, u32 row, u32 k,
+                                          u32 parts) {
   float scale;
-  const u32 codes = encode4(h, scale);
-  store_group(p.in2, (u64)number * p.w2.steps + k, token, codes, scale);
+  const u32 codes = encode_h(p, row, k, parts, scale);
+  store_group(p.in2, (u64)plan.row_tile[row] * p.w2.steps + k, plan.row_token[row], codes, scale);
 }
 
 // ---------------------------------------------------------------- y
 
-constexpr u32 kSlotsInFlight = 8;
 constexpr u32 kColumns = 2;  // of y per thread
+constexpr u32 kNowhere = 0xffffffffu;
 
 __device__ __forceinline__ float2 add(float2 a, float2 b) {
   return make_float2(a.x + b.x, a.y + b.y);
@@ -128,48 +145,48 @@ __device__ __forceinline__ void store_values(void* p, i64 at, int dtype, float2 
 }
 
 // y[token][column, column + 1]: per slot the sum of its row's parts, times the router weight, in slot order.
-// `wait` is called once what is older than GEMM 2's sums has been read.
-template <typename Wait>
+// `wait` is called once what is older than GEMM 2's sums has been read. SLOTS and FLIGHT: slots, and parts of
+// each, whose loads are under way together.
+template <u32 SLOTS, u32 FLIGHT, typename Wait>
 __device__ __forceinline__ void combine(const FewParams& p, const FewPlan& plan, u32 token, u32 column,
                                         u32 parts, const Wait& wait) {
-  constexpr u32 kFlight = 4;
-  const u64 part = (u64)p.slots * p.hidden;
+  const u32 part = p.slots * p.hidden;
   float2 sum = make_float2(0.0f, 0.0f);
   bool some = false;
 #pragma unroll 1
-  for (u32 j0 = 0; j0 < p.top_k; j0 += kSlotsInFlight) {
-    const float* from[kSlotsInFlight];
-    float weight[kSlotsInFlight];
-    float2 v[kSlotsInFlight];
+  for (u32 j0 = 0; j0 < p.top_k; j0 += SLOTS) {
+    u32 from[SLOTS];
+    float weight[SLOTS];
+    float2 v[SLOTS];
 #pragma unroll
-    for (u32 j = 0; j < kSlotsInFlight; ++j) {
-      from[j] = nullptr;
+    for (u32 j = 0; j < SLOTS; ++j) {
+      const bool inside = j0 + j < p.top_k;
+      const u32 row = inside ? plan.row[token * p.top_k + j0 + j] : kFewNoTile;
+      from[j] = row == kFewNoTile ? kNowhere : row * p.hidden + column;
       v[j] = make_float2(0.0f, 0.0f);
-      const u32 slot = token * p.top_k + j0 + j;
-      if (j0 + j >= p.top_k || plan.expert[slot] < 0) continue;
-      from[j] = p.out2 + (u64)row_of(plan.tiles[plan.tile_of[slot]], token) * p.hidden + column;
-      weight[j] = __uint_as_float(
-          load_u32(p.weights + (i64)token * p.weights_token + (i64)(j0 + j) * p.weights_slot));
+      weight[j] = inside ? __uint_as_float(load_u32(p.weights + (i64)token * p.weights_token +
+                                                    (i64)(j0 + j) * p.weights_slot))
+                         : 0.0f;
     }
     if (j0 == 0) wait();
-    for (u32 i0 = 0; i0 < parts; i0 += kFlight) {
-      float2 a[kSlotsInFlight][kFlight];
+    for (u32 i0 = 0; i0 < parts; i0 += FLIGHT) {
+      float2 a[SLOTS][FLIGHT];
 #pragma unroll
-      for (u32 j = 0; j < kSlotsInFlight; ++j) {
+      for (u32 j = 0; j < SLOTS; ++j) {
 #pragma unroll
-        for (u32 i = 0; i < kFlight; ++i)
-          if (from[j] != nullptr && i0 + i < parts) a[j][i] = load_two(from[j] + (i0 + i) * part);
+        for (u32 i = 0; i < FLIGHT; ++i)
+          if (from[j] != kNowhere && i0 + i < parts) a[j][i] = load_two(p.out2 + (from[j] + (i0 + i) * part));
       }
 #pragma unroll
-      for (u32 j = 0; j < kSlotsInFlight; ++j) {
+      for (u32 j = 0; j < SLOTS; ++j) {
 #pragma unroll
-        for (u32 i = 0; i < kFlight; ++i)
-          if (from[j] != nullptr && i0 + i < parts) v[j] = add(v[j], a[j][i]);
+        for (u32 i = 0; i < FLIGHT; ++i)
+          if (from[j] != kNowhere && i0 + i < parts) v[j] = add(v[j], a[j][i]);
       }
     }
 #pragma unroll
-    for (u32 j = 0; j < kSlotsInFlight; ++j) {
-      if (from[j] == nullptr) continue;
+    for (u32 j = 0; j < SLOTS; ++j) {
+      if (from[j] == kNowhere) continue;
       const float2 weighted = make_float2(v[j].x * weight[j], v[j].y * weight[j]);
       sum = some ? add(sum, weighted) : weighted;
       some = true;
@@ -178,4 +195,21 @@ __device__ __forceinline__ void combine(const FewParams& p, const FewPlan& plan,
   if (p.addend != nullptr)
     sum = add(sum, load_values(p.addend, (i64)token * p.addend_token + column, p.addend_dtype));
   store_values(p.y, (i64)token * p.y_token + column, p.y_dtype, sum);
+}
+
+// ---------------------------------------------------------------- inputs
+
+// x, ids and router weights on their way to L2 while the kernel in front ends; each block a part of x.
+__device__ __forceinline__ void prefetch_inputs(const FewParams& p, u32 threads) {
+  if (threadIdx.x < p.slots && blockIdx.x == 0) {
+    prefetch_l2(id_place(p, threadIdx.x));
+    const u32 t = threadIdx.x / p.top_k;
+    prefetch_l2(p.weights + (i64)t * p.weights_token + (i64)(threadIdx.x - t * p.top_k) * p.weights_slot);
+  }
+  const u32 width = p.x_dtype == kF32 ? 4 : p.x_dtype == kE4m3 ? 1 : 2;
+  const u32 lines = p.hidden / 128 * width;  // of a row
+  for (u32 i = threadIdx.x * gridDim.x + blockIdx.x; i < p.tokens * lines; i += gridDim.x * threads) {
+    const u32 t = i / lines;
+    prefetch_l2(static_cast<const u8*>(p.x) + (i64)t * p.x_stride * width + (i64)(i - t * lines) * 128);
+  }
 }

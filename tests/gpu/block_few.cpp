@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/gpu.hpp"
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
 #include "gpu/support.hpp"
@@ -27,6 +29,11 @@ CaseSpec few_spec(int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden
   return s;
 }
 
+// A context that runs them wherever they can run, also where they are not the fastest.
+ramp_context* few_gpu() {
+  return gpu("sm90_few");
+}
+
 void expect_right(BlockCase& c) {
   constexpr int64_t kMostProducts = 200'000'000;
   const int64_t per_token = c.spec.top_k * 3 * c.spec.hidden * c.spec.intermediate;
@@ -42,8 +49,8 @@ void expect_right(BlockCase& c) {
 void run_case(const CaseSpec& s, int again) {
   SCOPED_TRACE(case_name(s));
   BlockCase c(s);
-  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
-  GpuBlock block(c, gpu());
+  const GpuWeights w = make_gpu_weights(few_gpu(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, few_gpu());
   block.run(w.handle.get());
   expect_right(c);
   const std::vector<uint8_t> first = c.y_bits();
@@ -137,8 +144,8 @@ TEST_F(GpuFew, NaNAndInfinityStayWithTheirToken) {
   CaseSpec s = few_spec(4, 2, 16, 384, 256);
   s.y_dtype = RAMP_F32;
   BlockCase clean(s);
-  const GpuWeights w = make_gpu_weights(gpu(), clean.synthetic, RAMP_COPY, true);
-  GpuBlock before(clean, gpu());
+  const GpuWeights w = make_gpu_weights(few_gpu(), clean.synthetic, RAMP_COPY, true);
+  GpuBlock before(clean, few_gpu());
   before.run(w.handle.get());
   BlockCase odd(s);
   odd.x.set(3, 130, std::numeric_limits<float>::quiet_NaN());
@@ -150,7 +157,7 @@ TEST_F(GpuFew, NaNAndInfinityStayWithTheirToken) {
   }
   odd.x.set(9, 1, std::numeric_limits<float>::quiet_NaN());
   odd.expected_masked = s.top_k;
-  GpuBlock block(odd, gpu());
+  GpuBlock block(odd, few_gpu());
   block.run(w.handle.get());
   expect_right(odd);
   for (int64_t t = 0; t < s.tokens; ++t) {
@@ -173,16 +180,16 @@ TEST_F(GpuFew, GraphsFollowTheirInputs) {
   for (const int64_t tokens : {1, 8, 12}) {
     SCOPED_TRACE(tokens);
     BlockCase c(few_spec(32, 8, tokens, 768, 640));
-    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
-    GpuBlock block(c, gpu());
+    const GpuWeights w = make_gpu_weights(few_gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, few_gpu());
     const DeviceBuffer scratch = block.workspace(w.handle.get());
     block.begin();
     const ramp_expert_block_args a = block.args(w.handle.get());
-    require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
+    require(ramp_expert_block(few_gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
     block.finish();
     expect_right(c);
-    cli::Graph graph(gpu(), [&](void* stream) {
-      require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream));
+    cli::Graph graph(few_gpu(), [&](void* stream) {
+      require(ramp_expert_block(few_gpu(), &a, scratch.data(), scratch.bytes(), stream));
     });
     for (int i = 0; i < 3; ++i) {
       for (const Ids ids : kKinds) {
@@ -205,7 +212,7 @@ TEST_F(GpuFew, GraphsFollowTheirInputs) {
         const std::vector<uint8_t> replayed = c.y_bits();
         scratch.poison();
         block.begin();
-        require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
+        require(ramp_expert_block(few_gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
         block.finish();
         EXPECT_EQ(c.y_bits(), replayed) << ids_name(ids);
       }
@@ -228,26 +235,26 @@ TEST_F(GpuFew, LayersInOneWorkspace) {
       s.seed = 40 + static_cast<uint64_t>(l);
       s.counters = false;
       cases.push_back(std::make_unique<BlockCase>(s));
-      weights.push_back(make_gpu_weights(gpu(), cases.back()->synthetic, RAMP_COPY, true));
-      blocks.push_back(std::make_unique<GpuBlock>(*cases.back(), gpu()));
+      weights.push_back(make_gpu_weights(few_gpu(), cases.back()->synthetic, RAMP_COPY, true));
+      blocks.push_back(std::make_unique<GpuBlock>(*cases.back(), few_gpu()));
     }
     const DeviceBuffer scratch = blocks[0]->workspace(weights[0].handle.get());
     const auto enqueue = [&](void* stream, bool wait) {
       for (size_t l = 0; l < blocks.size(); ++l) {
         ramp_expert_block_args a = blocks[l]->args(weights[l].handle.get());
         if (l > 0) a.x = blocks[l - 1]->y.view();
-        require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream));
-        if (wait) memory(gpu()).synchronize(stream);
+        require(ramp_expert_block(few_gpu(), &a, scratch.data(), scratch.bytes(), stream));
+        if (wait) memory(few_gpu()).synchronize(stream);
       }
     };
     const auto bits = [&] {
-      memory(gpu()).synchronize_all();
+      memory(few_gpu()).synchronize_all();
       blocks.back()->y.download();
       return cases.back()->y_bits();
     };
     enqueue(nullptr, true);
     const std::vector<uint8_t> expected = bits();
-    cli::Graph graph(gpu(), [&](void* stream) { enqueue(stream, false); });
+    cli::Graph graph(few_gpu(), [&](void* stream) { enqueue(stream, false); });
     for (int i = 0; i < 300; ++i) {
       if (i % 20 == 0) {
         scratch.poison();
@@ -260,6 +267,53 @@ TEST_F(GpuFew, LayersInOneWorkspace) {
       ASSERT_EQ(bits(), expected) << "round " << i;
     }
     EXPECT_TRUE(scratch.guard_intact());
+  }
+}
+
+// Two streams at a time: each launch needs every SM for its barriers, so that halves of two must never wait
+// for each other's SMs.
+TEST_F(GpuFew, StreamsSideBySide) {
+  using namespace cuda;  // NOLINT(google-build-using-namespace): the driver's calls
+  const std::shared_ptr<const Gpu> device = Gpu::open(0);
+  const ScopedContext scope(*device);
+  for (const int64_t tokens : {1, 8}) {
+    SCOPED_TRACE(tokens);
+    struct Side {
+      std::unique_ptr<BlockCase> c;
+      GpuWeights w;
+      std::unique_ptr<GpuBlock> block;
+      DeviceBuffer scratch;
+      CUstream stream = nullptr;
+      std::vector<uint8_t> expected;
+    };
+    Side sides[3];
+    for (int i = 0; i < 3; ++i) {
+      Side& side = sides[i];
+      CaseSpec s = few_spec(16, 4, tokens, 1024, 640);
+      s.seed = 60 + static_cast<uint64_t>(i);
+      s.counters = false;
+      side.c = std::make_unique<BlockCase>(s);
+      side.w = make_gpu_weights(few_gpu(), side.c->synthetic, RAMP_COPY, true);
+      side.block = std::make_unique<GpuBlock>(*side.c, few_gpu());
+      side.scratch = side.block->workspace(side.w.handle.get());
+      side.block->run(side.w.handle.get());
+      side.expected = side.c->y_bits();
+      RAMP_CU(cuStreamCreate, &side.stream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
+    }
+    for (int round = 0; round < 20; ++round) {
+      for (Side& side : sides) side.block->begin();
+      for (int i = 0; i < 10; ++i) {
+        for (Side& side : sides) {
+          const ramp_expert_block_args a = side.block->args(side.w.handle.get());
+          require(ramp_expert_block(few_gpu(), &a, side.scratch.data(), side.scratch.bytes(), side.stream));
+        }
+      }
+      for (Side& side : sides) {
+        side.block->finish();
+        ASSERT_EQ(side.c->y_bits(), side.expected) << round;
+      }
+    }
+    for (Side& side : sides) RAMP_CU(cuStreamDestroy, side.stream);
   }
 }
 

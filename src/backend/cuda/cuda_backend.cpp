@@ -24,8 +24,11 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90 };
-constexpr std::array<const char*, 3> kFamilyNames = {"plain", "plain_f64", "sm90"};
+enum class Family { kPlain, kPlainF64, kSm90, kSm90Few };
+constexpr std::array<const char*, 4> kFamilyNames = {"plain", "plain_f64", "sm90", "sm90_few"};
+bool streams(Family f) {
+  return f == Family::kSm90 || f == Family::kSm90Few;
+}
 
 Family parse_family(const std::string& name, const GpuFacts& facts) {
   const bool hopper = facts.major == 9 && facts.minor == 0;
@@ -33,14 +36,14 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
   for (size_t i = 0; i < kFamilyNames.size(); ++i) {
     if (name != kFamilyNames[i]) continue;
     const auto family = static_cast<Family>(i);
-    if (family != Family::kSm90 || hopper) return family;
+    if (!streams(family) || hopper) return family;
     fail(RAMP_ERROR_UNSUPPORTED,
-         fmt::format("isa: got 'sm90' on {} (compute capability {}.{}), expected a Hopper GPU "
+         fmt::format("isa: got '{}' on {} (compute capability {}.{}), expected a Hopper GPU "
                      "(9.0); leave it out for the best",
-                     facts.name, facts.major, facts.minor));
+                     name, facts.name, facts.major, facts.minor));
   }
   fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'plain' or 'plain_f64'",
+                "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'plain' or 'plain_f64'",
                 "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
@@ -68,7 +71,7 @@ class CudaBackend final : public Backend {
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
-        few_(gpu_, *library_, memory_, prologue_) {
+        few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -86,8 +89,8 @@ class CudaBackend final : public Backend {
                                    bool with_rejected) const override {
     ConfigList list;
     std::string reason = "the plain kernels were asked for";
-    const bool stream = family_ == Family::kSm90 &&
-                        stream_applies(format, activation, model.hidden, model.intermediate, &reason);
+    const bool stream =
+        streams(family_) && stream_applies(format, activation, model.hidden, model.intermediate, &reason);
     if (!stream) list.legal.push_back(plain_config(activation));
     for (const StreamVariant& v : stream_variants()) {
       if (stream)
@@ -119,8 +122,7 @@ class CudaBackend final : public Backend {
   void pack(ExpertWeights& w, void* stream) override {
     if (w.packed != nullptr) return;
     const ScopedContext scope(*gpu_);
-    const bool tiles =
-        family_ == Family::kSm90 && stream_applies(w.format, w.activation, w.hidden, w.intermediate);
+    const bool tiles = streams(family_) && stream_applies(w.format, w.activation, w.hidden, w.intermediate);
     prepare(w, RAMP_BF16, tiles);
     const TilePacker packer = make_packer();
     pack_weights(w, *memory_, tiles ? &packer : nullptr, stream);
@@ -181,7 +183,7 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && FewBlock::applies(call) && few_.block(call, routing)) return;
+    if (tiles && few_.applies(call) && few_.block(call, routing)) return;
     if (tiles)
       stream_.block(call, routing);
     else

@@ -22,31 +22,49 @@ namespace {
 
 constexpr uint64_t kAlignment = 256;
 constexpr int64_t kSliceRows = 128;
-constexpr std::array<int, 2> kTokens = {8, 16};  // at most, per program
-// As many as shared memory holds beside 4 KB of plan (227 KB a block).
-constexpr int kStages = 12;
-// Copies of 16 KB under way per SM.
-constexpr int kWindow = 5;
+constexpr int64_t kMaxTokens = 16;
 
-KernelProgram few_program(int width) {
-  return {fmt::format("few_w{}", width),
+// The compiled kernels. direct: codes are made where they are used, for the very fewest tokens; stages: of
+// the ring; window: copies of 16 KB under way per SM.
+struct FewKernel {
+  bool direct;
+  int width, stages, window;  // width: tokens at most
+};
+// Direct kernels have a warp per stage: with 7 there are 16 warps, and registers enough. The others have as
+// many stages as shared memory holds beside 4 KB of plan.
+constexpr std::array<FewKernel, 3> kKernels = {{{true, 8, 7, 4}, {false, 8, 12, 4}, {false, 16, 12, 4}}};
+// Measured (docs/kernel-log.md).
+constexpr int64_t kDirectTokens = 2;
+
+KernelProgram few_program(const FewKernel& k) {
+  return {fmt::format("few{}_w{}", k.direct ? "_direct" : "", k.width),
           "sm90/few.cu",
-          {fmt::format("-DWIDTH={}", width), fmt::format("-DSTAGES={}", kStages),
-           fmt::format("-DWINDOW={}", kWindow)},
+          {fmt::format("-DDIRECT={}", k.direct ? 1 : 0), fmt::format("-DWIDTH={}", k.width),
+           fmt::format("-DSTAGES={}", k.stages), fmt::format("-DWINDOW={}", k.window)},
           {"few"},
           90};
 }
 // Ring, scales and barriers; the plan is static.
-constexpr unsigned shared_bytes(int width) noexcept {
-  const auto w = static_cast<unsigned>(width);
-  return static_cast<unsigned>(kStages) * (16384 + w * 128 + w * 4 + 32) + 16;
+constexpr unsigned shared_bytes(const FewKernel& k) noexcept {
+  const auto w = static_cast<unsigned>(k.width);
+  return static_cast<unsigned>(k.stages) * (16384 + w * 128 + w * 4 + 32) + 16;
+}
+constexpr unsigned threads_of(const FewKernel& k) noexcept {
+  return 256 + 32 * (k.direct ? 1 + static_cast<unsigned>(k.stages) : 4);
 }
 
 size_t program_of(int64_t tokens) noexcept {
-  return tokens <= kTokens[0] ? 0 : 1;
+  return tokens <= kDirectTokens ? 0 : tokens <= kKernels[1].width ? 1 : 2;
 }
-bool few(int64_t tokens, int64_t top_k) noexcept {
-  return tokens >= 1 && tokens <= kTokens.back() && top_k >= 1 && tokens * top_k <= int64_t{kFewSlots};
+bool few(const ExpertWeights& w, int64_t tokens, int64_t top_k) noexcept {
+  constexpr int64_t kDeepest = int64_t{kFewDepth} * kGroup;
+  return tokens >= 1 && tokens <= kMaxTokens && top_k >= 1 && tokens * top_k <= int64_t{kFewSlots} &&
+         w.hidden <= kDeepest && w.intermediate <= kDeepest;
+}
+
+// Whether the stream block would take longer (docs/kernel-log.md).
+bool wins(const ExpertWeights& /*w*/, int64_t tokens) noexcept {
+  return tokens <= 8;
 }
 
 struct Parts {
@@ -62,7 +80,7 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
   };
   const auto floats = [&](int64_t n) { return static_cast<float*>(take(n * int64_t{sizeof(float)})); };
   const auto codes = [&](int64_t n) { return static_cast<unsigned char*>(take(n)); };
-  const int64_t width = kTokens[program_of(tokens)];
+  const int64_t width = kKernels[program_of(tokens)].width;
   const int64_t slots = tokens * top_k;
   const int64_t active = std::min(slots, w.experts);
   parts.in1.codes = codes(width * w.hidden);
@@ -136,22 +154,28 @@ FewParams describe(const BlockCall& call, const Parts& parts) {
 
 std::vector<KernelProgram> few_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
-  for (const int width : kTokens) list.push_back(few_program(width));
+  for (const FewKernel& k : kKernels) list.push_back(few_program(k));
   return list;
 }
 
 FewBlock::FewBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library,
-                   std::shared_ptr<const DeviceMemory> memory, Prologue& prologue)
-    : gpu_(std::move(gpu)), library_(library), memory_(std::move(memory)), prologue_(prologue) {}
+                   std::shared_ptr<const DeviceMemory> memory, Prologue& prologue, bool everywhere)
+    : gpu_(std::move(gpu)),
+      library_(library),
+      memory_(std::move(memory)),
+      prologue_(prologue),
+      everywhere_(everywhere) {}
 
 void FewBlock::prepare() {
   if (ready_.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(mutex_);
   if (ready_.load(std::memory_order_relaxed)) return;
-  for (size_t i = 0; i < kWidths; ++i) {
-    kernels_[i] = library_.get(few_program(kTokens[i]), "few");
+  static_assert(kKernels.size() == kPrograms);
+  for (size_t i = 0; i < kPrograms; ++i) {
+    const FewKernel& k = kKernels[i];
+    kernels_[i] = library_.get(few_program(k), "few");
     RAMP_CU(cuFuncSetAttribute, kernels_[i], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            static_cast<int>(shared_bytes(kTokens[i])));
+            static_cast<int>(shared_bytes(k)));
   }
   barriers_ = memory_->allocate(kBarriers * kFewBarrierBytes);
   memory_->fill(barriers_.get(), 0, kBarriers * kFewBarrierBytes, nullptr);
@@ -170,20 +194,19 @@ unsigned* FewBlock::barrier_of(const void* workspace) {
   return reinterpret_cast<unsigned*>(static_cast<std::byte*>(barriers_.get()) + number * kFewBarrierBytes);
 }
 
-bool FewBlock::applies(const BlockCall& call) noexcept {
-  const ExpertWeights& w = *call.weights;
-  constexpr int64_t kDeepest = int64_t{kFewDepth} * kGroup;
-  return few(call.tokens, call.top_k) && w.hidden <= kDeepest && w.intermediate <= kDeepest &&
-         call.config == nullptr && call.determinism != RAMP_BATCH_INVARIANT &&
-         call.output == RAMP_OUTPUT_COMBINED && !call.router_weight_on_input && rows_aligned(call.x) &&
-         rows_aligned(call.y) && (!present(call.shared_addend) || rows_aligned(call.shared_addend));
+bool FewBlock::applies(const BlockCall& call) const noexcept {
+  return few(*call.weights, call.tokens, call.top_k) && call.config == nullptr &&
+         call.determinism != RAMP_BATCH_INVARIANT && call.output == RAMP_OUTPUT_COMBINED &&
+         !call.router_weight_on_input && rows_aligned(call.x) && rows_aligned(call.y) &&
+         (!present(call.shared_addend) || rows_aligned(call.shared_addend)) &&
+         (everywhere_ || wins(*call.weights, call.tokens));
 }
 
 uint64_t FewBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
   if (top_k < 1 || tokens < 1) return 0;
-  const int64_t most = std::min({tokens, int64_t{kTokens.back()}, int64_t{kFewSlots} / top_k});
+  const int64_t most = std::min({tokens, kMaxTokens, int64_t{kFewSlots} / top_k});
   Parts parts;
-  return most < 1 ? 0 : carve(weights, most, top_k, nullptr, parts);
+  return !few(weights, most, top_k) ? 0 : carve(weights, most, top_k, nullptr, parts);
 }
 
 bool FewBlock::block(const BlockCall& call, const RouteCall* routing) {
@@ -206,10 +229,11 @@ bool FewBlock::block(const BlockCall& call, const RouteCall* routing) {
   FewParams p = describe(call, parts);
   p.barrier = barrier;
   const size_t number = program_of(call.tokens);
+  const FewKernel& k = kKernels[number];
   launch_kernel(kernels_[number],
                 {.grid_x = std::min(static_cast<unsigned>(gpu_->facts().sm_count), kFewMaxBlocks),
-                 .threads = kFewThreads,
-                 .shared = shared_bytes(kTokens[number]),
+                 .threads = threads_of(k),
+                 .shared = shared_bytes(k),
                  .dependent = true,
                  .cooperative = true},
                 static_cast<CUstream>(call.stream), &p);

@@ -1,6 +1,6 @@
 // The few-token expert block (sm_90a, fp8_block, packed weights, T <= 16, T*k <= 128): one cooperative launch
-// that makes its plan from the ids itself and does everything between x and y (kernels/sm90/few.cu). Calls
-// that it does not take go to the stream block.
+// that makes its plan from the ids itself and does everything between x and y (kernels/sm90/few.cu, and
+// few_direct.cu for the very fewest tokens). Calls that it does not take go to the stream block.
 #pragma once
 
 #include <cuda.h>
@@ -23,13 +23,14 @@ std::vector<KernelProgram> few_programs(int arch);
 
 class FewBlock {
  public:
+  // everywhere: also where the stream block is faster.
   FewBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, std::shared_ptr<const DeviceMemory> memory,
-           Prologue& prologue);
+           Prologue& prologue, bool everywhere);
   void prepare();  // loads the kernels; thread-safe
   // Whether this call is one for here: few tokens, no forced config, combined output, router weights on the
-  // output, rows aligned to 16 bytes, and not batch-invariant (how a sum's depth is divided depends on all
-  // tokens' experts).
-  [[nodiscard]] static bool applies(const BlockCall& call) noexcept;
+  // output, rows aligned to 16 bytes, not batch-invariant (how a sum's depth is divided depends on all
+  // tokens' experts), and faster here.
+  [[nodiscard]] bool applies(const BlockCall& call) const noexcept;
   // For any call of up to `tokens` that applies.
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens,
                                           int64_t top_k) noexcept;
@@ -38,7 +39,7 @@ class FewBlock {
   bool block(const BlockCall& call, const RouteCall* routing = nullptr);
 
  private:
-  static constexpr size_t kWidths = 2;
+  static constexpr size_t kPrograms = 3;
   // The kernel's barrier and counters are zero between calls, which workspaces are not. Calls that share a
   // workspace do not run at the same time, so each workspace has its own, here.
   static constexpr uint64_t kBarriers = 4096;
@@ -48,9 +49,10 @@ class FewBlock {
   KernelLibrary& library_;
   std::shared_ptr<const DeviceMemory> memory_;
   Prologue& prologue_;
+  const bool everywhere_;
   std::mutex mutex_;
   std::atomic<bool> ready_{false};
-  std::array<CUfunction, kWidths> kernels_{};
+  std::array<CUfunction, kPrograms> kernels_{};
   std::shared_ptr<void> barriers_;
   std::unordered_map<const void*, uint64_t> barrier_numbers_;
 };
