@@ -11,24 +11,34 @@ namespace ramp::core::cuda {
 
 constexpr unsigned kFewSlots = 128;      // T*k at most
 constexpr unsigned kFewMaxBlocks = 144;  // one per SM, and no more than this
-// Steps of a GEMM (16 KB of weights each) that a block takes at a time: whole items ((active expert, slice),
-// as deep as the GEMM) or equal pieces of them, short enough for kFewPieces of them per block where that
-// leaves kFewLeast, and for a warp to hold the scales of one.
-constexpr unsigned kFewPieces = 8, kFewLeast = 4, kFewMost = 32;
-constexpr unsigned kFewParts = 8;                     // pieces of an item at most
-constexpr unsigned kFewDepth = kFewParts * kFewMost;  // steps of an item at most
+// A block takes steps of a GEMM (16 KB of weights each) as pieces: whole items ((active expert, slice), as
+// deep as the GEMM) or equal parts of them. A warp holds the scales of a piece, a step per lane.
+constexpr unsigned kFewParts = 8, kFewLength = 32;
+constexpr unsigned kFewDepth = kFewParts * kFewLength;  // steps of an item at most
 
 struct FewPieces {
   unsigned parts, length;  // of an item; of every part but the last
 };
-RAMP_FEW_FN FewPieces few_pieces(unsigned active, unsigned slices, unsigned steps, unsigned blocks) {
-  const unsigned each = active * slices * steps / (blocks * kFewPieces);
-  const unsigned wanted = each < kFewLeast ? kFewLeast : each > kFewMost ? kFewMost : each;
-  const unsigned shortest = (steps + kFewParts - 1) / kFewParts;
-  const unsigned length = wanted > shortest ? wanted : shortest;
-  const unsigned parts = (steps + length - 1) / length;
+RAMP_FEW_FN FewPieces few_pieces(unsigned steps, unsigned parts) {
   return {parts, (steps + parts - 1) / parts};
 }
+// What this many parts cost, in steps of the block that has most: a piece costs about a step beside its own
+// (H200, T = 1: 0.4 us). Not for parts that are too long or empty.
+RAMP_FEW_FN unsigned few_cost(unsigned items, unsigned steps, unsigned parts, unsigned blocks) {
+  const unsigned length = (steps + parts - 1) / parts;
+  if (length > kFewLength || (parts - 1) * length >= steps) return 0xfffffffu;
+  return (items * parts + blocks - 1) / blocks * (length + 1);
+}
+
+// Warps 0-7 do math; then 4 more, or (direct) one for weights and one per stage.
+RAMP_FEW_FN unsigned few_threads(bool direct, unsigned stages) {
+  return 256 + 32 * (direct ? 1 + stages : 4);
+}
+// Dynamic shared memory: the ring, scales and barriers. Plan and announcements are static.
+RAMP_FEW_FN unsigned few_shared(unsigned width, unsigned stages) {
+  return stages * (16384 + width * 128 + width * 4 + 32) + 16;
+}
+
 // Words of FewParams::barrier, apart so that they share no line: arrivals, then pieces taken of either GEMM.
 constexpr unsigned kFewTickets = 32;
 constexpr unsigned kFewBarrierBytes = 512;

@@ -11,12 +11,17 @@
 // All tokens are wgmma's N side for every expert: an expert's products with tokens that are not its own cost
 // nothing (the instruction has 8 columns at least) and are dropped, and nothing is gathered.
 //
+//   DIRECT  1: for the very fewest tokens: no stages for codes, they are made where they are used, again by
+//   every block
+//           that needs them: a warp per slot of the ring makes codes of x, or of GEMM 1's sums, on the spot
 //   WIDTH   tokens at most: 8 or 16
 //   STAGES  ring depth
 //   WINDOW  copies of weights under way at most: more of them only make everybody's other requests wait
 //
-// Warps 0-7 do math and everything between the GEMMs, one lane of warp 8 takes pieces and brings their
-// weights, warp 9 the codes and scales that go with them.
+// Warps 0-7 do math and everything between the GEMMs. Warps 8-11 make the plan while those convert x; then
+// one lane of warp 8 takes pieces and brings their weights, and warp 9 (DIRECT: the slots' warps) the codes
+// and scales that go with them. What is short and runs once, between two barriers, takes longer to fetch than
+// to run: such code runs once without effect while its warps would wait.
 #define WGMMA_E4M3
 #include "sm90/few_values.cuh"
 #include "sm90/wgmma.cuh"
@@ -27,7 +32,9 @@ constexpr u32 kMathWarps = kMathThreads / 32;
 constexpr u32 kTokenBytes = WIDTH * 128;
 constexpr u32 kStage = kTile + kTokenBytes;
 constexpr u32 kScaleBytes = WIDTH * 4;
-constexpr u32 kThreads = kMathThreads + 32 * (DIRECT ? 1 + STAGES : 4);
+constexpr u32 kThreads = few_threads(DIRECT, STAGES);
+static_assert(WINDOW > 0 && WINDOW <= STAGES, "a copy can only wait for one that has been started");
+static_assert(kThreads >= kMathThreads + kFewSlots, "the plan takes a thread per slot");
 constexpr u32 kMathBarrier = 1;  // number of the named barrier
 
 // What a slot of the ring holds: step k of a piece. steps 0: there are no more pieces of this GEMM for the
@@ -81,22 +88,20 @@ struct Step {
     factor = said.factor[slot];
   }
   // After its products have been waited for.
-  template <int GEMM>
   __device__ __forceinline__ void finish(const Ring& s, u32 at, float (&sum)[N / 2]) {
     barrier_arrive(s.empty + 8 * (at % STAGES));
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
       asm volatile("" : "+f"(part[i]));  // not read above the wait
-      sum[i] =
-          fmaf(part[i], (GEMM == 1 && i % 4 >= 2 ? factor.y : factor.x) * token[i / 4 * 2 + i % 2], sum[i]);
+      sum[i] = fmaf(part[i], (i % 4 >= 2 ? factor.y : factor.x) * token[i / 4 * 2 + i % 2], sum[i]);
     }
   }
 };
 
-// This block's pieces of one GEMM. `at`: position in the ring, counted on.
-template <int GEMM>
-__device__ __forceinline__ void multiply(const FewParams& p, const FewPieces& pieces, const Ring& s,
-                                         const Announced& said, const FewPlan& plan, u32& at) {
+// This block's pieces of a GEMM (the same code for both: the second time it is there already). `at`: position
+// in the ring, counted on.
+__device__ __forceinline__ void multiply(const FewParams& p, bool second_gemm, const FewPieces& pieces,
+                                         const Ring& s, const Announced& said, const FewPlan& plan, u32& at) {
   constexpr int N = WIDTH;
   const u32 warp = threadIdx.x / 32;
   const u32 lane = threadIdx.x % 32;
@@ -118,33 +123,35 @@ __device__ __forceinline__ void multiply(const FewParams& p, const FewPieces& pi
     for (u32 k = 1;; k += 2) {
       if (k == piece.steps) {
         wgmma_wait<0>();
-        even.finish<GEMM>(s, at + k - 1, sum);
+        even.finish(s, at + k - 1, sum);
         break;
       }
       odd.start(s, said, at + k);
       wgmma_wait<1>();
-      even.finish<GEMM>(s, at + k - 1, sum);
+      even.finish(s, at + k - 1, sum);
       if (k + 1 == piece.steps) {
         wgmma_wait<0>();
-        odd.finish<GEMM>(s, at + k, sum);
+        odd.finish(s, at + k, sum);
         break;
       }
       even.start(s, said, at + k + 1);
       wgmma_wait<1>();
-      odd.finish<GEMM>(s, at + k, sum);
+      odd.finish(s, at + k, sum);
     }
     at += piece.steps;
     const FewTile tile = plan.tiles[piece.tile];
-    const u32 columns = GEMM == 1 ? 2 * p.intermediate : p.hidden;
-    float* const out = (GEMM == 1 ? p.out1 : p.out2) + (u64)(piece.first / pieces.length) * p.slots * columns;
+    const u32 columns = second_gemm ? p.hidden : 2 * p.intermediate;
+    float* const out =
+        (second_gemm ? p.out2 : p.out1) + (u64)(piece.first / pieces.length) * p.slots * columns;
+    // This thread's two rows: of GEMM 1 gate and up of one column, of GEMM 2 8 apart.
+    const u32 low =
+        second_gemm ? piece.slice * 128 + warp * 16 + lane / 4 : piece.slice * 64 + warp * 8 + lane / 4;
+    const u32 high = low + (second_gemm ? 8 : p.intermediate);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
       const u32 token = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-      if ((tile.tokens >> token & 1) == 0) continue;
-      const bool second = i % 4 >= 2;  // GEMM 1: the up row; GEMM 2: the row 8 further on
-      const u32 column = GEMM == 1 ? piece.slice * 64 + warp * 8 + lane / 4 + (second ? p.intermediate : 0)
-                                   : piece.slice * 128 + warp * 16 + lane / 4 + (second ? 8 : 0);
-      out[(u64)row_of(tile, token) * columns + column] = sum[i];
+      if ((tile.tokens >> token & 1) != 0)
+        out[(u64)row_of(tile, token) * columns + (i % 4 >= 2 ? high : low)] = sum[i];
     }
   }
 }
@@ -153,15 +160,14 @@ __device__ __forceinline__ void multiply(const FewParams& p, const FewPieces& pi
 
 // One lane: takes pieces, announces their steps, brings their weights. Those of GEMM 2 do not wait for
 // GEMM 1.
-template <int GEMM>
-__device__ __forceinline__ void bring_weights(const FewWeights& w, const FewPieces& pieces, u32 tiles,
-                                              u32* ticket, const Ring& s, Announced& said,
+__device__ __forceinline__ void bring_weights(u32 gemm, const FewWeights& w, const FewPieces& pieces,
+                                              u32 tiles, u32* ticket, const Ring& s, Announced& said,
                                               const FewPlan& plan, u32& at) {
   const u32 total = tiles * w.slices * pieces.parts;
   u32 number = blockIdx.x;
   for (;;) {
     Piece piece{};
-    piece.gemm = GEMM;
+    piece.gemm = gemm;
     const u8* from = nullptr;
     u32 next = 0;
     if (number < total) {
@@ -220,10 +226,15 @@ __device__ __forceinline__ void make_tokens(const FewParams& p, const FewPieces&
       const FewTile tile = plan.tiles[piece.tile];
       const float* const scales = w.scale + (i64)tile.expert * w.scale_expert +
                                   (i64)(second ? piece.slice : piece.slice / 2) * w.scale_row + piece.k;
-      float2 factor = make_float2(__ldg(scales), 0.0f);
-      if (!second) factor.y = __ldg(scales + (i64)p.up_scale_row * w.scale_row);
-      if (second && !there) barrier_wait(s.go, 0);
-      there = there || second;
+      float2 factor;
+      factor.x = __ldg(scales);
+      factor.y = second ? factor.x : __ldg(scales + (i64)p.up_scale_row * w.scale_row);
+      if (second && !there) {
+        float unused;
+        encode_h(p, row_of(tile, __ffs(tile.tokens) - 1), piece.k, pieces1.parts, unused);
+        barrier_wait(s.go, 0);
+        there = true;
+      }
       for (u32 left = tile.tokens; left != 0; left &= left - 1) {
         const u32 token = __ffs(left) - 1;
         float scale;
@@ -252,6 +263,8 @@ __device__ __forceinline__ void bring_tokens(const FewParams& p, const FewWeight
     const Piece piece = said.piece[at % STAGES];
     __syncwarp();  // all have read it before any lets the ring go on
     if (piece.steps == 0) {
+      // A block without a piece of GEMM 1 must not take this phase of `go` for the next.
+      if (!there) barrier_wait(s.go, GEMM - 1);
       if (lane == 0) barrier_arrive(s.tokens + 8 * (at % STAGES));
       ++at;
       return;
@@ -262,7 +275,7 @@ __device__ __forceinline__ void bring_tokens(const FewParams& p, const FewWeight
                                  (i64)(GEMM == 1 ? piece.slice / 2 : piece.slice) * w.scale_row +
                                  piece.first + lane;
       factor.x = __ldg(scale);
-      if (GEMM == 1) factor.y = __ldg(scale + (i64)p.up_scale_row * w.scale_row);
+      factor.y = GEMM == 1 ? __ldg(scale + (i64)p.up_scale_row * w.scale_row) : factor.x;
     }
     if (!there) {
       barrier_wait(s.go, GEMM - 1);
@@ -316,6 +329,22 @@ __device__ __forceinline__ void math_wait(const FewParams& p, u32 number, u32 ba
     __syncwarp();
 }
 
+// y, by all warps: those that are free before the math warps first. `done`: to be waited for; 0: it has been.
+__device__ __forceinline__ void combine_strips(const FewParams& p, const FewPlan& plan, u32 parts, u32 warp,
+                                               u32 done) {
+  const u32 strips = p.hidden / kStrip;
+  const u32 first = (kThreads / 32 - 1 - warp) * gridDim.x + blockIdx.x;
+#pragma unroll 1
+  for (u32 pass = done == 0 ? 1 : 0; pass < 2; ++pass) {
+    if (pass != 0 && done != 0) barrier_wait(done, 0);
+    for (u32 i = first; i < p.tokens * strips; i += kThreads / 32 * gridDim.x) {
+      const u32 token = i / strips;
+      combine(p, plan, token, i - token * strips, parts, pass != 0);
+      if (pass == 0) break;
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads, 1) few(const __grid_constant__ FewParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(16) FewPlan plan;
@@ -361,27 +390,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) few(const __grid_const
   if (plans) make_plan(p, plan, threadIdx.x - kMathThreads, blockIdx.x == 0);
   // The plan's warps go on at once, the others when it is there.
   const u32 tiles = plan_ready(plan, !plans, kThreads);
-  const FewPieces pieces1 = few_pieces(tiles, p.w13.slices, p.w13.steps, gridDim.x);
-  const FewPieces pieces2 = few_pieces(tiles, p.w2.slices, p.w2.steps, gridDim.x);
+  const FewCut cut = cut_items(p, tiles);
   u32* const tickets = p.barrier + kFewTickets;
-  // y is the work of all warps, of those that are free before the math warps first.
-  const u32 strips = p.hidden / (32 * kColumns);
-  const auto combine_strips = [&](u32 number, const auto& wait) {
-    for (u32 i = number * gridDim.x + blockIdx.x; i < p.tokens * strips; i += kThreads / 32 * gridDim.x) {
-      const u32 token = i / strips;
-      const u32 column = (i - token * strips) * (32 * kColumns) + threadIdx.x % 32 * kColumns;
-      if (p.top_k <= 2)
-        combine<2, 8>(p, plan, token, column, pieces2.parts, wait);
-      else
-        combine<8, 2>(p, plan, token, column, pieces2.parts, wait);
-    }
-  };
   if (warp >= kMathWarps) {
     if (warp == kMathWarps) {
       if (threadIdx.x % 32 == 0) {
         u32 at = 0;
-        bring_weights<1>(p.w13, pieces1, tiles, tickets, s, said, plan, at);
-        bring_weights<2>(p.w2, pieces2, tiles, tickets + kFewTickets, s, said, plan, at);
+#pragma unroll 1
+        for (u32 gemm = 1; gemm <= 2; ++gemm)
+          bring_weights(gemm, gemm == 1 ? p.w13 : p.w2, gemm == 1 ? cut.gemm1 : cut.gemm2, tiles,
+                        tickets + (gemm - 1) * kFewTickets, s, said, plan, at);
 #if DIRECT
         stop_owners(s, said, at);
 #endif
@@ -389,7 +407,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) few(const __grid_const
       __syncwarp();
     }
 #if DIRECT
-    if (warp > kMathWarps) make_tokens(p, pieces1, s, said, plan, warp - kMathWarps - 1);
+    if (warp > kMathWarps) make_tokens(p, cut.gemm1, s, said, plan, warp - kMathWarps - 1);
 #else
     if (warp == kMathWarps + 1) {
       u32 at = 0;
@@ -397,34 +415,37 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) few(const __grid_const
       bring_tokens<2>(p, p.w2, p.in2, p.w2.steps, s, said, plan, at);
     }
 #endif
-    combine_strips(kThreads / 32 - 1 - warp, [&] { barrier_wait(s.done, 0); });
+    combine_strips(p, plan, cut.gemm2.parts, warp, s.done);
     return;
   }
 
   u32 at = 0;
-#if DIRECT
-  multiply<1>(p, pieces1, s, said, plan, at);
-  math_arrive<false>(p);
+#if !DIRECT
   math_wait(p, 0, s.go, false);
-  multiply<2>(p, pieces2, s, said, plan, at);
-  math_arrive<false>(p);
-  math_wait(p, 1, s.done, true);
-#else
-  math_wait(p, 0, s.go, false);
-  multiply<1>(p, pieces1, s, said, plan, at);
-  math_arrive<false>(p);
-  math_wait(p, 1, 0, true);
-  for (u32 i = first; i < p.slots * p.w2.steps; i += stride) {
-    const u32 row = i / p.w2.steps;
-    if (plan.row_tile[row] != kFewNoTile) convert_h(p, plan, row, i - row * p.w2.steps, pieces1.parts);
-  }
-  math_arrive<true>(p);
-  math_wait(p, 2, s.go, false);
-  multiply<2>(p, pieces2, s, said, plan, at);
-  math_arrive<false>(p);
-  math_wait(p, 3, s.done, true);
 #endif
-  combine_strips(kThreads / 32 - 1 - warp, [] {});
+#pragma unroll 1
+  for (u32 gemm = 1; gemm <= 2; ++gemm) {
+    multiply(p, gemm == 2, gemm == 1 ? cut.gemm1 : cut.gemm2, s, said, plan, at);
+    math_arrive<false>(p);
+    if (gemm == 2) break;
+#if DIRECT
+    math_wait(p, 0, s.go, false);
+#else
+#pragma unroll 1
+    for (u32 pass = 0; pass < 2; ++pass) {
+      if (pass != 0) math_wait(p, 1, 0, true);
+      for (u32 i = first; i < p.slots * p.w2.steps; i += stride) {
+        const u32 row = i / p.w2.steps;
+        convert_h(p, plan, row, i - row * p.w2.steps, cut.gemm1.parts, pass != 0);
+        if (pass == 0) break;
+      }
+    }
+    math_arrive<true>(p);
+    math_wait(p, 2, s.go, false);
+#endif
+  }
+  math_wait(p, DIRECT ? 1 : 3, s.done, true);
+  combine_strips(p, plan, cut.gemm2.parts, warp, 0);
   // All pieces have been taken, by everyone.
   if (blockIdx.x == 0 && threadIdx.x < 2) tickets[threadIdx.x * kFewTickets] = 0;
 }

@@ -123,7 +123,7 @@ __device__ __forceinline__ i32 local_expert_of(const FewParams& p, u32 slot) {
     return id == -1 ? kFewMasked : kFewOutOfRange;
   }
   if ((u64)id >= p.map_size) return id == -1 ? kFewMasked : kFewOutOfRange;
-  const i32 local = __ldg(p.map + id);
+  const i32 local = (i32)load_u32(p.map + id);
   if ((u32)local < p.experts) return local;
   return local == -1 ? kFewMasked : kFewOutOfRange;
 }
@@ -200,4 +200,20 @@ __device__ __forceinline__ u32 plan_ready(const FewPlan& s, bool wait, u32 threa
   else
     named_arrive(kPlanReadyBarrier, threads);
   return s.active;
+}
+
+// How the items of both GEMMs are cut, by a whole warp: the cheapest of all numbers of parts, ties to the
+// fewest.
+struct FewCut {
+  FewPieces gemm1, gemm2;
+};
+__device__ __forceinline__ FewCut cut_items(const FewParams& p, u32 tiles) {
+  const u32 parts = threadIdx.x % kFewParts + 1;
+  const bool second = threadIdx.x / kFewParts % 2 != 0;
+  const u32 slices = second ? p.w2.slices : p.w13.slices;
+  const u32 steps = second ? p.w2.steps : p.w13.steps;
+  const u32 mine = few_cost(tiles * slices, steps, parts, gridDim.x) << 4 | parts;
+  const u32 one = __reduce_min_sync(0xffffffffu, second ? 0xffffffffu : mine) & 15;
+  const u32 two = __reduce_min_sync(0xffffffffu, second ? mine : 0xffffffffu) & 15;
+  return {few_pieces(p.w13.steps, one), few_pieces(p.w2.steps, two)};
 }

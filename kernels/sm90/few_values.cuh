@@ -89,11 +89,12 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
 }
 // Columns [128 k + 4 lane, + 4) of act(gate) * up of a row as codes, from GEMM 1's sums; `parts` per item.
 __device__ __forceinline__ u32 encode_h(const FewParams& p, u32 row, u32 k, u32 parts, float& scale) {
-  constexpr u32 kFlight = 4;
+  constexpr u32 kFlight = 2;
   const u32 part = p.slots * (2 * p.intermediate);
   u32 from = row * (2 * p.intermediate) + 128 * k + threadIdx.x % 32 * 4;
   float4 g = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   float4 u = g;
+#pragma unroll 1
   for (u32 i0 = 0; i0 < parts; i0 += kFlight) {
     float4 a[kFlight], b[kFlight];
 #pragma unroll
@@ -113,85 +114,85 @@ __device__ __forceinline__ u32 encode_h(const FewParams& p, u32 row, u32 k, u32 
                       activate(p.activation, g.z, u.z), activate(p.activation, g.w, u.w)};
   return encode4(h, scale);
 }
-__device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& plan, u32 row, u32 k,
-                                          u32 parts) {
+// `store` false: all but the result, which brings the code and the sums' pages in.
+__device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& plan, u32 row, u32 k, u32 parts,
+                                          bool store) {
   float scale;
   const u32 codes = encode_h(p, row, k, parts, scale);
-  store_group(p.in2, (u64)plan.row_tile[row] * p.w2.steps + k, plan.row_token[row], codes, scale);
+  const u32 number = plan.row_tile[row];
+  if (store && number != kFewNoTile)
+    store_group(p.in2, (u64)number * p.w2.steps + k, plan.row_token[row], codes, scale);
 }
 
 // ---------------------------------------------------------------- y
 
-constexpr u32 kColumns = 2;  // of y per thread
-constexpr u32 kNowhere = 0xffffffffu;
+// A warp makes kStrip columns of a token's y at a time: 8 lanes, for as many slots, share 4 columns.
+constexpr u32 kStrip = 16, kSlotLanes = 8;
 
-__device__ __forceinline__ float2 add(float2 a, float2 b) {
-  return make_float2(a.x + b.x, a.y + b.y);
-}
-__device__ __forceinline__ float2 load_values(const void* p, i64 at, int dtype) {
-  if (dtype == kF32) return load_two(static_cast<const float*>(p) + at);
-  const u32 two = load_u32(static_cast<const u16*>(p) + at);
-  if (dtype == kBf16) return make_float2(bf16_to_f32((u16)two), bf16_to_f32((u16)(two >> 16)));
-  return make_float2(f16_to_f32((u16)two), f16_to_f32((u16)(two >> 16)));
-}
-__device__ __forceinline__ void store_values(void* p, i64 at, int dtype, float2 v) {
-  if (dtype == kF32) {
-    *(float2*)(static_cast<float*>(p) + at) = v;
-  } else {
-    const u32 low = dtype == kBf16 ? f32_to_bf16(v.x) : f32_to_f16(v.x);
-    const u32 high = dtype == kBf16 ? f32_to_bf16(v.y) : f32_to_f16(v.y);
-    *(u32*)(static_cast<u16*>(p) + at) = low | high << 16;
+__device__ __forceinline__ float4 load_values(const void* p, i64 at, int dtype) {
+  if (dtype == kF32) return load_floats(static_cast<const float*>(p) + at);
+  const u64 four = load_u64(static_cast<const u16*>(p) + at);
+  float v[4];
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) {
+    const u16 bits = (u16)(four >> 16 * i);
+    v[i] = dtype == kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
   }
+  return make_float4(v[0], v[1], v[2], v[3]);
+}
+__device__ __forceinline__ void store_values(void* p, i64 at, int dtype, float4 v) {
+  if (dtype == kF32) {
+    *(float4*)(static_cast<float*>(p) + at) = v;
+    return;
+  }
+  const float values[4] = {v.x, v.y, v.z, v.w};
+  u32 w[2] = {0, 0};
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i)
+    w[i / 2] |= (u32)(dtype == kBf16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i])) << 16 * (i % 2);
+  *(uint2*)(static_cast<u16*>(p) + at) = make_uint2(w[0], w[1]);
 }
 
-// y[token][column, column + 1]: per slot the sum of its row's parts, times the router weight, in slot order.
-// `wait` is called once what is older than GEMM 2's sums has been read. SLOTS and FLIGHT: slots, and parts of
-// each, whose loads are under way together.
-template <u32 SLOTS, u32 FLIGHT, typename Wait>
-__device__ __forceinline__ void combine(const FewParams& p, const FewPlan& plan, u32 token, u32 column,
-                                        u32 parts, const Wait& wait) {
+// y of a strip: per slot the sum of its row's parts in order of depth, times the router weight; slots 8 apart
+// in order by a lane, then the eight lanes as a tree, the same for every token. `store` as in convert_h.
+__device__ __forceinline__ void combine(const FewParams& p, const FewPlan& plan, u32 token, u32 strip,
+                                        u32 parts, bool store) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 column = strip * kStrip + lane / kSlotLanes * 4;
   const u32 part = p.slots * p.hidden;
-  float2 sum = make_float2(0.0f, 0.0f);
+  float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   bool some = false;
 #pragma unroll 1
-  for (u32 j0 = 0; j0 < p.top_k; j0 += SLOTS) {
-    u32 from[SLOTS];
-    float weight[SLOTS];
-    float2 v[SLOTS];
+  for (u32 j = lane % kSlotLanes; j < p.top_k; j += kSlotLanes) {
+    const u32 row = plan.row[token * p.top_k + j];
+    if (row == kFewNoTile) continue;
+    const float weight =
+        __uint_as_float(load_u32(p.weights + (i64)token * p.weights_token + (i64)j * p.weights_slot));
+    const float* const from = p.out2 + (row * p.hidden + column);
+    float4 a[kFewParts];
 #pragma unroll
-    for (u32 j = 0; j < SLOTS; ++j) {
-      const bool inside = j0 + j < p.top_k;
-      const u32 row = inside ? plan.row[token * p.top_k + j0 + j] : kFewNoTile;
-      from[j] = row == kFewNoTile ? kNowhere : row * p.hidden + column;
-      v[j] = make_float2(0.0f, 0.0f);
-      weight[j] = inside ? __uint_as_float(load_u32(p.weights + (i64)token * p.weights_token +
-                                                    (i64)(j0 + j) * p.weights_slot))
-                         : 0.0f;
-    }
-    if (j0 == 0) wait();
-    for (u32 i0 = 0; i0 < parts; i0 += FLIGHT) {
-      float2 a[SLOTS][FLIGHT];
+    for (u32 i = 0; i < kFewParts; ++i)
+      if (i < parts) a[i] = load_floats(from + i * part);
+    float4 v = a[0];
 #pragma unroll
-      for (u32 j = 0; j < SLOTS; ++j) {
-#pragma unroll
-        for (u32 i = 0; i < FLIGHT; ++i)
-          if (from[j] != kNowhere && i0 + i < parts) a[j][i] = load_two(p.out2 + (from[j] + (i0 + i) * part));
-      }
-#pragma unroll
-      for (u32 j = 0; j < SLOTS; ++j) {
-#pragma unroll
-        for (u32 i = 0; i < FLIGHT; ++i)
-          if (from[j] != kNowhere && i0 + i < parts) v[j] = add(v[j], a[j][i]);
-      }
-    }
-#pragma unroll
-    for (u32 j = 0; j < SLOTS; ++j) {
-      if (from[j] == kNowhere) continue;
-      const float2 weighted = make_float2(v[j].x * weight[j], v[j].y * weight[j]);
-      sum = some ? add(sum, weighted) : weighted;
-      some = true;
-    }
+    for (u32 i = 1; i < kFewParts; ++i)
+      if (i < parts) v = add(v, a[i]);
+    v = make_float4(v.x * weight, v.y * weight, v.z * weight, v.w * weight);
+    sum = some ? add(sum, v) : v;
+    some = true;
   }
+  __syncwarp();
+  // Lanes without a slot add nothing, not even zero to a negative one.
+#pragma unroll
+  for (u32 d = 1; d < kSlotLanes; d *= 2) {
+    const float4 other =
+        make_float4(__shfl_xor_sync(kAllLanes, sum.x, d), __shfl_xor_sync(kAllLanes, sum.y, d),
+                    __shfl_xor_sync(kAllLanes, sum.z, d), __shfl_xor_sync(kAllLanes, sum.w, d));
+    const bool there = __shfl_xor_sync(kAllLanes, (int)some, d) != 0;
+    sum = !there ? sum : some ? add(sum, other) : other;
+    some = some || there;
+  }
+  if (!store || lane % kSlotLanes != 0) return;
   if (p.addend != nullptr)
     sum = add(sum, load_values(p.addend, (i64)token * p.addend_token + column, p.addend_dtype));
   store_values(p.y, (i64)token * p.y_token + column, p.y_dtype, sum);

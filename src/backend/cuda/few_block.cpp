@@ -9,7 +9,6 @@
 
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/gpu.hpp"
-#include "backend/cuda/prologue_kernels.hpp"
 #include "backend/cuda/prologue_state.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/error.hpp"
@@ -44,13 +43,8 @@ KernelProgram few_program(const FewKernel& k) {
           {"few"},
           90};
 }
-// Ring, scales and barriers; the plan is static.
-constexpr unsigned shared_bytes(const FewKernel& k) noexcept {
-  const auto w = static_cast<unsigned>(k.width);
-  return static_cast<unsigned>(k.stages) * (16384 + w * 128 + w * 4 + 32) + 16;
-}
-constexpr unsigned threads_of(const FewKernel& k) noexcept {
-  return 256 + 32 * (k.direct ? 1 + static_cast<unsigned>(k.stages) : 4);
+unsigned shared_bytes(const FewKernel& k) noexcept {
+  return few_shared(static_cast<unsigned>(k.width), static_cast<unsigned>(k.stages));
 }
 
 size_t program_of(int64_t tokens) noexcept {
@@ -87,10 +81,8 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
   parts.in1.scales = floats(width * w.hidden / kGroup);
   parts.in2.codes = codes(active * width * w.intermediate);
   parts.in2.scales = floats(active * width * w.intermediate / kGroup);
-  // How many parts there are is decided on the device, from the experts that are active.
-  const auto most = [](int64_t steps) {
-    return std::min<int64_t>(kFewParts, (steps + kFewLeast - 1) / kFewLeast);
-  };
+  // How many parts an item has is decided on the device, from the experts that are active.
+  const auto most = [](int64_t steps) { return std::min<int64_t>(kFewParts, steps); };
   parts.out1 = floats(most(w.hidden / kGroup) * slots * 2 * w.intermediate);
   parts.out2 = floats(most(w.intermediate / kGroup) * slots * w.hidden);
   return at;
@@ -166,32 +158,79 @@ FewBlock::FewBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library,
       prologue_(prologue),
       everywhere_(everywhere) {}
 
+// A cooperative launch, after everything in front of it: two such grids that begin early might each get a
+// part of the SMs and wait for the rest.
+CUresult FewBlock::launch(size_t number, const FewParams& params, CUstream stream) const {
+  const FewKernel& k = kKernels[number];
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+  attribute.value.cooperative = 1;
+  CUlaunchConfig config{};
+  config.gridDimX = std::min(static_cast<unsigned>(gpu_->facts().sm_count), kFewMaxBlocks);
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = few_threads(k.direct, static_cast<unsigned>(k.stages));
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = shared_bytes(k);
+  config.hStream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  void* arguments[] = {const_cast<FewParams*>(&params)};
+  return driver().cuLaunchKernelEx(&config, kernels_[number], static_cast<void**>(arguments),
+                                   static_cast<void**>(nullptr));
+}
+
 void FewBlock::prepare() {
   if (ready_.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(mutex_);
   if (ready_.load(std::memory_order_relaxed)) return;
   static_assert(kKernels.size() == kPrograms);
   for (size_t i = 0; i < kPrograms; ++i) {
-    const FewKernel& k = kKernels[i];
-    kernels_[i] = library_.get(few_program(k), "few");
+    kernels_[i] = library_.get(few_program(kKernels[i]), "few");
     RAMP_CU(cuFuncSetAttribute, kernels_[i], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            static_cast<int>(shared_bytes(k)));
+            static_cast<int>(shared_bytes(kKernels[i])));
   }
-  barriers_ = memory_->allocate(kBarriers * kFewBarrierBytes);
-  memory_->fill(barriers_.get(), 0, kBarriers * kFewBarrierBytes, nullptr);
+  more_barriers();
+  // Where a context has fewer SMs than the device the grid does not fit: found out here, by launches without
+  // tokens, not in the middle of a call.
+  usable_ = true;
+  for (size_t i = 0; i < kPrograms && usable_; ++i) {
+    FewParams nothing{};
+    nothing.top_k = 1;
+    nothing.barrier = static_cast<unsigned*>(barriers_.front().get());
+    nothing.w13.slices = nothing.w13.steps = nothing.w2.slices = nothing.w2.steps = 1;
+    const CUresult result = launch(i, nothing, nullptr);
+    usable_ = result != CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    if (usable_) check_result(result, "cuLaunchKernelEx", "the few-token kernel without tokens");
+  }
   memory_->synchronize(nullptr);
   ready_.store(true, std::memory_order_release);
 }
 
-unsigned* FewBlock::barrier_of(const void* workspace) {
+void FewBlock::more_barriers() {
+  constexpr uint64_t kBytes = kBarriers * kFewBarrierBytes;
+  std::shared_ptr<void> chunk = memory_->allocate(kBytes);
+  memory_->fill(chunk.get(), 0, kBytes, nullptr);
+  memory_->synchronize(nullptr);
+  barriers_.push_back(std::move(chunk));
+}
+
+unsigned* FewBlock::barrier_of(const void* workspace, CUstream stream) {
   const std::lock_guard lock(mutex_);
   const auto known = barrier_numbers_.find(workspace);
-  if (known == barrier_numbers_.end() && barrier_numbers_.size() == kBarriers) return nullptr;
-  const uint64_t number =
-      known != barrier_numbers_.end()
-          ? known->second
-          : barrier_numbers_.emplace(workspace, uint64_t{barrier_numbers_.size()}).first->second;
-  return reinterpret_cast<unsigned*>(static_cast<std::byte*>(barriers_.get()) + number * kFewBarrierBytes);
+  uint64_t number = barrier_numbers_.size();
+  if (known != barrier_numbers_.end()) {
+    number = known->second;
+  } else {
+    if (number == barriers_.size() * kBarriers) {
+      CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+      RAMP_CU(cuStreamIsCapturing, stream, &status);
+      if (status != CU_STREAM_CAPTURE_STATUS_NONE) return nullptr;  // no memory can be had now
+      more_barriers();
+    }
+    barrier_numbers_.emplace(workspace, number);
+  }
+  return reinterpret_cast<unsigned*>(static_cast<std::byte*>(barriers_[number / kBarriers].get()) +
+                                     number % kBarriers * kFewBarrierBytes);
 }
 
 bool FewBlock::applies(const BlockCall& call) const noexcept {
@@ -219,7 +258,9 @@ bool FewBlock::block(const BlockCall& call, const RouteCall* routing) {
                   RAMP_ERROR_WORKSPACE_TOO_SMALL);
   }
   prepare();
-  unsigned* const barrier = barrier_of(call.workspace);
+  if (!usable_) return false;
+  auto* const stream = static_cast<CUstream>(call.stream);
+  unsigned* const barrier = barrier_of(call.workspace, stream);
   if (barrier == nullptr) return false;
   if (routing != nullptr) {
     RouteCall before = *routing;
@@ -228,15 +269,7 @@ bool FewBlock::block(const BlockCall& call, const RouteCall* routing) {
   }
   FewParams p = describe(call, parts);
   p.barrier = barrier;
-  const size_t number = program_of(call.tokens);
-  const FewKernel& k = kKernels[number];
-  launch_kernel(kernels_[number],
-                {.grid_x = std::min(static_cast<unsigned>(gpu_->facts().sm_count), kFewMaxBlocks),
-                 .threads = threads_of(k),
-                 .shared = shared_bytes(k),
-                 .dependent = true,
-                 .cooperative = true},
-                static_cast<CUstream>(call.stream), &p);
+  check_result(launch(program_of(call.tokens), p, stream), "cuLaunchKernelEx", "the few-token kernel");
   return true;
 }
 

@@ -19,6 +19,8 @@
 
 namespace ramp::core::cuda {
 
+struct FewParams;
+
 std::vector<KernelProgram> few_programs(int arch);
 
 class FewBlock {
@@ -34,7 +36,8 @@ class FewBlock {
   // For any call of up to `tokens` that applies.
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens,
                                           int64_t top_k) noexcept;
-  // False: not done, since more than kBarriers workspaces have been seen. routing: computed first (its
+  // False: not done, since the grid does not fit the context, or a workspace that was never seen before comes
+  // in a capture when there are no barriers left (every 4096 workspaces). routing: computed first (its
   // outputs are the call's ids and weights); nullptr: they are given.
   bool block(const BlockCall& call, const RouteCall* routing = nullptr);
 
@@ -43,7 +46,9 @@ class FewBlock {
   // The kernel's barrier and counters are zero between calls, which workspaces are not. Calls that share a
   // workspace do not run at the same time, so each workspace has its own, here.
   static constexpr uint64_t kBarriers = 4096;
-  unsigned* barrier_of(const void* workspace);
+  unsigned* barrier_of(const void* workspace, CUstream stream);
+  void more_barriers();
+  CUresult launch(size_t number, const FewParams& params, CUstream stream) const;
 
   std::shared_ptr<const Gpu> gpu_;
   KernelLibrary& library_;
@@ -53,7 +58,8 @@ class FewBlock {
   std::mutex mutex_;
   std::atomic<bool> ready_{false};
   std::array<CUfunction, kPrograms> kernels_{};
-  std::shared_ptr<void> barriers_;
+  bool usable_ = false;
+  std::vector<std::shared_ptr<void>> barriers_;
   std::unordered_map<const void*, uint64_t> barrier_numbers_;
 };
 

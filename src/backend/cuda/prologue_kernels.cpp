@@ -177,7 +177,7 @@ bool capturing(CUstream stream) {
 
 void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const void* params) {
   void* arguments[] = {const_cast<void*>(params)};
-  CUlaunchAttribute attributes[3] = {};
+  CUlaunchAttribute attributes[2] = {};
   unsigned count = 0;
   if (l.cluster > 1) {
     attributes[count].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
@@ -186,10 +186,6 @@ void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const vo
   if (l.dependent && capturing(stream)) {
     attributes[count].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attributes[count++].value.programmaticStreamSerializationAllowed = 1;
-  }
-  if (l.cooperative) {
-    attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
-    attributes[count++].value.cooperative = 1;
   }
   CUlaunchConfig config{};
   config.gridDimX = l.grid_x;

@@ -74,7 +74,6 @@ struct Launch {
   unsigned cluster = 1;  // blocks; grid_x is a multiple
   // May begin before the launch in front has ended (it waits itself): from sm_90 on.
   bool dependent = false;
-  bool cooperative = false;  // all blocks are on the GPU together, or none is
 };
 void launch_kernel(CUfunction kernel, const Launch& launch, CUstream stream, const void* params);
 
