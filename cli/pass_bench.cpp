@@ -196,6 +196,7 @@ std::vector<std::string> cells(const Bench& b, const Case& c, const Row& r) {
   const double floor = b.floor_us(m);
   return {c.model.name,
           core::format_name(c.format),
+          determinism_name(r.mode),
           std::to_string(m.tokens),
           m.routing,
           count_text(m.active),
@@ -252,6 +253,7 @@ int bench_passes(Io& io, ramp_context* context, const PassBenchOptions& o) {
   Json list = Json::array();
   Table table({{"model", Table::Align::kLeft},
                {"format", Table::Align::kLeft},
+               {"mode", Table::Align::kLeft},
                {"tokens"},
                {"routing", Table::Align::kLeft},
                {"active"},
@@ -278,10 +280,7 @@ int bench_passes(Io& io, ramp_context* context, const PassBenchOptions& o) {
       cached = cached || !b.beyond_cache(c, row.m);
     }
   }
-  std::vector<std::string> modes;
-  modes.reserve(o.modes.size());
-  for (const ramp_determinism mode : o.modes) modes.emplace_back(determinism_name(mode));
-  io.print(fmt::format("{}, {}; {}\n", backend_text(b.facts), b.facts.device, join(modes, ",")));
+  io.print(fmt::format("{}, {}\n", backend_text(b.facts), b.facts.device));
   io.print(table.text());
   io.print(fit_line(b, list));
   io.print(fmt::format("us: median per layer, whole block. floor: active weight bytes / {} GB/s {}.\n",

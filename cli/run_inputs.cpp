@@ -63,6 +63,9 @@ void load_map(const InputFlags& f, const LayerSource& source, const CheckpointSo
     HostTensor raw = read_tensor("--expert-map", f.expert_map,
                                  {{RAMP_I32, RAMP_I64}, {-1}, "[E_global]: local expert of each id, or -1"});
     const int64_t count = raw.view.shape[0];
+    if (count == 0)
+      core::fail_argument("--expert-map", fmt::format("no entries in {}", f.expert_map),
+                          "one per global expert", "leave it out where ids are local");
     in.expert_map = make_host_tensor(RAMP_I32, {count});
     for (int64_t i = 0; i < count; ++i) {
       const int64_t local = integer_at(raw.view, i);

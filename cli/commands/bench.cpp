@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <charconv>
 #include <memory>
 
 #include "base/error.hpp"
@@ -43,8 +43,11 @@ std::vector<ramp_determinism> modes_from(const std::string& list) {
 }
 
 // Whether the layers of a point run as one CUDA graph.
-bool check_protocol(const std::string& protocol, const std::string& backend) {
+bool check_protocol(const std::string& protocol, const std::string& peers, const std::string& backend) {
   const bool gpu = backend == "cuda";
+  if (!gpu && !peers.empty())
+    core::fail_argument("--peers", fmt::format("'{}' on the {} backend", core::printable(peers), backend),
+                        "it with GPU measurements", "leave it out, or say --backend cuda");
   if (protocol != "auto" && (protocol == "layers") != gpu)
     core::fail_argument("--protocol", fmt::format("{} on the {} backend", protocol, backend),
                         gpu ? "layers" : "passes", "leave it out: auto takes the one that the backend has",
@@ -77,7 +80,7 @@ int bench(Io& io, const BenchOptions& o) {
   // Before the context, which may take seconds: arguments that are wrong fail at once.
   auto passes = points_of<PassBenchOptions>(o);
   const ContextPtr context = make_context(o.backend, io);
-  if (check_protocol(o.protocol, facts_of(context.get()).backend)) {
+  if (check_protocol(o.protocol, o.peers, facts_of(context.get()).backend)) {
     auto layers = points_of<LayerBenchOptions>(o);
     layers.replays = o.repeats;
     layers.peers = o.peers;
@@ -127,8 +130,10 @@ Body setup(CLI::App& app) {
                      "take this read bandwidth for floor_us instead of measuring it (about a second)");
   bandwidth->type_name("X")->group(kProtocol)->check(CLI::Validator(
       [](std::string& text) {
-        const double value = std::strtod(text.c_str(), nullptr);
-        return value > 0 && value < 1e9
+        double value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [at, error] = std::from_chars(text.data(), end, value);
+        return error == std::errc() && at == end && value > 0 && value < 1e9
                    ? std::string()
                    : fmt::format("got '{}', expected a bandwidth in GB/s above 0", core::printable(text));
       },

@@ -231,6 +231,7 @@ int run(Io& io, const RunOptions& o) {
                          counters[1]));
 
   j["output"] = nullptr;
+  InterruptGuard guard;  // ^C while files are written is heeded after them: no temporary file stays behind
   if (!o.output.empty()) {
     core::write_npy(o.output, out.y.view);
     j["output"] = {
@@ -244,6 +245,8 @@ int run(Io& io, const RunOptions& o) {
     core::write_npy(*path, tensor->view);
     io.print(fmt::format("wrote {}: {}\n", *path, core::shape_text(tensor->view)));
   }
+
+  InterruptGuard::check();
 
   int code = kOk;
   j["check"] = nullptr;

@@ -101,6 +101,9 @@ TEST(CliRunFiles, WrongShapesNameOptionFileAndShapes) {
   save_i32(s.path("map.npy"), {4}, {0, 1, 2, 4});
   expect_refused(ramp(model + std::vector<std::string>{"--tokens", "4", "--expert-map", s.path("map.npy")}),
                  2, "--expert-map: got 4 for id 3");
+  save_i32(s.path("none.npy"), {0}, {});
+  expect_refused(ramp(model + std::vector<std::string>{"--tokens", "4", "--expert-map", s.path("none.npy")}),
+                 2, "--expert-map: got no entries");
   save_f32(s.path("a.npy"), {4, 63}, noise(4 * 63, 1));
   expect_refused(ramp(model + std::vector<std::string>{"--tokens", "4", "--shared-addend", s.path("a.npy")}),
                  2, "--shared-addend: got f32 [4, 63]");
