@@ -127,7 +127,7 @@ typedef enum ramp_backend {
  *   fp8_block      weights e4m3; scales f32 (they multiply) per 128x128 block: w13 [E, G*ceil(I/128),
  *                  ceil(H/128)] with G = 2 for gated activations (gate and up are quantised apart), w2
  *                  [E, ceil(H/128), ceil(I/128)]; activations e4m3 with one f32 scale per 1x128 group
- *   bf16/f16/f32   no scales; activations of the same type (f32: CPU only)
+ *   bf16/f16/f32   no scales; activations of the same type
  *   fp8_tensor     weights e4m3; scales f32 [E] (w13 also [E,2]: gate, up); activations e4m3, one static
  *                  scale per GEMM
  *   fp8_channel    weights e4m3; scales f32 [E, rows]; activations e4m3 with one dynamic scale per token row
