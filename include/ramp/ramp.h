@@ -1,9 +1,9 @@
 /* ramp: the expert block of a Mixture-of-Experts layer, as fast as the hardware allows for this step's
  * routing.
  *
- * This is the whole C ABI of the library. Shapes are written [rows, columns], row-major unless strides say
- * otherwise. Names: T tokens, E experts, k top-k, H hidden size, I intermediate size (per expert, after
- * tensor parallelism), c_e tokens routed to expert e (the histogram).
+ * This is the C ABI (dispatch.h adds the dispatcher for kernels of your own). Shapes are written [rows,
+ * columns], row-major unless strides say otherwise. T tokens, E experts, k top-k, H hidden, I intermediate
+ * (per expert, after tensor parallelism), c_e tokens routed to expert e (the histogram).
  *
  * Conventions that hold for every function here:
  *
