@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "cli/block_bench.hpp"
+#include "cli/machine.hpp"
 #include "cli/options.hpp"
 #include "routing/router.hpp"
 #include "routing/sorted_rows.hpp"
@@ -187,6 +188,11 @@ RunInputs make_inputs(const InputFlags& f, const LayerSource& source, const Chec
                     {{RAMP_F32, RAMP_BF16, RAMP_F16}, {rows, columns}, fmt::format("[T, {}]", columns)});
   }
   in.tokens = token_count(f, in);
+  if (!in.x.present()) {  // x is generated: x and y
+    const double bytes = 2.0 * static_cast<double>(in.tokens) * static_cast<double>(hidden) *
+                         static_cast<double>(core::dtype_bytes(natural_dtype(source.format())));
+    check_memory("--tokens", fmt::format("x and y of {} tokens", in.tokens), bytes);
+  }
 
   if (f.router) {
     if (checkpoint == nullptr)

@@ -12,6 +12,7 @@
 #include "base/env.hpp"
 #include "base/error.hpp"
 #include "cli/gpu.hpp"
+#include "cli/machine.hpp"
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
 #include "dispatch/block_fit.hpp"
@@ -177,6 +178,7 @@ void Workspace::reserve(uint64_t bytes) {
     return;
   }
   buffer_ = {};  // first, so that both are never held at once
+  check_memory("workspace", "scratch", static_cast<double>(bytes));
   buffer_ = core::AlignedBuffer(bytes + kAlignment);
   const auto address = reinterpret_cast<uintptr_t>(buffer_.data());
   data_ = buffer_.as<std::byte>() + (kAlignment - address % kAlignment) % kAlignment;
