@@ -108,6 +108,7 @@ Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, 
   m.routing = core::workload_name(spec);
   const std::vector<LayerRouting> routing = make_routing(spec, tokens);
   std::vector<std::vector<int32_t>> histograms;
+  histograms.reserve(routing.size());
   for (const LayerRouting& r : routing) histograms.push_back(r.histogram);
   describe_layers(histograms, shape_, format_, activation_, m);
 

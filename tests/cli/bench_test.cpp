@@ -159,7 +159,7 @@ TEST(CliBench, LongRunsShowProgressOnStderrAlone) {
                                          "1.2",   "--read-gbps", "10",          "--json"};
   const Result r = ramp(slow);
   ASSERT_EQ(r.code, 0) << r.err;
-  EXPECT_NO_THROW(r.parsed());
+  EXPECT_NO_THROW(static_cast<void>(r.parsed()));
   EXPECT_TRUE(contains(r.err, "ramp: measuring 8,2,512,512 in bf16")) << r.err;
   EXPECT_TRUE(contains(r.err, "to go")) << r.err;
   const Result quiet = ramp(slow + std::vector<std::string>{"--quiet"});
