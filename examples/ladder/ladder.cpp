@@ -99,9 +99,10 @@ int compile_only(const Options& o) {
     const std::vector<Compiled> compiled = compile_all(list, o.kernels);
     for (size_t i = 0; i < list.size(); ++i) {
       const auto& r = compiled[i].resources;
-      spills += r.spill_stores + r.spill_loads;
-      fmt::print("{:<22} {:>9} {:>12} {:>9.2f}\n", list[i].name, r.registers, r.spill_stores + r.spill_loads,
-                 compiled[i].seconds);
+      const int bytes = r ? r->spill_stores + r->spill_loads : 0;
+      spills += bytes;
+      fmt::print("{:<22} {:>9} {:>12} {:>9.2f}\n", list[i].name, r ? fmt::to_string(r->registers) : "cached",
+                 r ? fmt::to_string(bytes) : "", compiled[i].seconds);
     }
   }
   return spills == 0 ? kRun : kCheckFailed;

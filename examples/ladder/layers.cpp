@@ -175,7 +175,8 @@ std::vector<Sample> make_reference(const Device& d, const Step& step, const Laye
   for (int i = 0; i < 4; ++i)
     rows.insert(static_cast<int64_t>(random.below(static_cast<uint64_t>(step.rows()))));
 
-  // About half a second of the host: 2 ns per product of a decoded weight. Rows then sample different columns.
+  // About half a second of the host: 2 ns per product of a decoded weight. Rows then sample different
+  // columns.
   constexpr int64_t kProducts = int64_t{1} << 28;
   const auto count = static_cast<int64_t>(rows.size());
   const int64_t stride = 1 + count * 2 * m.intermediate * m.hidden / kProducts;

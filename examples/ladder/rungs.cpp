@@ -21,7 +21,7 @@ constexpr uint64_t kSliceColumns = 64;  // of h
 constexpr unsigned kRingThreads = 320;  // eight math warps and two that copy
 
 // Ring depth and blocks per SM as the stream kernel has them (docs/probe.md); rung 3's 24 KB slots: four, and
-// two blocks for its registers.
+// two blocks for its registers; the widest cluster gives a slot to the partial sums.
 constexpr Rung kRungs[] = {
     {"1 reference", "rung1_reference.cu", 1, false, 128},
     {"2 wgmma", "rung2_wgmma.cu", 64, true, 128},
@@ -29,7 +29,8 @@ constexpr Rung kRungs[] = {
     {"4 swap-AB", "rung4_swap_ab.cu", 32, true, kRingThreads, 32, 3, 3},
     {"5 width per expert", "rung5_width.cu", 32, true, kRingThreads, 32, 3, 3},
     {"  up to 8, no split", "rung6_cluster.cu", 8, true, kRingThreads, 8, 4, 3, 1},
-    {"6 cluster split", "rung6_cluster.cu", 8, true, kRingThreads, 8, 4, 3, 2},
+    {"6 cluster split, 2", "rung6_cluster.cu", 8, true, kRingThreads, 8, 4, 3, 2},
+    {"6 cluster split, 4", "rung6_cluster.cu", 8, true, kRingThreads, 8, 3, 3, 4},
 };
 constexpr Rung kFloors[] = {
     {"floor, 1 block", "floor.cu", 0, false, 32, 0, 12, 1},
@@ -40,8 +41,9 @@ constexpr Rung kFloors[] = {
 uint64_t shared_bytes(const Rung& r) {
   const auto width = static_cast<uint64_t>(r.width);
   const uint64_t slot = kTileBytes + width * 128 + (width * 4 + 127) / 128 * 128;
-  const uint64_t exchange = r.split > 1 ? 2 * 2048 : 0;  // rung 6: two buffers of partial sums
-  return static_cast<uint64_t>(r.stages) * (slot + 16) + 16 + exchange;  // 16: two barriers
+  // Rung 6: four barriers, and two buffers of two sums a thread for each exchange.
+  const uint64_t exchange = r.split == 1 ? 32 : r.split == 2 ? 32 + 2 * 2048 : 32 + 4 * 2048;
+  return static_cast<uint64_t>(r.stages) * (slot + 16) + exchange;  // 16: two barriers
 }
 
 }  // namespace
@@ -75,7 +77,8 @@ Compiled compile(const Rung& r, const std::string& directory) {
   if (cubin.log.find("warning") != std::string::npos)
     ramp::core::fail(RAMP_ERROR_INTERNAL,
                      fmt::format("{}: got warnings, expected none:\n{}", r.source, cubin.log));
-  return {cubin.bytes, parse_resources(cubin.log).at(0), cubin.seconds};
+  const std::vector<KernelResources> resources = parse_resources(cubin.log);
+  return {cubin.bytes, resources.empty() ? std::nullopt : std::optional(resources.front()), cubin.seconds};
 }
 
 CUfunction load(const Rung& r, const Compiled& compiled) {

@@ -3,6 +3,7 @@
 
 #include <cuda.h>
 
+#include <optional>
 #include <span>
 #include <string>
 
@@ -27,7 +28,7 @@ std::span<const Rung> floors() noexcept;
 
 struct Compiled {
   std::string image;
-  ramp::core::cuda::KernelResources resources;
+  std::optional<ramp::core::cuda::KernelResources> resources;  // not where NVRTC took it from its own cache
   double seconds = 0;
 };
 // With NVRTC, for sm_90a. directory: where the ladder's sources are.

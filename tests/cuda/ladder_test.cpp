@@ -19,11 +19,13 @@ TEST(Ladder, EveryRungCompilesWithoutSpills) {
   if (std::getenv("RAMP_TEST_REDUCED") != nullptr)  // NOLINT(concurrency-mt-unsafe)
     GTEST_SKIP() << "RAMP_TEST_REDUCED: the compiler is not what sanitizers watch";
   int code = -1;
-  const std::string text = output_of("'" RAMP_LADDER "' --compile-only 2>&1", &code);
+  const std::string text = output_of("CUDA_CACHE_DISABLE=1 '" RAMP_LADDER "' --compile-only 2>&1", &code);
   EXPECT_EQ(code, 0) << text;  // 1 with spills, 2 with warnings or errors
-  for (const char* const rung : {"floor, 4 blocks", "1 reference", "2 wgmma", "3 ring", "4 swap-AB",
-                                 "5 width per expert", "up to 8, no split", "6 cluster split"})
+  for (const char* const rung :
+       {"floor, 4 blocks", "1 reference", "2 wgmma", "3 ring", "4 swap-AB", "5 width per expert",
+        "up to 8, no split", "6 cluster split, 2", "6 cluster split, 4"})
     EXPECT_NE(text.find(rung), std::string::npos) << rung << "\n" << text;
+  EXPECT_EQ(text.find("cached"), std::string::npos) << text;
 }
 
 TEST(Ladder, OneLineWithoutGpu) {
