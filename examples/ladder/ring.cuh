@@ -18,10 +18,6 @@
 
 constexpr u32 kSlotBytes = kTileBytes + WIDTH * kDepth;
 constexpr u32 kScaleBytes = (WIDTH * 4 + 127) / 128 * 128;
-// Steps by which the arrival of token rows is signalled late, so that the copying warp does not wait for
-// each.
-constexpr u32 kLag = 2;
-static_assert(kLag < STAGES, "a slot is signalled before the ring comes round");
 
 struct Ring {
   u32 slots, scales, full, empty, end;
@@ -29,7 +25,10 @@ struct Ring {
   __device__ u32 tokens(u32 at) const { return weights(at) + kTileBytes; }
   __device__ u32 token_scales(u32 at) const { return scales + at % STAGES * kScaleBytes; }
   // Step `at` uses its slot for the (at / STAGES)-th time; barriers tell odd from even times.
-  __device__ void wait_full(u32 at) const { barrier_wait(full + 8 * (at % STAGES), at / STAGES & 1); }
+  __device__ void wait_full(u32 at) const {
+    barrier_wait(full + 8 * (at % STAGES), at / STAGES & 1);
+    proxy_fence();  // token rows came by small copies: what they wrote, before wgmma reads it
+  }
   __device__ void wait_empty(u32 at) const {
     if (at >= STAGES) barrier_wait(empty + 8 * (at % STAGES), (at / STAGES - 1) & 1);
   }
@@ -46,8 +45,7 @@ __device__ __forceinline__ Ring make_ring(const u8* memory) {
   ring.end = ring.empty + 8 * STAGES;
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {
-      barrier_init(ring.full + 8 * i,
-                   33);  // 32 lanes that copy tokens, one that announces the weights' bytes
+      barrier_init(ring.full + 8 * i, 33);  // the lanes that copy tokens, and the thread that brings weights
       barrier_init(ring.empty + 8 * i, kMathThreads);
     }
     barrier_init_fence();
@@ -98,7 +96,6 @@ __device__ __forceinline__ void bring_tokens(const Params& p, const Ring& ring) 
   const Units units = units_of(p);
   const u32 lane = threadIdx.x % 32;
   u32 at = 0;
-  u32 signalled = 0;  // steps whose rows are known to have arrived
   for (u32 n = units.first; n < units.count; n += units.stride) {
     const Unit unit = unit_of(p, n, units.rank);
     const u32 rows = unit.tile.rows;
@@ -131,14 +128,7 @@ __device__ __forceinline__ void bring_tokens(const Params& p, const Ring& ring) 
         if (r < width)
           copy4(ring.token_scales(at) + 4 * r, p.x_scale + (u64)scale_token[i] * (p.hidden / kDepth) + k);
       }
-      copy_commit();
-      if (at - signalled < kLag) continue;
-      copy_wait<kLag>();
-      proxy_fence();  // what has arrived, before wgmma reads it
-      barrier_arrive(ring.full + 8 * (signalled++ % STAGES));
+      copy_arrive(ring.full + 8 * (at % STAGES));  // no waiting: the barrier hears of it
     }
   }
-  copy_wait<0>();
-  proxy_fence();
-  for (; signalled < at; ++signalled) barrier_arrive(ring.full + 8 * (signalled % STAGES));
 }
