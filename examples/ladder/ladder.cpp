@@ -32,6 +32,7 @@ constexpr int64_t kLeastLayers = 3, kMostLayers = 64;
 // The active weights of all layers, in units of the L2 cache: none of them is there when its turn comes
 // again.
 constexpr double kBeyondL2 = 4;
+constexpr double kMostUs = 1e6;  // a row's time on the GPU: a slow rung gets fewer replays
 
 struct Options {
   std::string model = "olmoe", routing = "zipf:1.2", kernels = RAMP_LADDER_DIR;
@@ -159,7 +160,9 @@ class Ladder {
     const auto record = [&] {
       for (size_t l = 0; l < layers_.size(); ++l) enqueue(r, f, step, l);
     };
-    return bench::time_graph(device_.stream, static_cast<int>(o_.replays), record).median_us /
+    const double once = bench::time_graph(device_.stream, 1, record).median_us;
+    const auto replays = std::clamp(static_cast<int64_t>(kMostUs / once), int64_t{1}, o_.replays);
+    return bench::time_graph(device_.stream, static_cast<int>(replays), record).median_us /
            static_cast<double>(layers_.size());
   }
 
@@ -195,6 +198,7 @@ class Ladder {
       fmt::print("{:<22} {:>8.1f} {:>7.0f} {:>8.0f}% {:>10.1e} {:>12.3f}  {}\n", r.name, us,
                  step.weight_bytes() / us * 1e-3, 100 * floor / us, worst.relative_error, worst.ratio,
                  worst.ok() ? "PASS" : fmt::format("FAIL ({} elements not written)", worst.unwritten));
+      std::fflush(stdout);  // rows show as they come, also in a file
       ok = ok && worst.ok();
     }
     return ok;

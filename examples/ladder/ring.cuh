@@ -19,6 +19,12 @@
 constexpr u32 kSlotBytes = kTileBytes + WIDTH * kDepth;
 constexpr u32 kScaleBytes = (WIDTH * 4 + 127) / 128 * 128;
 
+__device__ __forceinline__ float load_shared(u32 address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
+  return v;
+}
+
 struct Ring {
   u32 slots, scales, full, empty, end;
   __device__ u32 weights(u32 at) const { return slots + at % STAGES * kSlotBytes; }

@@ -1,6 +1,6 @@
 // Rung 3, an asynchronous ring: the multiplication of rung 2, but two more warps bring the operands ahead of
 // it (ring.cuh): weights as packed tiles, one bulk copy each, and gathered token rows. The math waits for
-// data that is already on its way, and memory never waits for the math.
+// data that is already on its way, and memory works on as long as the ring has a free slot.
 //
 // Grid: persistent, BLOCKS per SM. Warps 0-3 math, 4 weights, 5 tokens.
 #include "ladder/common.cuh"
@@ -8,12 +8,6 @@ constexpr u32 kMathThreads = 128;
 #include "ladder/ring.cuh"
 #include "ladder/standard.cuh"
 static_assert(WIDTH == kTokens, "slots hold wgmma's 64 rows");
-
-__device__ __forceinline__ float load_scale(u32 address) {
-  float v;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
-  return v;
-}
 
 __device__ __forceinline__ void math(const Params& p, const Ring& ring) {
   const Units units = units_of(p);
@@ -29,8 +23,8 @@ __device__ __forceinline__ void math(const Params& p, const Ring& ring) {
       ring.wait_full(at);
       float part[64];
       multiply_step(part, ring.tokens(at), ring.weights(at));
-      const float low = load_scale(ring.token_scales(at) + 4 * row);
-      const float high = load_scale(ring.token_scales(at) + 4 * (row + 8));
+      const float low = load_shared(ring.token_scales(at) + 4 * row);
+      const float high = load_shared(ring.token_scales(at) + 4 * (row + 8));
       wgmma_wait<0>();
       ring.release(at);
       promote(sum, part, low, high, gate, up);

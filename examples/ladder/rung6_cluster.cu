@@ -16,12 +16,6 @@ struct Exchange {
   u32 barriers, buffers;
 };
 
-__device__ __forceinline__ float load_shared(u32 address) {
-  float v;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
-  return v;
-}
-
 // Sends two sums to the same thread of a partner, and adds the two that come from there. The order of two
 // terms does not matter, so partners that keep the same sum have the same bits.
 __device__ __forceinline__ void exchange(const Exchange& e, u32 which, u32 round, u32 partner,
