@@ -89,6 +89,7 @@ std::vector<Compiled> compile_all(std::span<const Rung> list, const std::string&
   for (const Rung& r : list)
     jobs.push_back(std::async(std::launch::async, [&r, &directory] { return compile(r, directory); }));
   std::vector<Compiled> done;
+  done.reserve(jobs.size());
   for (auto& job : jobs) done.push_back(job.get());
   return done;
 }
