@@ -254,6 +254,15 @@ TEST(GpuFaults, AFaultInAKernelIsAnErrorOfTheNextCall) {
   EXPECT_EQ(wait_for(start_child("GpuChild.DISABLED_FaultsInAKernel", {})), 0);
 }
 
+// ---------------------------------------------------------------- whose CUDA context (capture_test.cpp)
+
+TEST(GpuContexts, ThePrimaryOneStaysWithItsHandles) {
+  EXPECT_EQ(wait_for(start_child("GpuChild.DISABLED_KeepsThePrimaryContext", {})), 0);
+}
+TEST(GpuContexts, OneOfTheCallersIsUsed) {
+  EXPECT_EQ(wait_for(start_child("GpuChild.DISABLED_RunsInAContextOfTheCallers", {})), 0);
+}
+
 // ---------------------------------------------------------------- time
 
 // From after the context's creation to the first result, weights on the device already.
