@@ -73,6 +73,16 @@ struct BatchParams {
   unsigned max_tokens;
 };
 
+// What of the router's options a kernel knows when it is compiled.
+enum RouteKind : unsigned {
+  kRouteChosen = 0,   // softmax over the chosen (Mixtral, Qwen3)
+  kRouteSoftmax = 1,  // softmax over all (OLMoE)
+  kRouteSigmoid = 2,  // sigmoids, perhaps with a bias
+  kRouteGrouped = 3,  // the same with groups of 32 experts each (DeepSeek-V3)
+  kRouteAny = 4,      // every router; the kinds above have neither a bias nor groups where nothing is said
+};
+constexpr unsigned kRouteKinds = 5;
+
 // Routing of tokens from given logits (kernels/prologue/route_token.cuh).
 struct RouteParams {
   const void* logits;
@@ -113,7 +123,6 @@ struct PrologueParams {
   SortParams sort;
   RowsParams rows;
   BatchParams batch;
-  RouteParams route;  // only read by programs that route
 };
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,

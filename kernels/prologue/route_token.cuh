@@ -14,20 +14,17 @@ constexpr u32 kWarpAll = 0xffffffffu;
 // 0x007fffff, and 0 says that there is nothing to choose.
 constexpr u32 kNothing = 0;
 constexpr u32 kNanKey = 1;
+// Of a key of bf16 or f16, which have at most 19 significant bits as f32.
+constexpr u32 kFreeBits = 0x1fffu;
 constexpr float kSigmoidIsExp = -64.0f;  // as in router.cpp
 
 __device__ __forceinline__ u32 key_bits(float x) {
-  if (x != x) return kNanKey;
   const u32 bits = __float_as_uint(x + 0.0f);  // -0 becomes +0: they tie
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  const u32 key = bits ^ ((u32)((i32)bits >> 31) | 0x80000000u);
+  return x == x ? key : kNanKey;
 }
 __device__ __forceinline__ float infinity() {
   return __uint_as_float(0x7f800000u);
-}
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (u32 d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(kWarpAll, v, d));
-  return v;
 }
 // The butterfly of warp_order_sum.
 __device__ __forceinline__ float warp_sum(float v) {
@@ -43,8 +40,20 @@ __device__ __forceinline__ float slot_sum(float v, u32 slots) {
   for (u32 d = 4; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
   return v;
 }
+// a / b rounded to nearest for b in [1, 2] and a in [0, b]: what the compiler makes of a division, without
+// the check for quotients that need another way. None does: from b = 1 on a quotient is subnormal only where
+// b is 1, and exact.
+__device__ __forceinline__ float quotient(float a, float b) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
+  const float q = __fmul_rn(a, r);
+  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+}
+// sigmoid_f32, and 0 for NaN.
 __device__ __forceinline__ float plain_sigmoid(float x) {
-  const float s = ramp::core::sigmoid_f32(x);
+  const float e = ramp::core::exp_f32(x > 0.0f ? -x : x);
+  const float s = quotient(x > 0.0f ? 1.0f : e, 1.0f + e);
   return s >= 0.0f ? s : 0.0f;  // false for NaN
 }
 
@@ -84,13 +93,13 @@ __device__ __forceinline__ void load_logits(const RouteParams& p, i64 at, float 
   for (int i = 0; i < N; ++i) x[i] = p.logits_dtype == 3 ? bf16_to_f32(bits[i]) : f16_to_f32(bits[i]);
 }
 
-// Brings the logits of tokens first, first + step, ... to L2.
-__device__ __forceinline__ void prefetch_logits(const RouteParams& p, u32 first, u32 step) {
+// Brings the logits of a token to L2, and the bias.
+__device__ __forceinline__ void prefetch_logits(const RouteParams& p, u32 token) {
+  const u32 e = threadIdx.x % 32 * 32;  // at most 1024 experts, and 128 bytes to a line
   const u32 bytes = p.logits_dtype == 1 ? 4 : 2;
-  for (u64 t = first; t < p.tokens; t += step) {
-    for (u32 e = threadIdx.x % 32 * 32; e < p.experts; e += 32 * 32)
-      prefetch_line(static_cast<const u8*>(p.logits) + ((i64)t * p.logits_stride + (i64)e) * bytes);
-  }
+  if (e < p.experts && p.bias != nullptr) prefetch_line(p.bias + e);
+  if (e < p.experts)
+    prefetch_line(static_cast<const u8*>(p.logits) + ((i64)token * p.logits_stride + (i64)e) * bytes);
 }
 
 // The two largest keys of a group that are numbers, of any lane or warp; kNothing where there is none.
@@ -108,7 +117,7 @@ __device__ __forceinline__ void offer(Best2& b, u32 key) {
 __device__ __forceinline__ float key_value(u32 key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
 }
-// warp_max in one step. Zeros lose their sign.
+// The largest that is a number, or -inf. Zeros lose their sign.
 __device__ __forceinline__ float warp_max_by_key(float v) {
   const u32 lowest = key_bits(-infinity());  // NaN does not count
   const u32 key = key_bits(v);
@@ -116,10 +125,10 @@ __device__ __forceinline__ float warp_max_by_key(float v) {
 }
 // A group's score as a key. NaN keys never come in, so kNothing stands for the host's NaN.
 __device__ __forceinline__ u32 group_key(const Best2& b, bool top2) {
-  if (b.first == kNothing) return kNanKey;
   const float best = key_value(b.first);
-  if (!top2 || b.second == kNothing || best == infinity()) return b.first;
-  return key_bits(__fadd_rn(best, key_value(b.second)));
+  const u32 sum = key_bits(__fadd_rn(best, key_value(b.second)));
+  const u32 key = top2 && b.second != kNothing && best != infinity() ? sum : b.first;
+  return b.first != kNothing ? key : kNanKey;
 }
 
 // Which of this lane's experts are in one of the topk_groups best groups (bit i: expert lane + 32 i), by the
@@ -158,8 +167,10 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
       if (lane + 32 * i < p.experts) keys[lane + 32 * i] = key[i];
     }
     __syncwarp();
+#pragma unroll 1
     for (u32 g = lane; g < p.num_groups; g += 32) {
       Best2 b{kNothing, kNothing};
+#pragma unroll 1
       for (u32 e = g * size; e < (g + 1) * size; ++e) {
         if (keys[e] != kNanKey) offer(b, keys[e]);
       }
@@ -168,9 +179,11 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
   }
   __syncwarp();
   // A group stays if fewer than topk_groups come before it; ties go to the lower group.
+#pragma unroll 1
   for (u32 g = lane; g < p.num_groups; g += 32) {
     const u32 score = scores[g];
     u32 better = 0;
+#pragma unroll 1
     for (u32 o = 0; o < p.num_groups; ++o)
       better += scores[o] > score || (scores[o] == score && o < g) ? 1u : 0u;
     keep[g] = better < p.topk_groups ? 1u : 0u;
@@ -185,15 +198,15 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
   return kept;
 }
 
-// Up to 8 keys per lane: every lane sorts its own, so that a round takes one maximum over the warp and a
-// ballot instead of a search through the lane.
-template <int N>
-__device__ __forceinline__ u32 choose_of_sorted(const u32 (&key)[N], u32 top_k) {
-  const u32 lane = threadIdx.x % 32;
-  u64 v[N];  // the key above 31 - i: the order of (key, lower id)
-#pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = (u64)key[i] << 32 | (u64)(31 - i);
-    // Batcher's odd-even merge sort, largest first.
+struct Picked {
+  u32 id;   // of slot `lane`; 0 in lanes from top_k on
+  u32 key;  // its key, likewise
+};
+
+// Sorts each lane's keys: v[i] is a key above 31 - i, the order of (key, lower id). Batcher's odd-even merge
+// sort, largest first.
+template <int N, typename T>
+__device__ __forceinline__ void sort_lane(T (&v)[N]) {
 #pragma unroll
   for (int run = 1; run < N; run *= 2) {
 #pragma unroll
@@ -203,35 +216,86 @@ __device__ __forceinline__ u32 choose_of_sorted(const u32 (&key)[N], u32 top_k) 
         // Pairs of one merge: at, at + k in the same double run, at in the lower half of its stride.
         const bool pair =
             at >= k % run && (at - k % run) / k % 2 == 0 && at / (2 * run) == (at + k) / (2 * run);
-        if (!pair || v[at] >= v[at + k]) continue;
-        const u64 larger = v[at + k];
-        v[at + k] = v[at];
+        if (!pair) continue;
+        const bool swap = v[at] < v[at + k];
+        const T larger = swap ? v[at + k] : v[at];
+        v[at + k] = swap ? v[at] : v[at + k];
         v[at] = larger;
       }
     }
   }
-  u32 id = 0;
-  for (u32 j = 0; j < top_k; ++j) {
-    const u32 head = (u32)(v[0] >> 32);
-    const u32 mine = lane + 32 * (31 - (u32)v[0]);
-    const u32 largest = __reduce_max_sync(kWarpAll, head);
-    const u32 holders = __ballot_sync(kWarpAll, head == largest);
-    u32 winner = __ffs(holders) - 1;
-    if ((holders & (holders - 1)) != 0)  // the same for the whole warp
-      winner = __reduce_min_sync(kWarpAll, head == largest ? mine : 0xffffffffu) % 32;
-    const u32 chosen = __shfl_sync(kWarpAll, mine, winner);
-    if (lane == j) id = chosen;
-    const bool taken = lane == winner;
+}
+
+// The same where every group is a vector of 32, by lanes alone.
+template <int N>
+__device__ __forceinline__ u32 kept_vectors(const RouteParams& p, const u32 (&key)[N]) {
+  const u32 lane = threadIdx.x % 32;
+  u32 k[N], first[N];
 #pragma unroll
-    for (int i = 0; i + 1 < N; ++i) v[i] = taken ? v[i + 1] : v[i];
-    v[N - 1] = taken ? 0 : v[N - 1];
+  for (int i = 0; i < N; ++i) {
+    k[i] = key[i] != kNanKey ? key[i] : kNothing;
+    first[i] = __reduce_max_sync(kWarpAll, k[i]);
   }
-  return id;
+  Best2 b{kNothing, kNothing};  // of group `lane`
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const u32 holders = __ballot_sync(kWarpAll, k[i] == first[i]);
+    const u32 below = __reduce_max_sync(kWarpAll, k[i] == first[i] ? kNothing : k[i]);
+    const u32 second = (holders & (holders - 1)) != 0 ? first[i] : below;
+    if (lane == (u32)i) b = Best2{first[i], second};
+  }
+  const u32 mine = group_key(b, p.group_score != 0);
+  u32 better = 0;
+#pragma unroll
+  for (int o = 0; o < N; ++o) {
+    const u32 score = __shfl_sync(kWarpAll, mine, o);
+    better += score > mine || (score == mine && (u32)o < lane) ? 1u : 0u;
+  }
+  return __ballot_sync(kWarpAll, lane < p.num_groups && better < p.topk_groups);
+}
+
+// Up to 8 keys per lane. Every lane sorts its own; then a round takes the largest head of the warp off its
+// lane: one maximum and one comparison from round to round. False where two lanes tie; `picked` is then
+// nothing.
+template <int N>
+__device__ __forceinline__ bool choose_of_sorted(const u32 (&key)[N], u32 top_k, Picked& picked) {
+  const u32 lane = threadIdx.x % 32;
+  u32 head[N];
+  u32 order = 0;  // the experts that the heads are, 4 bits of vector each
+  u64 v[N];       // the key above 31 - i: the order of (key, lower id)
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = (u64)key[i] << 32 | (u64)(31 - i);
+  sort_lane(v);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    head[i] = (u32)(v[i] >> 32);
+    order |= (31 - (u32)v[i]) << (4 * i);
+  }
+  picked = Picked{0, 0};
+  u32 ties = 0;
+  u32 largest = __reduce_max_sync(kWarpAll, head[0]);
+#pragma unroll 1
+  for (u32 j = 0; j < top_k; ++j) {
+    const bool taken = head[0] == largest;
+    const u32 mine = taken ? lane + 32 * (order & 15u) : 0;
+#pragma unroll
+    for (int i = 0; i + 1 < N; ++i) head[i] = taken ? head[i + 1] : head[i];
+    head[N - 1] = taken ? kNothing : head[N - 1];
+    order = taken ? order >> 4 : order;
+    const u32 next = __reduce_max_sync(kWarpAll, head[0]);
+    const u32 holders = __ballot_sync(kWarpAll, taken);
+    const u32 id = __reduce_max_sync(kWarpAll, mine);
+    ties |= holders & (holders - 1);
+    if (lane == j) picked = Picked{id, largest};
+    largest = next;
+  }
+  return ties == 0;
 }
 template <int N>
-__device__ __forceinline__ u32 choose_of_many(u32 (&key)[N], u32 top_k) {
+__device__ __forceinline__ Picked choose_of_many(u32 (&key)[N], u32 top_k) {
   const u32 lane = threadIdx.x % 32;
-  u32 id = 0;
+  Picked picked{0, 0};
+#pragma unroll 1
   for (u32 j = 0; j < top_k; ++j) {
     u32 best = key[0];
     u32 where = 0;
@@ -248,15 +312,18 @@ __device__ __forceinline__ u32 choose_of_many(u32 (&key)[N], u32 top_k) {
     for (int i = 0; i < N; ++i) {
       if (winner == lane + 32 * i) key[i] = kNothing;
     }
-    if (lane == j) id = winner;
+    if (lane == j) picked = Picked{winner, largest};
   }
-  return id;
+  return picked;
 }
 // The top_k largest keys of the warp (expert lane + 32 i), ties to the lower id, best first: slot j to lane
 // j. There are at least top_k keys above kNothing.
 template <int N>
-__device__ __forceinline__ u32 choose(u32 (&key)[N], u32 top_k) {
-  if constexpr (N <= 8) return choose_of_sorted<N>(key, top_k);
+__device__ __forceinline__ Picked choose(u32 (&key)[N], u32 top_k) {
+  if constexpr (N <= 8) {
+    Picked picked;
+    if (choose_of_sorted<N>(key, top_k, picked)) return picked;
+  }
   return choose_of_many<N>(key, top_k);
 }
 
@@ -265,50 +332,67 @@ struct Chosen {
   float weight;  // likewise
 };
 
-template <int N>
+template <int N, RouteKind kKind>
 __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u32* shared) {
   const u32 lane = threadIdx.x % 32;
   const i64 at = (i64)token * p.logits_stride;
   float x[N];
   u32 key[N];
   load_logits<N>(p, at, x);
-  const bool groups = p.num_groups > 1;
-  const bool sigmoid = p.scoring == 2;
-  const bool biased_keys = p.bias != nullptr || (groups && p.group_score != 0);
+  float bias[N] = {};
+  constexpr bool kMayBias = kKind == kRouteSigmoid || kKind == kRouteGrouped || kKind == kRouteAny;
+  if (kMayBias && p.bias != nullptr) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) bias[i] = lane + 32 * i < p.experts ? p.bias[lane + 32 * i] : 0.0f;
+  }
+  constexpr bool kAny = kKind == kRouteAny;
+  constexpr bool kSigmoid = kKind == kRouteSigmoid || kKind == kRouteGrouped;
+  const bool sigmoid = kSigmoid || (kAny && p.scoring == 2);
+  const bool groups = kKind == kRouteGrouped || (kAny && p.num_groups > 1);
+  const bool biased = (kSigmoid || kAny) && p.bias != nullptr;
+  const bool biased_keys = biased || (groups && p.group_score != 0);
   // The largest logit and the sum over all: where the softmax over all of them is needed.
   float m = 0.0f;
   float sum = 0.0f;
-  if (p.scoring == 0 && (biased_keys || p.renormalize == 0)) {
+  if (kKind == kRouteSoftmax || (kAny && p.scoring == 0 && (biased_keys || p.renormalize == 0))) {
     m = -infinity();
 #pragma unroll
     for (int i = 0; i < N; ++i) m = fmaxf(m, x[i]);
-    m = warp_max(m);
+    m = warp_max_by_key(m);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (lane + 32 * i < p.experts) sum = __fadd_rn(sum, term<N>(x[i], m));
+      const float one = term<N>(x[i], m);  // of the NaN past the last expert: +0, which changes no sum
+      sum = __fadd_rn(sum, one);
     }
     sum = warp_sum(sum);
   }
 #pragma unroll
-  for (int i = 0; i < N; ++i) key[i] = lane + 32 * i < p.experts ? key_bits(x[i]) : kNothing;
+  for (int i = 0; i < N; ++i) {
+    const u32 bits = key_bits(x[i]);
+    key[i] = lane + 32 * i < p.experts ? bits : kNothing;
+  }
   if (biased_keys) {
     const float divisor = sum > 0.0f ? sum : 1.0f;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const u32 e = lane + 32 * i;
-      if (e >= p.experts) continue;
       float score = x[i];
       if (sigmoid) {
         score = sigmoid_score<N>(x[i]);
       } else if (p.scoring == 0) {
         score = __fdiv_rn(term<N>(x[i], m), divisor);
       }
-      if (p.bias != nullptr) score = __fadd_rn(score, p.bias[e]);
-      key[i] = x[i] == x[i] ? key_bits(score) : kNanKey;
+      const u32 bits = key_bits(__fadd_rn(score, bias[i]));  // + 0 without a bias: the same key
+      const u32 one = x[i] == x[i] ? bits : kNanKey;
+      key[i] = lane + 32 * i < p.experts ? one : kNothing;
     }
   }
   if (groups) {
-    const u32 kept = kept_by_groups<N>(p, key, shared);
+    u32 kept;
+    if constexpr (kKind == kRouteGrouped) {
+      kept = kept_vectors<N>(p, key);
+    } else {
+      kept = kept_by_groups<N>(p, key, shared);
+    }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       // Without a bias experts are chosen by their logits, whatever scored the groups.
@@ -317,29 +401,45 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
     }
   }
 
-  const u32 id = choose<N>(key, p.top_k);
-
-  // Their logits, then weights.
-  float chosen = 0.0f;
+  // Logits of 16 bits tie often, but leave the low bits of their keys free: for the expert, lower ids above,
+  // which saves choose() what ties cost.
+  const u32 low = biased || p.logits_dtype == 1 ? 0 : kFreeBits;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const float v = __shfl_sync(kWarpAll, x[i], id % 32);
-    if (id / 32 == (u32)i) chosen = v;
+    const u32 k = key[i] == kNanKey ? kNanKey + low : key[i];
+    if (k != kNothing) key[i] = (k & ~low) | (low & (kFreeBits - (lane + 32 * i)));
   }
+  const Picked picked = choose<N>(key, p.top_k);
+  const u32 id = picked.id;
+
+  // Their logits, then weights. Without a bias the keys are the logits', best first (a zero's sign does not
+  // matter, nor which NaN).
+  const u32 logit = (picked.key & 0x80000000u) != 0 ? picked.key & ~low : picked.key | low;
+  float chosen = key_value(logit);
+  float best = key_value(__shfl_sync(kWarpAll, max(logit, key_bits(-infinity())), 0));
   const bool mine = lane < p.top_k;
   float weight = 0.0f;
   float divisor = 1.0f;
   bool divide = true;
-  const float best = warp_max_by_key(mine ? chosen : -infinity());
+  if (biased) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float v = __shfl_sync(kWarpAll, x[i], id % 32);
+      if (id / 32 == (u32)i) chosen = v;
+    }
+    best = warp_max_by_key(mine ? chosen : -infinity());
+  }
+  const bool over_all = kKind == kRouteSoftmax || (kAny && p.scoring == 0 && p.renormalize == 0);
   if (sigmoid && !(p.renormalize != 0 && best < kSigmoidIsExp)) {
     if (mine) weight = sigmoid_score<N>(chosen);
     divide = p.renormalize != 0;
     if (divide) divisor = slot_sum(weight, p.top_k);
-  } else if (p.scoring == 0 && p.renormalize == 0) {
+  } else if (over_all) {
     if (mine) weight = ramp::core::softmax_term(chosen, m);
     divisor = sum;
   } else {
-    if (mine) weight = ramp::core::softmax_term(chosen, best);
+    const float term = ramp::core::softmax_term(chosen, best);
+    weight = mine ? term : 0.0f;
     divisor = slot_sum(weight, p.top_k);
   }
   if (divide) weight = divisor > 0.0f ? __fdiv_rn(weight, divisor) : 0.0f;
@@ -353,14 +453,13 @@ __device__ __forceinline__ void store_id(const RouteParams& p, i64 at, u32 id) {
     static_cast<i32*>(p.ids)[at] = (i32)id;
   }
 }
-// Slots of a token: the chosen, then the shared experts with weight 1. `entries`: where a sorting block keeps
-// the ids as well, or nullptr.
-__device__ __forceinline__ void store_slots(const RouteParams& p, u32 token, const Chosen& c, u32* entries) {
+// Slots of a token: the chosen, then the shared experts with weight 1.
+__device__ __forceinline__ void store_slots(const RouteParams& p, u32 token, const Chosen& c) {
   const u32 lane = threadIdx.x % 32;
+#pragma unroll 1
   for (u32 j = lane; j < p.top_k + p.shared_experts; j += 32) {
     const u32 id = j < p.top_k ? c.id : p.experts + (j - p.top_k);
     store_id(p, (i64)token * p.ids_stride + (i64)j, id);
     p.weights[(i64)token * p.weights_stride + (i64)j] = j < p.top_k ? c.weight : 1.0f;
-    if (entries != nullptr) entries[j] = id;
   }
 }

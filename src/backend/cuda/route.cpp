@@ -51,6 +51,17 @@ ramp_dtype type_of(const ramp_tensor& t) noexcept {
   return static_cast<ramp_dtype>(t.dtype);
 }
 
+RouteKind route_kind(const ramp_router_config& r, int64_t num_logits) noexcept {
+  const bool grouped = r.num_groups > 1;
+  if (r.scoring == RAMP_SCORING_SIGMOID) {
+    if (!grouped) return kRouteSigmoid;
+    return num_logits == int64_t{32} * r.num_groups ? kRouteGrouped : kRouteAny;
+  }
+  if (grouped || present(r.selection_bias)) return kRouteAny;
+  const bool over_chosen = r.scoring == RAMP_SCORING_TOPK_SOFTMAX || r.renormalize != 0;
+  return over_chosen ? kRouteChosen : kRouteSoftmax;
+}
+
 void router_gemm(PrologueKernels& kernels, const RouteCall& call, float* logits, bool dependent,
                  CUstream stream) {
   RouterGemmParams p{};
@@ -76,8 +87,7 @@ void router_gemm(PrologueKernels& kernels, const RouteCall& call, float* logits,
                 stream, &p);
 }
 
-}  // namespace
-
+// `router` has gone through check_router. Throws UNSUPPORTED beyond what the kernels do.
 void describe_route(const RouteCall& call, const ramp_tensor& logits, RouteParams& p) {
   const ramp_router_config& r = call.router;
   check_limits(r, logits.shape[1]);
@@ -102,6 +112,8 @@ void describe_route(const RouteCall& call, const ramp_tensor& logits, RouteParam
   p.weights_stride = call.weights.stride[0];
 }
 
+}  // namespace
+
 void Prologue::prepare_route(const ramp_router_config& router, int64_t num_logits, ramp_dtype logits_dtype) {
   check_limits(router, num_logits);
   const ScopedContext scope(*state_->gpu);
@@ -118,7 +130,7 @@ void Prologue::prepare_route(const ramp_router_config& router, int64_t num_logit
     for (const auto& [type, many] : gemms) programs.push_back(router_gemm_program(type, type, many));
   }
   kernels.library().load(programs);
-  kernels.route(num_logits);
+  kernels.route(num_logits, route_kind(router, num_logits));
   if (router.capacity > 0) {
     kernels.count_chunks();
     kernels.scan_chunks();
@@ -159,7 +171,7 @@ void Prologue::route(const RouteCall& call) {
   const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
   unsigned warps = tokens <= kFewTokens ? 4 : 8;
   while (warps * warp_bytes > kMaxShared) warps /= 2;
-  launch_kernel(kernels.route(num_logits),
+  launch_kernel(kernels.route(num_logits, route_kind(call.router, num_logits)),
                 {.grid_x = (p.tokens + warps - 1) / warps,
                  .threads = 32 * warps,
                  .shared = warps * warp_bytes,
