@@ -97,6 +97,7 @@ KernelProgram router_gemm_program(ramp_dtype x, ramp_dtype w, bool many_tokens) 
 std::vector<KernelProgram> prologue_programs(int /*arch*/) {
   std::vector<KernelProgram> all{index_program(), main_program(RAMP_FORMAT_NONE, RAMP_DTYPE_NONE),
                                  main_program(RAMP_FORMAT_NONE, RAMP_E4M3)};
+  all.reserve(all.size() + kFormats.size() * (kFloats.size() + 1));
   for (const ramp_format f : kFormats) {
     for (const ramp_dtype x : kFloats) all.push_back(main_program(f, x));
     if (f != RAMP_FORMAT_F32) all.push_back(requantize_program(f));
@@ -105,7 +106,9 @@ std::vector<KernelProgram> prologue_programs(int /*arch*/) {
 }
 
 std::vector<KernelProgram> route_programs(int /*arch*/) {
+  constexpr size_t kRouterGemms = 5;
   std::vector<KernelProgram> all;
+  all.reserve(kVectors.size() + kRouterGemms);
   for (const int v : kVectors) all.push_back(route_program(int64_t{32} * v));
   for (const ramp_dtype t : {RAMP_BF16, RAMP_F16}) {
     for (const bool many : {false, true}) all.push_back(router_gemm_program(t, t, many));
