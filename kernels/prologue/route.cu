@@ -2,7 +2,11 @@
 // compiled (RouteKind): a warp runs through its code once, so that fetching code that is not for this router
 // costs time.
 //   NV  logits per lane: experts <= 32 * NV
+#if NV <= 8
+#include "prologue/route_groups.cuh"
+#else
 #include "prologue/route_token.cuh"
+#endif
 
 extern __shared__ u32 g_shared[];
 
@@ -27,9 +31,12 @@ extern "C" __global__ void __launch_bounds__(256) route_chosen(const __grid_cons
 extern "C" __global__ void __launch_bounds__(256) route_softmax(const __grid_constant__ RouteParams p) {
   route_tokens<kRouteSoftmax>(p);
 }
+#if NV <= 8
+// A block per token, as many warps as there are groups.
 extern "C" __global__ void __launch_bounds__(256) route_grouped(const __grid_constant__ RouteParams p) {
-  route_tokens<kRouteGrouped>(p);
+  route_block<NV>(p, g_shared);
 }
+#endif
 extern "C" __global__ void __launch_bounds__(256) route_sigmoid(const __grid_constant__ RouteParams p) {
   route_tokens<kRouteSigmoid>(p);
 }

@@ -1,135 +1,7 @@
-// One token's routing by one warp: from logits to expert ids and weights. Device twin of
-// src/routing/router.cpp, bit for bit (what is computed is told in src/routing/router.hpp). Lane l holds the
-// logits l, l+32, l+64, ...; slot j of the result ends up in lane j.
+// One token's routing by one warp: from logits to expert ids and weights.
 #pragma once
 
-#include "params/prologue.hpp"
-#include "prologue/ptx.cuh"
-#include "routing/score_math.hpp"
-
-using namespace ramp::core::cuda;
-
-constexpr u32 kWarpAll = 0xffffffffu;
-// Keys as integers: order-preserving bits (src/routing/select.hpp), where NaN becomes 1, below -inf's
-// 0x007fffff, and 0 says that there is nothing to choose.
-constexpr u32 kNothing = 0;
-constexpr u32 kNanKey = 1;
-// Of a key of bf16 or f16, which have at most 19 significant bits as f32.
-constexpr u32 kFreeBits = 0x1fffu;
-constexpr float kSigmoidIsExp = -64.0f;  // as in router.cpp
-
-__device__ __forceinline__ u32 key_bits(float x) {
-  const u32 bits = __float_as_uint(x + 0.0f);  // -0 becomes +0: they tie
-  const u32 key = bits ^ ((u32)((i32)bits >> 31) | 0x80000000u);
-  return x == x ? key : kNanKey;
-}
-__device__ __forceinline__ float infinity() {
-  return __uint_as_float(0x7f800000u);
-}
-// The butterfly of warp_order_sum.
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-  for (u32 d = 16; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
-  return v;
-}
-// The same where lanes from `slots` on hold +0 and none a NaN or less than +0: adding +0 changes nothing, so
-// that for few slots the first distances are left out. Of use to the lanes below `slots` alone.
-__device__ __forceinline__ float slot_sum(float v, u32 slots) {
-  if (slots > 8) return warp_sum(v);
-#pragma unroll
-  for (u32 d = 4; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
-  return v;
-}
-// a / b rounded to nearest for b in [1, 2] and a in [0, b]: what the compiler makes of a division, without
-// the check for quotients that need another way. None does: from b = 1 on a quotient is subnormal only where
-// b is 1, and exact.
-__device__ __forceinline__ float quotient(float a, float b) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
-  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
-  const float q = __fmul_rn(a, r);
-  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
-}
-// sigmoid_f32, and 0 for NaN.
-__device__ __forceinline__ float plain_sigmoid(float x) {
-  const float e = ramp::core::exp_f32(x > 0.0f ? -x : x);
-  const float s = quotient(x > 0.0f ? 1.0f : e, 1.0f + e);
-  return s >= 0.0f ? s : 0.0f;  // false for NaN
-}
-
-// Scores; with many logits per lane as calls, which compile in a fraction of the time.
-__device__ __noinline__ float sigmoid_call(float x) {
-  return plain_sigmoid(x);
-}
-template <int N>
-__device__ __forceinline__ float sigmoid_score(float x) {
-  return N > 8 ? sigmoid_call(x) : plain_sigmoid(x);
-}
-__device__ __noinline__ float term_call(float x, float m) {
-  return ramp::core::softmax_term(x, m);
-}
-template <int N>
-__device__ __forceinline__ float term(float x, float m) {
-  return N > 8 ? term_call(x, m) : ramp::core::softmax_term(x, m);
-}
-
-// Of expert lane + 32 i; NaN past the last one. The loads of all are in flight together.
-template <int N>
-__device__ __forceinline__ void load_logits(const RouteParams& p, i64 at, float (&x)[N]) {
-  const u32 lane = threadIdx.x % 32;
-  if (p.logits_dtype == 1) {
-    const float* const from = static_cast<const float*>(p.logits) + at;
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      x[i] = lane + 32 * i < p.experts ? from[lane + 32 * i] : __uint_as_float(0x7fc00000u);
-    return;
-  }
-  const u16* const from = static_cast<const u16*>(p.logits) + at;
-  u16 bits[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i)
-    bits[i] = lane + 32 * i < p.experts ? from[lane + 32 * i] : (u16)0x7fffu;  // NaN in both
-#pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = p.logits_dtype == 3 ? bf16_to_f32(bits[i]) : f16_to_f32(bits[i]);
-}
-
-// Brings the logits of a token to L2, and the bias.
-__device__ __forceinline__ void prefetch_logits(const RouteParams& p, u32 token) {
-  const u32 e = threadIdx.x % 32 * 32;  // at most 1024 experts, and 128 bytes to a line
-  const u32 bytes = p.logits_dtype == 1 ? 4 : 2;
-  if (e < p.experts && p.bias != nullptr) prefetch_line(p.bias + e);
-  if (e < p.experts)
-    prefetch_line(static_cast<const u8*>(p.logits) + ((i64)token * p.logits_stride + (i64)e) * bytes);
-}
-
-// The two largest keys of a group that are numbers, of any lane or warp; kNothing where there is none.
-struct Best2 {
-  u32 first, second;
-};
-__device__ __forceinline__ void offer(Best2& b, u32 key) {
-  if (key > b.first) {
-    b.second = b.first;
-    b.first = key;
-  } else if (key > b.second) {
-    b.second = key;
-  }
-}
-__device__ __forceinline__ float key_value(u32 key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
-}
-// The largest that is a number, or -inf. Zeros lose their sign.
-__device__ __forceinline__ float warp_max_by_key(float v) {
-  const u32 lowest = key_bits(-infinity());  // NaN does not count
-  const u32 key = key_bits(v);
-  return key_value(__reduce_max_sync(kWarpAll, key > lowest ? key : lowest));
-}
-// A group's score as a key. NaN keys never come in, so kNothing stands for the host's NaN.
-__device__ __forceinline__ u32 group_key(const Best2& b, bool top2) {
-  const float best = key_value(b.first);
-  const u32 sum = key_bits(__fadd_rn(best, key_value(b.second)));
-  const u32 key = top2 && b.second != kNothing && best != infinity() ? sum : b.first;
-  return b.first != kNothing ? key : kNanKey;
-}
+#include "prologue/route_choose.cuh"
 
 // Which of this lane's experts are in one of the topk_groups best groups (bit i: expert lane + 32 i), by the
 // keys that score the groups. shared: route_shared_words of this warp.
@@ -198,135 +70,6 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
   return kept;
 }
 
-struct Picked {
-  u32 id;   // of slot `lane`; 0 in lanes from top_k on
-  u32 key;  // its key, likewise
-};
-
-// Sorts each lane's keys: v[i] is a key above 31 - i, the order of (key, lower id). Batcher's odd-even merge
-// sort, largest first.
-template <int N, typename T>
-__device__ __forceinline__ void sort_lane(T (&v)[N]) {
-#pragma unroll
-  for (int run = 1; run < N; run *= 2) {
-#pragma unroll
-    for (int k = run; k > 0; k /= 2) {
-#pragma unroll
-      for (int at = 0; at + k < N; ++at) {
-        // Pairs of one merge: at, at + k in the same double run, at in the lower half of its stride.
-        const bool pair =
-            at >= k % run && (at - k % run) / k % 2 == 0 && at / (2 * run) == (at + k) / (2 * run);
-        if (!pair) continue;
-        const bool swap = v[at] < v[at + k];
-        const T larger = swap ? v[at + k] : v[at];
-        v[at + k] = swap ? v[at] : v[at + k];
-        v[at] = larger;
-      }
-    }
-  }
-}
-
-// The same where every group is a vector of 32, by lanes alone.
-template <int N>
-__device__ __forceinline__ u32 kept_vectors(const RouteParams& p, const u32 (&key)[N]) {
-  const u32 lane = threadIdx.x % 32;
-  u32 k[N], first[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    k[i] = key[i] != kNanKey ? key[i] : kNothing;
-    first[i] = __reduce_max_sync(kWarpAll, k[i]);
-  }
-  Best2 b{kNothing, kNothing};  // of group `lane`
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const u32 holders = __ballot_sync(kWarpAll, k[i] == first[i]);
-    const u32 below = __reduce_max_sync(kWarpAll, k[i] == first[i] ? kNothing : k[i]);
-    const u32 second = (holders & (holders - 1)) != 0 ? first[i] : below;
-    if (lane == (u32)i) b = Best2{first[i], second};
-  }
-  const u32 mine = group_key(b, p.group_score != 0);
-  u32 better = 0;
-#pragma unroll
-  for (int o = 0; o < N; ++o) {
-    const u32 score = __shfl_sync(kWarpAll, mine, o);
-    better += score > mine || (score == mine && (u32)o < lane) ? 1u : 0u;
-  }
-  return __ballot_sync(kWarpAll, lane < p.num_groups && better < p.topk_groups);
-}
-
-// Up to 8 keys per lane. Every lane sorts its own; then a round takes the largest head of the warp off its
-// lane: one maximum and one comparison from round to round. False where two lanes tie; `picked` is then
-// nothing.
-template <int N>
-__device__ __forceinline__ bool choose_of_sorted(const u32 (&key)[N], u32 top_k, Picked& picked) {
-  const u32 lane = threadIdx.x % 32;
-  u32 head[N];
-  u32 order = 0;  // the experts that the heads are, 4 bits of vector each
-  u64 v[N];       // the key above 31 - i: the order of (key, lower id)
-#pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = (u64)key[i] << 32 | (u64)(31 - i);
-  sort_lane(v);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    head[i] = (u32)(v[i] >> 32);
-    order |= (31 - (u32)v[i]) << (4 * i);
-  }
-  picked = Picked{0, 0};
-  u32 ties = 0;
-  u32 largest = __reduce_max_sync(kWarpAll, head[0]);
-#pragma unroll 1
-  for (u32 j = 0; j < top_k; ++j) {
-    const bool taken = head[0] == largest;
-    const u32 mine = taken ? lane + 32 * (order & 15u) : 0;
-#pragma unroll
-    for (int i = 0; i + 1 < N; ++i) head[i] = taken ? head[i + 1] : head[i];
-    head[N - 1] = taken ? kNothing : head[N - 1];
-    order = taken ? order >> 4 : order;
-    const u32 next = __reduce_max_sync(kWarpAll, head[0]);
-    const u32 holders = __ballot_sync(kWarpAll, taken);
-    const u32 id = __reduce_max_sync(kWarpAll, mine);
-    ties |= holders & (holders - 1);
-    if (lane == j) picked = Picked{id, largest};
-    largest = next;
-  }
-  return ties == 0;
-}
-template <int N>
-__device__ __forceinline__ Picked choose_of_many(u32 (&key)[N], u32 top_k) {
-  const u32 lane = threadIdx.x % 32;
-  Picked picked{0, 0};
-#pragma unroll 1
-  for (u32 j = 0; j < top_k; ++j) {
-    u32 best = key[0];
-    u32 where = 0;
-#pragma unroll
-    for (int i = 1; i < N; ++i) {
-      if (key[i] > best) {
-        best = key[i];
-        where = i;
-      }
-    }
-    const u32 largest = __reduce_max_sync(kWarpAll, best);
-    const u32 winner = __reduce_min_sync(kWarpAll, best == largest ? lane + 32 * where : 0xffffffffu);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (winner == lane + 32 * i) key[i] = kNothing;
-    }
-    if (lane == j) picked = Picked{winner, largest};
-  }
-  return picked;
-}
-// The top_k largest keys of the warp (expert lane + 32 i), ties to the lower id, best first: slot j to lane
-// j. There are at least top_k keys above kNothing.
-template <int N>
-__device__ __forceinline__ Picked choose(u32 (&key)[N], u32 top_k) {
-  if constexpr (N <= 8) {
-    Picked picked;
-    if (choose_of_sorted<N>(key, top_k, picked)) return picked;
-  }
-  return choose_of_many<N>(key, top_k);
-}
-
 struct Chosen {
   u32 id;        // of slot `lane`; 0 in lanes from top_k on
   float weight;  // likewise
@@ -340,16 +83,15 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
   u32 key[N];
   load_logits<N>(p, at, x);
   float bias[N] = {};
-  constexpr bool kMayBias = kKind == kRouteSigmoid || kKind == kRouteGrouped || kKind == kRouteAny;
-  if (kMayBias && p.bias != nullptr) {
+  constexpr bool kAny = kKind == kRouteAny;
+  constexpr bool kSigmoid = kKind == kRouteSigmoid;
+  const bool biased = (kSigmoid || kAny) && p.bias != nullptr;
+  if (biased) {
 #pragma unroll
     for (int i = 0; i < N; ++i) bias[i] = lane + 32 * i < p.experts ? p.bias[lane + 32 * i] : 0.0f;
   }
-  constexpr bool kAny = kKind == kRouteAny;
-  constexpr bool kSigmoid = kKind == kRouteSigmoid || kKind == kRouteGrouped;
   const bool sigmoid = kSigmoid || (kAny && p.scoring == 2);
-  const bool groups = kKind == kRouteGrouped || (kAny && p.num_groups > 1);
-  const bool biased = (kSigmoid || kAny) && p.bias != nullptr;
+  const bool groups = kAny && p.num_groups > 1;
   const bool biased_keys = biased || (groups && p.group_score != 0);
   // The largest logit and the sum over all: where the softmax over all of them is needed.
   float m = 0.0f;
@@ -387,12 +129,7 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
     }
   }
   if (groups) {
-    u32 kept;
-    if constexpr (kKind == kRouteGrouped) {
-      kept = kept_vectors<N>(p, key);
-    } else {
-      kept = kept_by_groups<N>(p, key, shared);
-    }
+    const u32 kept = kept_by_groups<N>(p, key, shared);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       // Without a bias experts are chosen by their logits, whatever scored the groups.
@@ -401,49 +138,24 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
     }
   }
 
-  // Logits of 16 bits tie often, but leave the low bits of their keys free: for the expert, lower ids above,
-  // which saves choose() what ties cost.
-  const u32 low = biased || p.logits_dtype == 1 ? 0 : kFreeBits;
+  const u32 low = free_bits(p, biased);
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const u32 k = key[i] == kNanKey ? kNanKey + low : key[i];
-    if (k != kNothing) key[i] = (k & ~low) | (low & (kFreeBits - (lane + 32 * i)));
-  }
+  for (int i = 0; i < N; ++i) key[i] = key_with_expert(key[i], low, lane + 32 * i);
   const Picked picked = choose<N>(key, p.top_k);
   const u32 id = picked.id;
 
-  // Their logits, then weights. Without a bias the keys are the logits', best first (a zero's sign does not
-  // matter, nor which NaN).
-  const u32 logit = (picked.key & 0x80000000u) != 0 ? picked.key & ~low : picked.key | low;
-  float chosen = key_value(logit);
-  float best = key_value(__shfl_sync(kWarpAll, max(logit, key_bits(-infinity())), 0));
-  const bool mine = lane < p.top_k;
-  float weight = 0.0f;
-  float divisor = 1.0f;
-  bool divide = true;
+  // Their logits. Without a bias the keys are the logits', best first.
+  float chosen = logit_of_key(picked.key, low);
+  float best = warp_first_number(chosen);
   if (biased) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float v = __shfl_sync(kWarpAll, x[i], id % 32);
       if (id / 32 == (u32)i) chosen = v;
     }
-    best = warp_max_by_key(mine ? chosen : -infinity());
+    best = warp_max_by_key(lane < p.top_k ? chosen : -infinity());
   }
-  const bool over_all = kKind == kRouteSoftmax || (kAny && p.scoring == 0 && p.renormalize == 0);
-  if (sigmoid && !(p.renormalize != 0 && best < kSigmoidIsExp)) {
-    if (mine) weight = sigmoid_score<N>(chosen);
-    divide = p.renormalize != 0;
-    if (divide) divisor = slot_sum(weight, p.top_k);
-  } else if (over_all) {
-    if (mine) weight = ramp::core::softmax_term(chosen, m);
-    divisor = sum;
-  } else {
-    const float term = ramp::core::softmax_term(chosen, best);
-    weight = mine ? term : 0.0f;
-    divisor = slot_sum(weight, p.top_k);
-  }
-  if (divide) weight = divisor > 0.0f ? __fdiv_rn(weight, divisor) : 0.0f;
-  return Chosen{id, __fmul_rn(weight, p.scaling)};
+  return Chosen{id, weight_of<N, kKind>(p, chosen, best, m, sum)};
 }
 
 __device__ __forceinline__ void store_id(const RouteParams& p, i64 at, u32 id) {

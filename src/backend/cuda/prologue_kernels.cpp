@@ -72,10 +72,12 @@ KernelProgram index_program() {
 
 KernelProgram route_program(int64_t experts) {
   const int vectors = kVectors[vectors_index(experts)];
+  std::vector<std::string> entries(kRouteEntries.begin(), kRouteEntries.end());
+  if (int64_t{vectors} > kMostGroups) entries.erase(entries.begin() + kRouteGrouped);
   return {.name = fmt::format("route_e{}", 32 * vectors),
           .source = "prologue/route.cu",
           .options = {fmt::format("-DNV={}", vectors), kNoContraction},
-          .entries = {kRouteEntries.begin(), kRouteEntries.end()}};
+          .entries = std::move(entries)};
 }
 
 GemmTile router_gemm_tile(ramp_dtype x, ramp_dtype w, bool many_tokens) noexcept {

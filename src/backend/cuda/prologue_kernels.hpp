@@ -27,6 +27,7 @@ struct GemmTile {
   unsigned tokens, experts;
 };
 GemmTile router_gemm_tile(ramp_dtype x, ramp_dtype w, bool many_tokens) noexcept;
+inline constexpr int64_t kMostGroups = 8;    // of kRouteGrouped
 inline constexpr int64_t kManyTokens = 256;  // from here on the larger tile of the router GEMM
 
 // What a launch may ask for as dynamic shared memory; within the opt-in limit of every GPU from sm_80 on

@@ -55,7 +55,8 @@ RouteKind route_kind(const ramp_router_config& r, int64_t num_logits) noexcept {
   const bool grouped = r.num_groups > 1;
   if (r.scoring == RAMP_SCORING_SIGMOID) {
     if (!grouped) return kRouteSigmoid;
-    return num_logits == int64_t{32} * r.num_groups ? kRouteGrouped : kRouteAny;
+    const bool whole = num_logits == int64_t{32} * r.num_groups && r.num_groups <= kMostGroups;
+    return whole ? kRouteGrouped : kRouteAny;
   }
   if (grouped || present(r.selection_bias)) return kRouteAny;
   const bool over_chosen = r.scoring == RAMP_SCORING_TOPK_SOFTMAX || r.renormalize != 0;
@@ -168,15 +169,21 @@ void Prologue::route(const RouteCall& call) {
   }
   RouteParams p{};
   describe_route(call, logits, p);
-  const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
-  unsigned warps = tokens <= kFewTokens ? 4 : 8;
-  while (warps * warp_bytes > kMaxShared) warps /= 2;
-  launch_kernel(kernels.route(num_logits, route_kind(call.router, num_logits)),
-                {.grid_x = (p.tokens + warps - 1) / warps,
-                 .threads = 32 * warps,
-                 .shared = warps * warp_bytes,
-                 .dependent = state_->dependent()},
-                stream, &p);
+  const RouteKind kind = route_kind(call.router, num_logits);
+  Launch launch{.dependent = state_->dependent()};
+  if (kind == kRouteGrouped) {
+    launch.grid_x = p.tokens;
+    launch.threads = 32 * p.num_groups;
+    launch.shared = 4 * route_groups_words(p.experts, p.num_groups);
+  } else {
+    const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
+    unsigned warps = tokens <= kFewTokens ? 4 : 8;
+    while (warps * warp_bytes > kMaxShared) warps /= 2;
+    launch.grid_x = (p.tokens + warps - 1) / warps;
+    launch.threads = 32 * warps;
+    launch.shared = warps * warp_bytes;
+  }
+  launch_kernel(kernels.route(num_logits, kind), launch, stream, &p);
   if (call.router.capacity == 0) return;
 
   const SortGrid grid = sort_grid(tokens * router_slots(call.router), state_->clusters());
