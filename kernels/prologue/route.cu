@@ -32,8 +32,8 @@ extern "C" __global__ void __launch_bounds__(256) route_softmax(const __grid_con
   route_tokens<kRouteSoftmax>(p);
 }
 #if NV <= 8
-// A block per token, as many warps as there are groups.
-extern "C" __global__ void __launch_bounds__(256) route_grouped(const __grid_constant__ RouteParams p) {
+// A block per token, a warp per two groups.
+extern "C" __global__ void __launch_bounds__(128) route_grouped(const __grid_constant__ RouteParams p) {
   route_block<NV>(p, g_shared);
 }
 #endif

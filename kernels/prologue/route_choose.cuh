@@ -31,42 +31,64 @@ __device__ __forceinline__ void sort_lane(T (&v)[N]) {
   }
 }
 
-// Up to 8 keys per lane. Every lane sorts its own; then a round takes the largest head of the warp off its
-// lane: one maximum and one comparison from round to round. False where two lanes tie; `picked` is then
-// nothing.
+// A lane's sorted keys, and which vectors they are of, 4 bits each.
 template <int N>
-__device__ __forceinline__ bool choose_of_sorted(const u32 (&key)[N], u32 top_k, Picked& picked) {
+struct Heads {
+  u32 key[N], order;
+  __device__ __forceinline__ u32 expert() const { return threadIdx.x % 32 + 32 * (order & 15u); }
+  __device__ __forceinline__ void pop(bool taken) {
+#pragma unroll
+    for (int i = 0; i + 1 < N; ++i) key[i] = taken ? key[i + 1] : key[i];
+    key[N - 1] = taken ? kNothing : key[N - 1];
+    order = taken ? order >> 4 : order;
+  }
+};
+
+// Up to 8 keys per lane. Every lane sorts its own; then a round takes the largest head of the warp off its
+// lane: one maximum and one comparison from round to round where no two lanes tie. Where they do, or
+// ties_likely, the lowest of their experts is found as well before the next round begins.
+template <int N>
+__device__ __forceinline__ Picked choose_of_sorted(const u32 (&key)[N], u32 top_k, bool ties_likely) {
   const u32 lane = threadIdx.x % 32;
-  u32 head[N];
-  u32 order = 0;  // the experts that the heads are, 4 bits of vector each
-  u64 v[N];       // the key above 31 - i: the order of (key, lower id)
+  u64 v[N];  // the key above 31 - i: the order of (key, lower id)
 #pragma unroll
   for (int i = 0; i < N; ++i) v[i] = (u64)key[i] << 32 | (u64)(31 - i);
   sort_lane(v);
+  Heads<N> sorted;
+  sorted.order = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    head[i] = (u32)(v[i] >> 32);
-    order |= (31 - (u32)v[i]) << (4 * i);
+    sorted.key[i] = (u32)(v[i] >> 32);
+    sorted.order |= (31 - (u32)v[i]) << (4 * i);
   }
-  picked = Picked{0, 0};
+  Picked picked{0, 0};
   u32 ties = 0;
-  u32 largest = __reduce_max_sync(kWarpAll, head[0]);
+  if (!ties_likely) {
+    Heads<N> h = sorted;
+    u32 largest = __reduce_max_sync(kWarpAll, h.key[0]);
+#pragma unroll 1
+    for (u32 j = 0; j < top_k; ++j) {
+      const bool taken = h.key[0] == largest;
+      const u32 mine = taken ? h.expert() : 0;
+      h.pop(taken);
+      const u32 next = __reduce_max_sync(kWarpAll, h.key[0]);
+      const u32 holders = __ballot_sync(kWarpAll, taken);
+      const u32 id = __reduce_max_sync(kWarpAll, mine);
+      ties |= holders & (holders - 1);
+      if (lane == j) picked = Picked{id, largest};
+      largest = next;
+    }
+    if (ties == 0) return picked;
+  }
 #pragma unroll 1
   for (u32 j = 0; j < top_k; ++j) {
-    const bool taken = head[0] == largest;
-    const u32 mine = taken ? lane + 32 * (order & 15u) : 0;
-#pragma unroll
-    for (int i = 0; i + 1 < N; ++i) head[i] = taken ? head[i + 1] : head[i];
-    head[N - 1] = taken ? kNothing : head[N - 1];
-    order = taken ? order >> 4 : order;
-    const u32 next = __reduce_max_sync(kWarpAll, head[0]);
-    const u32 holders = __ballot_sync(kWarpAll, taken);
-    const u32 id = __reduce_max_sync(kWarpAll, mine);
-    ties |= holders & (holders - 1);
+    const u32 largest = __reduce_max_sync(kWarpAll, sorted.key[0]);
+    const u32 mine = sorted.key[0] == largest ? sorted.expert() : 0xffffffffu;
+    const u32 id = __reduce_min_sync(kWarpAll, mine);
+    sorted.pop(mine == id);
     if (lane == j) picked = Picked{id, largest};
-    largest = next;
   }
-  return ties == 0;
+  return picked;
 }
 template <int N>
 __device__ __forceinline__ Picked choose_of_many(u32 (&key)[N], u32 top_k) {
@@ -96,10 +118,7 @@ __device__ __forceinline__ Picked choose_of_many(u32 (&key)[N], u32 top_k) {
 // The top_k largest keys of the warp (expert lane + 32 i), ties to the lower id, best first: slot j to lane
 // j. There are at least top_k keys above kNothing.
 template <int N>
-__device__ __forceinline__ Picked choose(u32 (&key)[N], u32 top_k) {
-  if constexpr (N <= 8) {
-    Picked picked;
-    if (choose_of_sorted<N>(key, top_k, picked)) return picked;
-  }
+__device__ __forceinline__ Picked choose(u32 (&key)[N], u32 top_k, bool ties_likely) {
+  if constexpr (N <= 8) return choose_of_sorted<N>(key, top_k, ties_likely);
   return choose_of_many<N>(key, top_k);
 }

@@ -147,6 +147,10 @@ __device__ __forceinline__ u32 group_key(const Best2& b, bool top2) {
 __device__ __forceinline__ u32 free_bits(const RouteParams& p, bool biased) {
   return biased || p.logits_dtype == 1 ? 0 : kFreeBits;
 }
+// A score's key has no free bits, and ties where the logits do.
+__device__ __forceinline__ bool ties_likely(const RouteParams& p, bool biased) {
+  return biased && p.logits_dtype != 1;
+}
 __device__ __forceinline__ u32 key_with_expert(u32 key, u32 low, u32 expert) {
   const u32 k = key == kNanKey ? kNanKey + low : key;
   const u32 with = (k & ~low) | (low & (kFreeBits - expert));

@@ -141,7 +141,7 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
   const u32 low = free_bits(p, biased);
 #pragma unroll
   for (int i = 0; i < N; ++i) key[i] = key_with_expert(key[i], low, lane + 32 * i);
-  const Picked picked = choose<N>(key, p.top_k);
+  const Picked picked = choose<N>(key, p.top_k, ties_likely(p, biased));
   const u32 id = picked.id;
 
   // Their logits. Without a bias the keys are the logits', best first.

@@ -173,7 +173,7 @@ void Prologue::route(const RouteCall& call) {
   Launch launch{.dependent = state_->dependent()};
   if (kind == kRouteGrouped) {
     launch.grid_x = p.tokens;
-    launch.threads = 32 * p.num_groups;
+    launch.threads = 32 * ((p.num_groups + 1) / 2);
     launch.shared = 4 * route_groups_words(p.experts, p.num_groups);
   } else {
     const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
