@@ -9,8 +9,8 @@
 
 namespace ramp::core::cuda {
 
-// Every driver function in use, once. X(name): the name as cuda.h declares it. (clang-format lays such a list out
-// otherwise every time.)
+// Every driver function in use, once. X(name): the name as cuda.h declares it. (clang-format lays such a list
+// out otherwise every time.)
 // clang-format off
 #define RAMP_CUDA_FUNCTIONS(X) \
   X(cuInit) X(cuDriverGetVersion) X(cuGetErrorName) X(cuGetErrorString) X(cuDeviceGetCount) \
