@@ -229,19 +229,21 @@ __device__ __forceinline__ void make_tokens(const FewParams& p, const FewPieces&
       float2 factor;
       factor.x = __ldg(scales);
       factor.y = second ? factor.x : __ldg(scales + (i64)p.up_scale_row * w.scale_row);
-      if (second && !there) {
-        float unused;
-        encode_h(p, row_of(tile, __ffs(tile.tokens) - 1), piece.k, pieces1.parts, unused);
-        barrier_wait(s.go, 0);
-        there = true;
-      }
-      for (u32 left = tile.tokens; left != 0; left &= left - 1) {
-        const u32 token = __ffs(left) - 1;
-        float scale;
-        const u32 codes = second ? encode_h(p, row_of(tile, token), piece.k, pieces1.parts, scale)
-                                 : encode_x(p, load_x(p, token, piece.k), scale);
-        store_shared(to + token * 128 + ((lane / 4) ^ (token % 8)) * 16 + lane % 4 * 4, codes);
-        if (lane == 0) store_shared(s.scales + slot * kScaleBytes + 4 * token, __float_as_uint(scale));
+#pragma unroll 1
+      for (u32 pass = second && !there ? 0 : 1; pass < 2; ++pass) {
+        if (second && !there && pass != 0) {
+          barrier_wait(s.go, 0);
+          there = true;
+        }
+#pragma unroll 1
+        for (u32 left = tile.tokens; left != 0; left &= left - 1) {
+          const u32 token = __ffs(left) - 1;
+          float scale;
+          const u32 codes = second ? encode_h(p, row_of(tile, token), piece.k, pieces1.parts, scale)
+                                   : encode_x(p, load_x(p, token, piece.k), scale);
+          store_shared(to + token * 128 + ((lane / 4) ^ (token % 8)) * 16 + lane % 4 * 4, codes);
+          if (lane == 0) store_shared(s.scales + slot * kScaleBytes + 4 * token, __float_as_uint(scale));
+        }
       }
       if (lane == 0) said.factor[slot] = factor;
       proxy_fence();
@@ -251,7 +253,7 @@ __device__ __forceinline__ void make_tokens(const FewParams& p, const FewPieces&
 }
 #else
 // One warp: the codes and scales of the tokens and the scales of the weights, a lane per step of a piece.
-// Blocks of `in` per expert: 0 (x is the same for all), or the steps. `phase`: of `go`.
+// Blocks of `in` per expert: 0 (x is the same for all), or the steps.
 template <int GEMM>
 __device__ __forceinline__ void bring_tokens(const FewParams& p, const FewWeights& w, const FewCodes& in,
                                              u32 per_tile, const Ring& s, Announced& said,

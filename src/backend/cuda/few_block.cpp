@@ -33,7 +33,7 @@ struct FewKernel {
 // many stages as shared memory holds beside 4 KB of plan.
 constexpr std::array<FewKernel, 3> kKernels = {{{true, 8, 7, 4}, {false, 8, 12, 4}, {false, 16, 12, 4}}};
 // Measured (docs/kernel-log.md).
-constexpr int64_t kDirectTokens = 2;
+constexpr int64_t kDirectTokens = 1;
 
 KernelProgram few_program(const FewKernel& k) {
   return {fmt::format("few{}_w{}", k.direct ? "_direct" : "", k.width),
@@ -236,8 +236,8 @@ unsigned* FewBlock::barrier_of(const void* workspace, CUstream stream) {
 bool FewBlock::applies(const BlockCall& call) const noexcept {
   return few(*call.weights, call.tokens, call.top_k) && call.config == nullptr &&
          call.determinism != RAMP_BATCH_INVARIANT && call.output == RAMP_OUTPUT_COMBINED &&
-         !call.router_weight_on_input && rows_aligned(call.x) && rows_aligned(call.y) &&
-         (!present(call.shared_addend) || rows_aligned(call.shared_addend)) &&
+         !call.router_weight_on_input && present(call.topk_weights) && rows_aligned(call.x) &&
+         rows_aligned(call.y) && (!present(call.shared_addend) || rows_aligned(call.shared_addend)) &&
          (everywhere_ || wins(*call.weights, call.tokens));
 }
 
