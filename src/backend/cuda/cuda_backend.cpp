@@ -202,7 +202,7 @@ class CudaBackend final : public Backend {
     std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
     programs.push_back(combine_program(RAMP_BF16));
     if (tiles)
-      for (KernelProgram& p : few_programs(arch_number())) programs.push_back(std::move(p));
+      for (KernelProgram& p : few_.programs()) programs.push_back(std::move(p));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
     if (tiles) {

@@ -29,9 +29,9 @@ struct FewKernel {
   bool direct;
   int width, stages, window;  // width: tokens at most
 };
-// Direct kernels have a warp per stage: with 7 there are 16 warps, and registers enough. The others have as
-// many stages as shared memory holds beside 4 KB of plan.
-constexpr std::array<FewKernel, 3> kKernels = {{{true, 8, 7, 4}, {false, 8, 12, 4}, {false, 16, 12, 4}}};
+// As many stages as shared memory holds beside 4 KB of plan; direct kernels have a warp per stage: with 11
+// there are 20 warps.
+constexpr std::array<FewKernel, 3> kKernels = {{{true, 8, 11, 4}, {false, 8, 12, 4}, {false, 16, 12, 4}}};
 // Measured (docs/kernel-log.md).
 constexpr int64_t kDirectTokens = 1;
 
@@ -56,9 +56,17 @@ bool few(const ExpertWeights& w, int64_t tokens, int64_t top_k) noexcept {
          w.hidden <= kDeepest && w.intermediate <= kDeepest;
 }
 
-// Whether the stream block would take longer (docs/kernel-log.md).
-bool wins(const ExpertWeights& /*w*/, int64_t tokens) noexcept {
-  return tokens <= 8;
+// Whether the stream block would take longer by 2% or more (docs/kernel-log.md): with one token, where the
+// items of one of its GEMMs leave SMs without work in their last wave. Distinct experts are assumed.
+bool wins(const ExpertWeights& w, int64_t tokens, int64_t top_k, int64_t sms) noexcept {
+  constexpr int64_t kFullPercent = 90;
+  const auto uneven = [sms](int64_t items) {
+    const int64_t waves = (items + sms - 1) / sms;
+    return 100 * items < kFullPercent * waves * sms;
+  };
+  const int64_t active = std::min(top_k, w.experts);
+  return tokens == 1 &&
+         (uneven(active * 2 * w.intermediate / kSliceRows) || uneven(active * w.hidden / kSliceRows));
 }
 
 struct Parts {
@@ -179,12 +187,22 @@ CUresult FewBlock::launch(size_t number, const FewParams& params, CUstream strea
                                    static_cast<void**>(nullptr));
 }
 
+size_t FewBlock::programs_used() const noexcept {
+  static_assert(kKernels.size() == kPrograms);
+  return everywhere_ ? kPrograms : 1;  // `wins` is about the first alone
+}
+
+std::vector<KernelProgram> FewBlock::programs() const {
+  std::vector<KernelProgram> list;
+  for (size_t i = 0; i < programs_used(); ++i) list.push_back(few_program(kKernels[i]));
+  return list;
+}
+
 void FewBlock::prepare() {
   if (ready_.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(mutex_);
   if (ready_.load(std::memory_order_relaxed)) return;
-  static_assert(kKernels.size() == kPrograms);
-  for (size_t i = 0; i < kPrograms; ++i) {
+  for (size_t i = 0; i < programs_used(); ++i) {
     kernels_[i] = library_.get(few_program(kKernels[i]), "few");
     RAMP_CU(cuFuncSetAttribute, kernels_[i], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
             static_cast<int>(shared_bytes(kKernels[i])));
@@ -193,7 +211,7 @@ void FewBlock::prepare() {
   // Where a context has fewer SMs than the device the grid does not fit: found out here, by launches without
   // tokens, not in the middle of a call.
   usable_ = true;
-  for (size_t i = 0; i < kPrograms && usable_; ++i) {
+  for (size_t i = 0; i < programs_used() && usable_; ++i) {
     FewParams nothing{};
     nothing.top_k = 1;
     nothing.barrier = static_cast<unsigned*>(barriers_.front().get());
@@ -234,11 +252,12 @@ unsigned* FewBlock::barrier_of(const void* workspace, CUstream stream) {
 }
 
 bool FewBlock::applies(const BlockCall& call) const noexcept {
-  return few(*call.weights, call.tokens, call.top_k) && call.config == nullptr &&
+  const ExpertWeights& w = *call.weights;
+  return few(w, call.tokens, call.top_k) && call.config == nullptr &&
          call.determinism != RAMP_BATCH_INVARIANT && call.output == RAMP_OUTPUT_COMBINED &&
          !call.router_weight_on_input && present(call.topk_weights) && rows_aligned(call.x) &&
          rows_aligned(call.y) && (!present(call.shared_addend) || rows_aligned(call.shared_addend)) &&
-         (everywhere_ || wins(*call.weights, call.tokens));
+         (everywhere_ || wins(w, call.tokens, call.top_k, gpu_->facts().sm_count));
 }
 
 uint64_t FewBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {

@@ -28,7 +28,8 @@ class FewBlock {
   // everywhere: also where the stream block is faster.
   FewBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, std::shared_ptr<const DeviceMemory> memory,
            Prologue& prologue, bool everywhere);
-  void prepare();  // loads the kernels; thread-safe
+  void prepare();                                             // loads the kernels; thread-safe
+  [[nodiscard]] std::vector<KernelProgram> programs() const;  // what prepare() asks for
   // Whether this call is one for here: few tokens, no forced config, combined output, router weights on the
   // output, rows aligned to 16 bytes, not batch-invariant (how a sum's depth is divided depends on all
   // tokens' experts), and faster here.
@@ -46,6 +47,7 @@ class FewBlock {
   // The kernel's barrier and counters are zero between calls, which workspaces are not. Calls that share a
   // workspace do not run at the same time, so each workspace has its own, here.
   static constexpr uint64_t kBarriers = 4096;
+  [[nodiscard]] size_t programs_used() const noexcept;
   unsigned* barrier_of(const void* workspace, CUstream stream);
   void more_barriers();
   CUresult launch(size_t number, const FewParams& params, CUstream stream) const;
