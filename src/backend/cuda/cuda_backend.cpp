@@ -141,9 +141,9 @@ class CudaBackend final : public Backend {
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    return tiled(w) ? std::max(StreamBlock::workspace(w, max_tokens, top_k),
-                               FewBlock::workspace(w, max_tokens, top_k))
-                    : PlainBlock::workspace(w, max_tokens, top_k);
+    return tiled(w)
+               ? std::max(StreamBlock::workspace(w, max_tokens, top_k), few_.workspace(w, max_tokens, top_k))
+               : PlainBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }

@@ -260,9 +260,10 @@ bool FewBlock::applies(const BlockCall& call) const noexcept {
          (everywhere_ || wins(w, call.tokens, call.top_k, gpu_->facts().sm_count));
 }
 
-uint64_t FewBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
+uint64_t FewBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) const noexcept {
   if (top_k < 1 || tokens < 1) return 0;
-  const int64_t most = std::min({tokens, kMaxTokens, int64_t{kFewSlots} / top_k});
+  const int64_t limit = everywhere_ ? kMaxTokens : kDirectTokens;
+  const int64_t most = std::min({tokens, limit, int64_t{kFewSlots} / top_k});
   Parts parts;
   return !few(weights, most, top_k) ? 0 : carve(weights, most, top_k, nullptr, parts);
 }

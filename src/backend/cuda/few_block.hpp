@@ -35,8 +35,8 @@ class FewBlock {
   // tokens' experts), and faster here.
   [[nodiscard]] bool applies(const BlockCall& call) const noexcept;
   // For any call of up to `tokens` that applies.
-  [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens,
-                                          int64_t top_k) noexcept;
+  [[nodiscard]] uint64_t workspace(const ExpertWeights& weights, int64_t tokens,
+                                   int64_t top_k) const noexcept;
   // False: not done, since the grid does not fit the context, or a workspace that was never seen before comes
   // in a capture when there are no barriers left (every 4096 workspaces). routing: computed first (its
   // outputs are the call's ids and weights); nullptr: they are given.
