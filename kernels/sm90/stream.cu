@@ -17,74 +17,26 @@
 // is persistent: blocks stride over (tile, slice) items, ordered by expert, then slice, then tile, so that an
 // expert's tiles share its weights in L2.
 #define WGMMA_E4M3
+#define SCALES 1
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/stream.hpp"
 #include "sm90/ptx.cuh"
+#include "sm90/stream_copy.cuh"
+#include "sm90/stream_items.cuh"
 #include "sm90/wgmma.cuh"
 
-using namespace ramp::core::cuda;
-
-constexpr u32 kTile = 16384;    // bytes of a packed weight tile
-constexpr u32 kRowBytes = 128;  // depth per step
-constexpr u32 kMathThreads = 256;
-constexpr u32 kTokenBytes = WIDTH * kRowBytes;
-constexpr u32 kStage = kTile + kTokenBytes;
-constexpr u32 kScaleBytes = (WIDTH * 4 + 127) / 128 * 128;
-// Steps by which the arrival of gathered rows is signalled late, so that their latency is hidden: less than
-// the ring.
-constexpr u32 kLag = STAGES > 2 ? 2 : STAGES - 1;
 constexpr u32 kOutPitch =
-    GEMM == 1 ? 64 + 16 : 256 + 16;      // bytes per token row of the staged output; no bank conflicts
-constexpr int kRowsPerLane = WIDTH / 4;  // token rows whose chunks a copying lane brings
-
-struct Item {
-  int expert, first, rows, slice;
-};
-
-// Item number `unit` of units = tiles * slices, `tile_rows` = WIDTH rows per tile.
-__device__ __forceinline__ Item find_item(const StreamParams& p, u32 unit, u32 slices) {
-  const StreamTile base = p.tiles[unit / slices];
-  const int begin = p.offsets[base.expert];
-  const int count = p.offsets[base.expert + 1] - begin;
-  const u32 tiles = (u32)(count + WIDTH - 1) / WIDTH;
-  const u32 first_tile = unit / slices - (u32)(base.first - begin) / WIDTH;
-  const u32 local = unit - first_tile * slices;
-  const int first = begin + (int)(local % tiles) * WIDTH;
-  const int left = begin + count - first;
-  return {base.expert, first, left < WIDTH ? left : WIDTH, (int)(local / tiles)};
-}
-
-__device__ __forceinline__ u32 source_row(int source, const StreamParams& p, int sorted) {
-  if (source == kRowSorted) return (u32)sorted;
-  const int slot = p.slots[sorted];
-  return (u32)(source == kRowSlot ? slot : slot / p.top_k);
-}
-
-__device__ __forceinline__ float activate(float g, float u) {
-#if ACTIVATION == 0
-  return g / (1.0f + expf(-g)) * u;
-#elif ACTIVATION == 1
-  return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-#else
-  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-  return 0.5f * g * (1.0f + tanhf(z)) * u;
-#endif
-}
+    GEMM == 1 ? 64 + 16 : 256 + 16;  // bytes per token row of the staged output; no bank conflicts
 
 struct Shared {
-  u32 ring, scales, out, amax, own, remote, full, empty, exchange;
+  Ring ring;
+  u32 out, amax, own, remote, exchange;
 };
 
 __device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
   asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address));
 }
-// Every math thread arrives. One lane per warp after __syncwarp() is as correct and no faster (within 0.5% at
-// T = 1 to 512), but racecheck does not follow that order and reports the reads of token scales.
-__device__ __forceinline__ void release(const Shared& s, u32 slot) {
-  barrier_arrive(s.empty + 8 * slot);
-}
-
 // The math warps' side of one item with N token columns.
 template <int N>
 __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s, const Item& item, u32& at,
@@ -106,9 +58,9 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
     const float next_gate = __ldg(gate_scale + next);
     const float next_up = GEMM == 1 ? __ldg(up_scale + next) : next_gate;
     const u32 slot = at % STAGES;
-    barrier_wait(s.full + 8 * slot, (at / STAGES) & 1);
-    const u64 a = descriptor(s.ring + slot * kStage + group * 8192);
-    const u64 b = descriptor(s.ring + slot * kStage + kTile);
+    barrier_wait(s.ring.full + 8 * slot, (at / STAGES) & 1);
+    const u64 a = descriptor(s.ring.tiles + slot * kStage + group * 8192);
+    const u64 b = descriptor(s.ring.tiles + slot * kStage + kTile);
     float part[N / 2];
     wgmma_fence();
 #pragma unroll
@@ -119,15 +71,15 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 #pragma unroll
       for (int j = 0; j < (N < 64 ? N / 8 : 0); ++j)
         load_pair(token[2 * j], token[2 * j + 1],
-                  s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
+                  s.ring.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
     }
     wgmma_wait<0>();
-    if (N < 64) release(s, slot);
+    if (N < 64) release(s.ring, slot);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
       // Wide tiles load their token scales as they use them: 16 registers fewer, but the slot is held longer.
       if (N >= 64)
-        load_pair(token[0], token[1], s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
+        load_pair(token[0], token[1], s.ring.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
       const float t0 = token[N < 64 ? 2 * j : 0];
       const float t1 = token[N < 64 ? 2 * j + 1 : 1];
       sum[4 * j + 0] = fmaf(part[4 * j + 0], gate * t0, sum[4 * j + 0]);
@@ -135,7 +87,7 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
       sum[4 * j + 2] = fmaf(part[4 * j + 2], up * t0, sum[4 * j + 2]);
       sum[4 * j + 3] = fmaf(part[4 * j + 3], up * t1, sum[4 * j + 3]);
     }
-    if (N >= 64) release(s, slot);
+    if (N >= 64) release(s.ring, slot);
     gate = next_gate;
     up = next_up;
   }
@@ -246,80 +198,6 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 #endif
 }
 
-// Warp 8, one lane: weights. GEMM 2's run ahead of the end of GEMM 1: its plan is older than that (a block of
-// GEMM 2 starts after every block of GEMM 1 has waited for the prologue). GEMM 1's cannot: its plan is what
-// it waits for.
-__device__ __forceinline__ void bring_weights(const StreamParams& p, const Shared& s, u32 first, u32 stride,
-                                              u32 units, u32 slices, u32 rank) {
-  u32 at = 0;
-  for (u32 unit = first; unit < units; unit += stride) {
-    Item item = find_item(p, unit, slices);
-    if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
-    const u8* tile = p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
-    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kTile) {
-      const u32 slot = at % STAGES;
-      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      barrier_expect(s.full + 8 * slot, kTile);
-      bulk_copy(s.ring + slot * kStage, tile, kTile, s.full + 8 * slot);
-    }
-  }
-}
-
-// Warp 9: token rows by index, 16 bytes a copy, swizzled by hand, and their scales.
-__device__ __forceinline__ void gather_tokens(const StreamParams& p, const Shared& s, u32 first, u32 stride,
-                                              u32 units, u32 slices) {
-  const u32 lane = threadIdx.x % 32;
-  u32 at = 0;
-  u32 signalled = 0;  // steps whose gathered rows have been signalled
-  for (u32 unit = first; unit < units; unit += stride) {
-    const Item item = find_item(p, unit, slices);
-    const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
-    // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the
-    // tile.
-    u32 row[kRowsPerLane];
-#pragma unroll
-    for (int i = 0; i < kRowsPerLane; ++i) {
-      const u32 r = lane / 8 + 4 * i;
-      row[i] = source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
-    }
-    u32 scale_row[(WIDTH + 31) / 32];
-#pragma unroll
-    for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
-      const u32 r = lane + 32 * i;
-      scale_row[i] = source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
-    }
-    const u8* x = p.x + lane % 8 * 16;
-    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += kRowBytes) {
-      const u32 slot = at % STAGES;
-      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      const u32 to = s.ring + slot * kStage + kTile;
-#pragma unroll
-      for (int i = 0; i < kRowsPerLane; ++i) {
-        const u32 r = lane / 8 + 4 * i;
-        if (r < width)
-          copy16(to + r * kRowBytes + ((lane % 8) ^ (r % 8)) * 16, x + (u64)row[i] * (u64)p.x_stride);
-      }
-#pragma unroll
-      for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
-        const u32 r = lane + 32 * i;
-        if (r < width)
-          copy4(s.scales + slot * kScaleBytes + 4 * r,
-                p.x_scale + (u64)scale_row[i] * (u64)p.x_scale_stride + k);
-      }
-      copy_commit();
-      if (at - signalled >= kLag) {
-        copy_wait<kLag>();
-        proxy_fence();
-        barrier_arrive(s.full + 8 * (signalled % STAGES));
-        ++signalled;
-      }
-    }
-  }
-  copy_wait<0>();
-  proxy_fence();
-  for (; signalled < at; ++signalled) barrier_arrive(s.full + 8 * (signalled % STAGES));
-}
-
 #if GEMM == 1
 #define CLUSTER __cluster_dims__(2, 1, 1)
 #else
@@ -330,21 +208,17 @@ extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
     stream(const __grid_constant__ StreamParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   Shared s;
-  s.ring = shared_address(memory);
-  s.scales = s.ring + STAGES * kStage;
-  s.out = s.scales + STAGES * kScaleBytes;
+  const u32 base = shared_address(memory);
+  s.out = base + kRingBytes;
   s.amax = s.out + WIDTH * kOutPitch;
   s.own = s.amax + (GEMM == 1 ? 8 * WIDTH * 4 : 0);
   s.remote = s.own + (GEMM == 1 ? WIDTH * 4 : 0);
-  s.full = s.remote + (GEMM == 1 ? 2 * WIDTH * 4 : 0);
-  s.empty = s.full + 8 * STAGES;
-  s.exchange = s.empty + 8 * STAGES;
+  const u32 barriers = s.remote + (GEMM == 1 ? 2 * WIDTH * 4 : 0);
+  s.ring = make_ring(base, barriers);
+  s.exchange = barriers + 16 * STAGES;
   const u32 rank = GEMM == 1 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
-    for (u32 i = 0; i < STAGES; ++i) {
-      barrier_init(s.full + 8 * i, 33);  // the copying lanes, and the announcement of the tile's bytes
-      barrier_init(s.empty + 8 * i, kMathThreads);
-    }
+    init_ring(s.ring);
     barrier_init(s.exchange, 1);
     barrier_init(s.exchange + 8, 1);
     barrier_init_fence();
@@ -363,12 +237,12 @@ extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
   const u32 stride = GEMM == 1 ? gridDim.x / 2 : gridDim.x;
   const u32 warp = threadIdx.x / 32;
   if (warp == 8) {
-    if (threadIdx.x % 32 == 0) bring_weights(p, s, first, stride, units, slices, rank);
+    if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, first, stride, units, slices, rank);
     __syncwarp();
     if (GEMM == 2) dependency_wait();
   } else if (warp == 9) {
     if (GEMM == 2) dependency_wait();
-    gather_tokens(p, s, first, stride, units, slices);
+    gather_tokens(p, s.ring, first, stride, units, slices);
   } else {
 #if GEMM == 2
     dependency_wait();
