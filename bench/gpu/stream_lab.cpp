@@ -134,6 +134,7 @@ struct Lab {
     return t;
   }
   int active = 0, most = 0;
+  CUfunction rows_kernel = nullptr;
   void set_model(const Model& mo) {
     layers.clear();
     workspace.reset();
@@ -232,6 +233,25 @@ struct Lab {
     s.x_source = s.x_scale_source = kRowToken;
     s.slices = static_cast<int>(2 * w.intermediate / 128);
     s.steps = static_cast<int>(w.hidden / 128);
+    if (rows_kernel != nullptr && v.name[0] == 'p') {
+      StreamRowsParams r{};
+      r.x = s.x;
+      r.x_stride = s.x_stride;
+      r.x_scale = s.x_scale;
+      r.x_scale_stride = s.x_scale_stride;
+      r.x_source = r.x_scale_source = kRowToken;
+      r.tiles = s.tiles;
+      r.num_tiles = s.num_tiles;
+      r.slots = s.slots;
+      r.top_k = s.top_k;
+      r.width = v.width;
+      r.steps = s.steps;
+      r.codes = reinterpret_cast<unsigned char*>(p.extra);
+      r.scales = reinterpret_cast<float*>(p.extra + (uint64_t{60} << 20));
+      launch_dependent(true, rows_kernel, Grid{264, 1, 256, 0}, m.stream, r);
+      s.x = r.codes;
+      s.x_scale = r.scales;
+    }
     s.codes = p.codes;
     s.out_stride = w.intermediate;
     s.scales = p.scales;
@@ -356,6 +376,17 @@ int main(int argc, char** argv) {
         get_global(&v.times[g], &v.times_bytes[g], mod, "stream_times");
     }
     variants.push_back(v);
+  }
+  {
+    std::ifstream c("rows.cubin", std::ios::binary);
+    std::stringstream data;
+    data << c.rdbuf();
+    const std::string bytes = data.str();
+    CUmodule mod = nullptr;
+    if (!bytes.empty()) {
+      RAMP_CU(cuModuleLoadData, &mod, static_cast<const void*>(bytes.data()));
+      RAMP_CU(cuModuleGetFunction, &lab.rows_kernel, mod, "stream_rows");
+    }
   }
   const std::string select = argc > 4 ? argv[4] : "";
   std::string last;

@@ -7,6 +7,9 @@
 //   GEMM    1: w13, SwiGLU and requantisation in the epilogue, which leaves GEMM 2's input packed: a tile's
 //              steps one after the other, each its rows of 128 bytes, swizzled, and their scales. 2: w2,
 //              router weight, bf16 rows.
+//   PACKED  1: the input is packed (stream_packed.cuh), one bulk copy a step; 2 always. 0: gathered by index
+//   with
+//           16-byte copies, swizzled by hand
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
 //   WIDTH   token rows per tile at most: 8 to 80
 //   STEP    the width of a tile is a multiple of it: 8
@@ -22,10 +25,10 @@
 // that an expert's tiles share its weights in L2.
 #define WGMMA_E4M3
 #define SCALES 1
-#if GEMM == 1
-#define ROWS kRowsAsync
-#else
+#if PACKED
 #define ROWS kRowsPacked
+#else
+#define ROWS kRowsAsync
 #endif
 #include "common/types.cuh"
 #include "params/block.hpp"
@@ -143,7 +146,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
   }
   named_barrier(1, kMathThreads);
   const int group = item.slice / 2;
-  const u64 row = packed_row(item);
+  const u64 row = packed_row((u32)item.first, (u32)item.number);
   if (threadIdx.x < N) {
     float m = 0.0f;
 #pragma unroll
@@ -170,8 +173,8 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
   // Where lane l stores columns 2(l%4) and + 1 of the warp's eight, for token l/4 of eight.
   const u32 eight = (kPaired ? 8 * rank : 0) + warp;
   u8* to = p.codes + row * (u64)p.out_stride +
-           (u64)((u32)group * (N * kRowBytes) + lane / 4 * kRowBytes + ((eight / 2) ^ (lane / 4)) * 16 +
-                 eight % 2 * 8 + lane % 4 * 2);
+           (u64)((u32)group * (N * kPackedBytes) + packed_chunk(lane / 4, eight / 2) + eight % 2 * 8 +
+                 lane % 4 * 2);
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     float s0, i0, s1, i1;
@@ -180,7 +183,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
                  : "r"(s.scale + 8 * (8 * j + 2 * (lane % 4))));
     const u32 codes = e4m3_pair(quotient(h[2 * j], s0, i0), quotient(h[2 * j + 1], s1, i1));
     const u32 turned = transpose(__byte_perm(codes, 0, 0x4140));
-    *(u16*)(to + 8 * j * kRowBytes) = (u16)__byte_perm(turned, 0, 0x4420);
+    *(u16*)(to + 8 * j * kPackedBytes) = (u16)__byte_perm(turned, 0, 0x4420);
   }
 }
 #else
@@ -274,7 +277,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
     cluster_sync();
   else
     __syncthreads();
-#if GEMM == 1
+#if !PACKED
   dependency_wait();
   if (p.early) launch_dependents();
 #endif
@@ -286,16 +289,16 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, first, stride, units, slices, rank);
     __syncwarp();
-    if (GEMM == 2) dependency_wait();
+    if (PACKED) dependency_wait();
   } else if (warp == kMathWarps + 1) {
-#if GEMM == 1
+#if !PACKED
     gather_tokens(p, s.ring, first, stride, units, slices);
 #else
     dependency_wait();
     if (threadIdx.x % 32 == 0) bring_tokens(p, s.ring, first, stride, units, slices);
 #endif
   } else {
-#if GEMM == 2
+#if PACKED
     dependency_wait();
     if (p.early) launch_dependents();
 #endif
