@@ -14,9 +14,9 @@ struct StreamParams {
   const float* weight_scale;  // fp8_block: checkpoint layout [E, rows/128 blocks, depth/128]
   long long ws_expert, ws_row;
   int up_scale_row;        // GEMM1: first scale row of the up half
-  const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; packed rows (sm90/stream_packed.cuh)
+  const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; GEMM2: [rows, I] codes
   long long x_stride;      // bytes
-  const float* x_scale;    // [.., depth/128]; packed likewise
+  const float* x_scale;    // [.., depth/128]
   long long x_scale_stride;
   int x_source, x_scale_source;  // RowSource (params/block.hpp)
   const StreamTile* tiles;
@@ -26,30 +26,13 @@ struct StreamParams {
   int top_k;
   int slices, steps;     // per expert; per slice
   int early;             // 1: the next kernel may start while this one runs
-  unsigned char* codes;  // GEMM1: e4m3, packed rows of I
-  float* scales;         // GEMM1: their scales
+  unsigned char* codes;  // GEMM1: [rows, I] e4m3
+  float* scales;         // GEMM1: [rows, I/128]
   unsigned short* rows;  // GEMM2: bf16 [rows, H]
   long long out_stride;  // elements from row to row of codes or rows
   long long scale_out_stride;
   const float* slot_weight;  // GEMM2: nullptr: 1
   long long slot_weight_token, slot_weight_slot;
-};
-
-// GEMM 1's input by rows of the plan's tiles (sm90/stream_rows.cu); fields as in StreamParams.
-struct StreamRowsParams {
-  const unsigned char* x;
-  long long x_stride;
-  const float* x_scale;
-  long long x_scale_stride;
-  int x_source, x_scale_source;
-  const StreamTile* tiles;
-  const int* num_tiles;
-  const int* slots;
-  int top_k;
-  int width;  // rows per tile at most
-  int steps;
-  unsigned char* codes;
-  float* scales;
 };
 
 // Packing of one expert (or unpacking): rows of the checkpoint layout into tiles. gated: rows 16q .. 16q+7 of

@@ -9,7 +9,6 @@
 
 #include "sm90/ptx.cuh"
 #include "sm90/stream_items.cuh"
-#include "sm90/stream_packed.cuh"
 
 #define kRowsLate 0    // gathered; the copying lanes wait for them, fence and signal, kLag steps late
 #define kRowsAsync 1   // gathered; signalled as they arrive, whoever multiplies fences
@@ -57,10 +56,9 @@ __device__ __forceinline__ void release(const Ring& s, u32 slot) {
   barrier_arrive(s.empty + 8 * slot);
 }
 
-// One lane: weights. They run ahead of the end of the kernel in front wherever the plan is older than that:
-// in GEMM 2 (a block of it starts after every block of GEMM 1 has waited for the prologue) and in a GEMM 1
-// behind stream_rows; else the plan is what GEMM 1 waits for. Items are units of `slices` per tile; `rank`:
-// this block's slice of an item that a cluster shares.
+// One lane: weights. GEMM 2's run ahead of the end of GEMM 1: its plan is older than that (a block of GEMM 2
+// starts after every block of GEMM 1 has waited for the prologue). GEMM 1's cannot: its plan is what it waits
+// for. Items are units of `slices` per tile; `rank`: this block's slice of an item that a cluster shares.
 __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring& s, u32 first, u32 stride,
                                               u32 units, u32 slices, u32 rank) {
   const u64 once = evict_first();
@@ -97,14 +95,14 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
 }
 
 #if ROWS == kRowsPacked
-// One lane: packed token rows and their scales.
+// One lane: packed token rows and their scales (GEMM 2's, as GEMM 1 has left them: packed_row()).
 __device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& s, u32 first, u32 stride,
                                              u32 units, u32 slices) {
   u32 at = 0;
   for (u32 unit = first; unit < units; unit += stride) {
     const Item item = find_item(p, unit, slices);
     const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
-    const u64 row = packed_row((u32)item.first, (u32)item.number);
+    const u64 row = packed_row(item);
     const u8* x = p.x + row * (u32)p.steps * kRowBytes;
     const float* scales = p.x_scale + row * (u32)p.steps;
     for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += width * kRowBytes, scales += width) {

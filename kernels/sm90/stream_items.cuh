@@ -1,6 +1,6 @@
 // The work of the stream kernels: (tile, slice) items out of the plan, ordered by expert, then slice, then
 // tile; where an item's token rows come from; the activation between the GEMMs. Of any format. Wants GEMM,
-// WIDTH and (GEMM 1) ACTIVATION: stream.cu.
+// WIDTH, STEP and (GEMM 1) ACTIVATION: stream.cu.
 #pragma once
 
 #include "common/types.cuh"
@@ -37,6 +37,12 @@ __device__ __forceinline__ u32 source_row(int source, const StreamParams& p, int
   if (source == kRowSorted) return (u32)sorted;
   const int slot = p.slots[sorted];
   return (u32)(source == kRowSlot ? slot : slot / p.top_k);
+}
+
+// First row of an item's tile where every tile's rows, rounded up to STEP, follow one another: GEMM 2's
+// packed input. The tile before ends at or before it, since rounding its rows up adds less than STEP.
+__device__ __forceinline__ u64 packed_row(const Item& item) {
+  return (u64)(((u32)item.first + STEP - 1) / STEP + (u32)item.number) * STEP;
 }
 
 __device__ __forceinline__ float activate(float g, float u) {
