@@ -121,6 +121,15 @@ __device__ __forceinline__ u64 descriptor(u32 address) {
   return (u64)((address & 0x3ffffu) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
+// ---------------------------------------------------------------- registers of a warp
+
+// An 8 x 8 matrix of 16-bit elements, two of a row per lane (row = lane / 4), transposed.
+__device__ __forceinline__ u32 transpose_8x8(u32 v) {
+  u32 r;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
+  return r;
+}
+
 // ---------------------------------------------------------------- dependent launches
 
 // Waits until the kernels that this one depends on have completed and their writes are visible. Every kernel that is

@@ -3,14 +3,20 @@
 // that it meets (up to WIDTH x 128 bytes) and, with SCALES, a scale per token. Wants GEMM, WIDTH, STEP,
 // STAGES (stream.cu) and
 //   SCALES  1: fp8_block's scale per token and step; 0: none (bf16, fp16)
+//   ROWS    weight rows of an item: 128 (without a definition), or 64, half of each packed tile
 #pragma once
 
 #include "sm90/ptx.cuh"
 #include "sm90/stream_items.cuh"
 
-constexpr u32 kTile = 16384;    // bytes of a packed weight tile
+#if !defined(ROWS)
+#define ROWS 128
+#endif
+
+constexpr u32 kPacked = 16384;  // bytes of a packed weight tile
 constexpr u32 kRowBytes = 128;  // depth per step
-constexpr u32 kMathThreads = 256;
+constexpr u32 kTile = ROWS * kRowBytes;
+constexpr u32 kMathThreads = 2 * ROWS;  // a warpgroup per 64 weight rows
 constexpr u32 kTokenBytes = WIDTH * kRowBytes;
 constexpr u32 kStage = kTile + kTokenBytes;
 constexpr u32 kScaleBytes = SCALES ? (WIDTH * 4 + 127) / 128 * 128 : 0;
@@ -52,9 +58,10 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
   u32 at = 0;
   for (u32 unit = first; unit < units; unit += stride) {
     Item item = find_item(p, unit, slices);
-    if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
-    const u8* tile = p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
-    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kTile) {
+    if (GEMM == 1 && SCALES) item.slice = 2 * item.slice + (int)rank;  // an item is a cluster's
+    const u64 slice = ((u64)item.expert * (u32)p.slices + (u32)item.slice) * ROWS / 128;
+    const u8* tile = p.weights + slice * (u32)p.steps * kPacked + (u32)item.slice % (128 / ROWS) * kTile;
+    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kPacked) {
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
       barrier_expect(s.full + 8 * slot, kTile);

@@ -1,0 +1,307 @@
+// Host side of the 16-bit stream block: variants, workspace, parameters, launches. As stream_block.cpp: grids
+// are persistent and depend on the GPU alone, the plan on the device says how much of them has work.
+#include "backend/cuda/half_block.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/launch.hpp"
+#include "backend/cuda/weights.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+#include "params/block.hpp"
+#include "params/stream.hpp"
+
+namespace ramp::core::cuda {
+namespace {
+
+constexpr int64_t kTileRows = 128;  // of weights in a packed tile
+constexpr int64_t kDepth = 64;      // of a tile: 128 bytes
+constexpr int64_t kElement = 2;     // bytes
+constexpr uint64_t kAlignment = 256;
+
+constexpr std::array<HalfVariant, 9> kVariants = {{{8, 64, 12, 2},
+                                                   {8, 128, 6, 2},
+                                                   {8, 128, 4, 3},
+                                                   {16, 128, 6, 2},
+                                                   {32, 128, 5, 2},
+                                                   {32, 128, 3, 3},
+                                                   {64, 128, 4, 2},
+                                                   {128, 128, 3, 2},
+                                                   {128, 128, 6, 1}}};
+
+uint64_t align_up(uint64_t n) noexcept {
+  return (n + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+unsigned threads_of(const HalfVariant& v) noexcept {
+  return static_cast<unsigned>(2 * v.rows + 64);
+}
+
+// activation: of GEMM 1 alone.
+KernelProgram half_program(const HalfVariant& v, int gemm, ramp_format format, ramp_activation activation) {
+  KernelProgram p{
+      fmt::format("stream_{}_gemm{}_w{}_r{}_s{}", format_name(format), gemm, v.width, v.rows, v.stages),
+      "sm90/stream_half.cu",
+      {fmt::format("-DGEMM={}", gemm), fmt::format("-DTYPE={}", static_cast<int>(weight_dtype(format))),
+       fmt::format("-DWIDTH={}", v.width), fmt::format("-DROWS={}", v.rows),
+       fmt::format("-DSTEP={}", v.width > 64 ? 16 : 8), fmt::format("-DSTAGES={}", v.stages),
+       fmt::format("-DBLOCKS={}", v.blocks)},
+      {"stream_half"},
+      90};
+  if (gemm == 1) {
+    p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
+    if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
+    if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
+  }
+  return p;
+}
+
+constexpr size_t kFormats = 2, kActivations = 3;  // the gated ones
+constexpr std::array<ramp_format, kFormats> kFormatList = {RAMP_FORMAT_BF16, RAMP_FORMAT_F16};
+size_t number_of(ramp_format format) noexcept {
+  return format == RAMP_FORMAT_BF16 ? 0 : 1;
+}
+
+struct Parts {
+  PrologueWorkspace prologue;
+  void* h = nullptr;     // [T*k, I] in the format's type
+  void* rows = nullptr;  // [T*k, H] as half_rows()
+};
+
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
+               Parts& parts) {
+  const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
+  uint64_t at = align_up(carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
+  const auto take = [&](uint64_t bytes) {
+    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
+    at += align_up(bytes);
+    return p;
+  };
+  parts.h = take(slots * static_cast<uint64_t>(w.intermediate * kElement));
+  parts.rows = take(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(half_rows(w.format))));
+  return at;
+}
+
+}  // namespace
+
+uint32_t HalfVariant::shared_bytes() const noexcept {
+  const auto per_stage = static_cast<uint32_t>(width + rows) * 128;
+  return static_cast<uint32_t>(stages) * (per_stage + 16);  // two barriers of 8 bytes each
+}
+
+KernelConfig HalfVariant::config() const noexcept {
+  KernelConfig c;
+  c.tile_m = width;
+  c.tile_n = rows;
+  c.tile_k = kDepth;
+  c.stages = stages;
+  c.threads = static_cast<int32_t>(threads_of(*this));
+  return c;
+}
+
+std::span<const HalfVariant> half_variants() noexcept {
+  return kVariants;
+}
+
+std::vector<KernelProgram> half_programs(int /*arch*/) {
+  std::vector<KernelProgram> list;
+  for (const ramp_format format : kFormatList) {
+    for (size_t a = 0; a < kActivations; ++a) {
+      for (KernelProgram& p : HalfBlock::programs(format, static_cast<ramp_activation>(a)))
+        if (a == 0 || p.name.find("_gemm1_") != std::string::npos) list.push_back(std::move(p));
+    }
+  }
+  return list;
+}
+
+bool half_applies(ramp_format format, ramp_activation activation, int64_t hidden, int64_t intermediate,
+                  std::string* reason) {
+  const auto no = [&](std::string text) {
+    if (reason != nullptr) *reason = std::move(text);
+    return false;
+  };
+  if (format != RAMP_FORMAT_BF16 && format != RAMP_FORMAT_F16)
+    return no(fmt::format("format {} (these kernels take bf16 and fp16)", format_name(format)));
+  if (!is_gated(activation)) return no("relu2 is not gated (the stream kernels interleave gate and up rows)");
+  if (hidden % kTileRows != 0 || intermediate % kDepth != 0)
+    return no(fmt::format("H = {} and I = {}, expected multiples of {} and {}", hidden, intermediate,
+                          kTileRows, kDepth));
+  return true;
+}
+
+ramp_dtype half_rows(ramp_format format) noexcept {
+  return format == RAMP_FORMAT_BF16 ? RAMP_BF16 : RAMP_F32;
+}
+
+struct HalfBlock::State {
+  using Functions = std::array<std::array<CUfunction, 2>, kVariants.size()>;  // by variant and GEMM
+  std::mutex mutex;
+  std::array<std::array<std::atomic<bool>, kActivations>, kFormats> ready{};
+  std::array<std::array<Functions, kActivations>, kFormats> functions{};
+};
+
+HalfBlock::HalfBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
+                     Combine& combine)
+    : gpu_(std::move(gpu)),
+      library_(library),
+      prologue_(prologue),
+      combine_(combine),
+      state_(std::make_shared<State>()) {}
+
+std::vector<KernelProgram> HalfBlock::programs(ramp_format format, ramp_activation activation) {
+  std::vector<KernelProgram> list;
+  for (const HalfVariant& v : kVariants)
+    for (const int gemm : {1, 2}) list.push_back(half_program(v, gemm, format, activation));
+  return list;
+}
+
+void HalfBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+  prologue_.prepare(weights, x_dtype, false);
+  const size_t f = number_of(weights.format);
+  const auto a = static_cast<size_t>(weights.activation);
+  if (state_->ready[f][a].load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(state_->mutex);
+  if (state_->ready[f][a].load(std::memory_order_relaxed)) return;
+  for (size_t i = 0; i < kVariants.size(); ++i) {
+    for (int gemm = 1; gemm <= 2; ++gemm) {
+      CUfunction const function =
+          library_.get(half_program(kVariants[i], gemm, weights.format, weights.activation), "stream_half");
+      RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+              static_cast<int>(kVariants[i].shared_bytes()));
+      state_->functions[f][a][i][static_cast<size_t>(gemm) - 1] = function;
+    }
+  }
+  state_->ready[f][a].store(true, std::memory_order_release);
+}
+
+uint64_t HalfBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+  Parts parts;
+  return carve(weights, tokens, top_k, kVariants.front().width, nullptr,
+               parts);  // the smallest tiles need most
+}
+
+HalfVariant HalfBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
+  const double mean =
+      static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
+  if (tokens <= 2) return kVariants[0];
+  if (mean <= 4) return kVariants[1];
+  return mean > 24 ? kVariants[6] : kVariants[4];
+}
+
+namespace {
+
+struct Run {
+  const Gpu& gpu;
+  const ExpertWeights& w;
+  const Parts& parts;
+  HalfVariant variant;
+  int64_t top_k = 1;
+  CUstream stream = nullptr;
+
+  [[nodiscard]] StreamParams common() const {
+    const RowIndex& index = parts.prologue.index;
+    StreamParams p{};
+    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.num_tiles = index.num_tiles;
+    p.offsets = index.offsets;
+    p.slots = index.slots;
+    p.top_k = static_cast<int>(top_k);
+    constexpr int64_t kManyExperts = 16;  // as stream_block.cpp
+    p.early = w.experts > kManyExperts ? 1 : 0;
+    return p;
+  }
+  [[nodiscard]] Grid grid() const {
+    const uint64_t blocks =
+        static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
+    return {blocks, 1, threads_of(variant), variant.shared_bytes()};
+  }
+
+  void gemm1(CUfunction f, const GemmInput& in) const {
+    StreamParams p = common();
+    p.weights = static_cast<const unsigned char*>(weight_views(w).w13.data);
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride * kElement;
+    p.x_source = in.per_slot ? kRowSlot : kRowToken;
+    p.slices = static_cast<int>(2 * w.intermediate / variant.rows);
+    p.steps = static_cast<int>(w.hidden / kDepth);
+    p.codes = static_cast<unsigned char*>(parts.h);
+    p.out_stride = w.intermediate;
+    launch_dependent(true, f, grid(), stream, p);
+  }
+
+  // weights: [T,k], absent where they were applied to the input.
+  void gemm2(CUfunction f, const ramp_tensor& weights) const {
+    StreamParams p = common();
+    p.weights = static_cast<const unsigned char*>(weight_views(w).w2.data);
+    p.x = static_cast<const unsigned char*>(parts.h);
+    p.x_stride = w.intermediate * kElement;
+    p.x_source = kRowSorted;
+    p.slices = static_cast<int>(w.hidden / variant.rows);
+    p.steps = static_cast<int>(w.intermediate / kDepth);
+    p.rows = static_cast<unsigned short*>(parts.rows);
+    p.out_stride = w.hidden;
+    if (present(weights)) {
+      p.slot_weight = static_cast<const float*>(weights.data);
+      p.slot_weight_token = weights.stride[0];
+      p.slot_weight_slot = weights.stride[1];
+    }
+    launch_dependent(true, f, grid(), stream, p);
+  }
+};
+
+size_t variant_number(const KernelConfig* forced, const HalfVariant& chosen) {
+  for (size_t i = 0; i < kVariants.size(); ++i)
+    if (forced != nullptr ? kVariants[i].config() == *forced : kVariants[i] == chosen) return i;
+  fail_argument("config", forced != nullptr ? config_name(*forced) : "none", "a config of the stream kernels",
+                "ramp_config_name lists them");
+}
+
+void check_size(uint64_t got, uint64_t needed, const void* workspace) {
+  if (workspace != nullptr && got >= needed) return;
+  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
+                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
+}
+
+}  // namespace
+
+void HalfBlock::block(const BlockCall& call, const RouteCall* routing) {
+  const ExpertWeights& w = *call.weights;
+  const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k));
+  Parts parts;
+  check_size(call.workspace_bytes,
+             carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
+             call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
+  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)][number];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  combine_.block(call, parts.rows, half_rows(w.format), parts.prologue.index, stream);
+}
+
+void HalfBlock::batched(const BatchedCall& call) {
+  const ExpertWeights& w = *call.weights;
+  const int64_t slots = w.experts * call.max_tokens;
+  const size_t number = variant_number(call.config, choose(w, slots, 1));
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts),
+             call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, kVariants[number], call.max_tokens, stream};
+  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  x.per_slot = true;
+  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)][number];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  combine_.batched(call, parts.rows, half_rows(w.format), parts.prologue.index, stream);
+}
+
+}  // namespace ramp::core::cuda
