@@ -55,6 +55,11 @@ __device__ __forceinline__ float router_weight(const StreamParams& p, const Item
   return p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
 }
 
+// A slot is released when the step after it has been issued, so that the tensor cores always have one
+// waiting; a ring of three cannot wait so long, since arrivals are signalled kLag steps late.
+constexpr bool kHold = STAGES > 3;
+static_assert(STAGES >= kLag + 1 + (kHold ? 1 : 0), "the ring would wait for itself");
+
 // The math warps' side of one item with N token columns.
 template <int N>
 __device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring, const Item& item, u32& at) {
@@ -76,14 +81,19 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<Type, N>(sum, a + 2 * j, b + 2 * j, 1);
     wgmma_commit();
-    if (k != 0) {
+    if (!kHold) {
+      wgmma_wait<0>();
+      release(ring, slot);
+    } else if (k != 0) {
       wgmma_wait<1>();
       release(ring, last);
     }
     last = slot;
   }
-  wgmma_wait<0>();
-  release(ring, last);
+  if (kHold) {
+    wgmma_wait<0>();
+    release(ring, last);
+  }
 
 #if GEMM == 1
   // h of this thread: column 8 * warp + lane/4 of the slice's ROWS / 2; tokens 8j + 2(lane%4) (+1).
