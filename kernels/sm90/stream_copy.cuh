@@ -3,7 +3,9 @@
 // that it meets (up to WIDTH x 128 bytes) and, with SCALES, a scale per token. Wants GEMM, WIDTH, STEP,
 // STAGES (stream.cu) and
 //   SCALES  1: fp8_block's scale per token and step; 0: none (bf16, fp16)
-//   ROWS    weight rows of an item: 128 (without a definition), or 64, half of each packed tile
+//   ROWS    weight rows of an item: 128 (without a definition); 64: half of each packed tile; 256: those of
+//   two
+//           slices
 #pragma once
 
 #include "sm90/ptx.cuh"
@@ -60,12 +62,16 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
     Item item = find_item(p, unit, slices);
     if (GEMM == 1 && SCALES) item.slice = 2 * item.slice + (int)rank;  // an item is a cluster's
     const u64 slice = ((u64)item.expert * (u32)p.slices + (u32)item.slice) * ROWS / 128;
-    const u8* tile = p.weights + slice * (u32)p.steps * kPacked + (u32)item.slice % (128 / ROWS) * kTile;
+    const u8* tile = p.weights + slice * (u32)p.steps * kPacked;
+    if (ROWS == 64) tile += (u32)item.slice % 2 * kTile;
     for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kPacked) {
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
       barrier_expect(s.full + 8 * slot, kTile);
-      bulk_copy(s.tiles + slot * kStage, tile, kTile, s.full + 8 * slot);
+      const u32 to = s.tiles + slot * kStage;
+      bulk_copy(to, tile, ROWS == 64 ? kTile : kPacked, s.full + 8 * slot);
+      if (ROWS == 256)
+        bulk_copy(to + kPacked, tile + (u64)(u32)p.steps * kPacked, kPacked, s.full + 8 * slot);
     }
   }
 }

@@ -10,7 +10,9 @@
 //   fp16,
 //           whose range the weighted row might leave, and whose precision bf16 would lose)
 //   TYPE    of weights and tokens (ramp_dtype): 2 f16, 3 bf16
-//   ROWS    weight rows of an item: 128, or 64, for twice as many items where there are few
+//   ROWS    weight rows of an item: 128; 64, for twice as many items where there are few; 256, where rows of
+//   x
+//           are so many that gathering them for each 128 takes its share of what the L2 cache can send
 //   ACTIVATION, WIDTH, STEP, STAGES, BLOCKS  as in stream.cu; WIDTH 8, 16, 32, 64, 128
 //
 // The first warps do math (a warpgroup per 64 weight rows), the last but one brings weights, the last one
@@ -187,9 +189,11 @@ extern "C" __global__ void __launch_bounds__(kMathThreads + 64, BLOCKS)
         RAMP_WIDTH(3)
         RAMP_WIDTH(4)
 #endif
-#if WIDTH / STEP >= 8
+#if WIDTH / STEP >= 6
         RAMP_WIDTH(5)
         RAMP_WIDTH(6)
+#endif
+#if WIDTH / STEP >= 8
         RAMP_WIDTH(7)
         RAMP_WIDTH(8)
 #endif

@@ -96,7 +96,7 @@ class CudaBackend final : public Backend {
         list.rejected.push_back({config, reason});
     };
     if (is_half(format))
-      for (const HalfVariant& v : half_variants()) add(v.config());
+      for (const HalfVariant& v : half_variants(model.hidden, model.intermediate)) add(v.config());
     else
       for (const StreamVariant& v : stream_variants()) add(v.config());
     return list;

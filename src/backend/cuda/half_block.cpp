@@ -25,16 +25,19 @@ constexpr int64_t kDepth = 64;      // of a tile: 128 bytes
 constexpr int64_t kElement = 2;     // bytes
 constexpr uint64_t kAlignment = 256;
 
-constexpr std::array<HalfVariant, 9> kVariants = {{{8, 64, 12, 2},
-                                                   {8, 128, 6, 2},
-                                                   {8, 128, 4, 3},
-                                                   {16, 128, 6, 2},
-                                                   {32, 128, 5, 2},
-                                                   {32, 128, 3, 3},
-                                                   {64, 128, 4, 2},
-                                                   {128, 128, 3, 2},
-                                                   {128, 128, 6, 1}}};
-
+constexpr std::array<HalfVariant, 13> kVariants = {{{8, 64, 12, 2},
+                                                    {8, 128, 6, 2},
+                                                    {8, 128, 4, 3},
+                                                    {16, 128, 6, 2},
+                                                    {32, 128, 5, 2},
+                                                    {32, 128, 3, 3},
+                                                    {48, 128, 3, 3},
+                                                    {64, 128, 4, 2},
+                                                    {64, 128, 3, 3},
+                                                    {32, 256, 6, 1},
+                                                    {64, 256, 5, 1},
+                                                    {128, 256, 4, 1},
+                                                    {128, 128, 3, 2}}};
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
 }
@@ -105,8 +108,11 @@ KernelConfig HalfVariant::config() const noexcept {
   return c;
 }
 
-std::span<const HalfVariant> half_variants() noexcept {
-  return kVariants;
+std::vector<HalfVariant> half_variants(int64_t hidden, int64_t intermediate) {
+  std::vector<HalfVariant> list;
+  for (const HalfVariant& v : kVariants)
+    if (hidden % v.rows == 0 && 2 * intermediate % v.rows == 0) list.push_back(v);
+  return list;
 }
 
 std::vector<KernelProgram> half_programs(int /*arch*/) {
@@ -255,9 +261,11 @@ struct Run {
   }
 };
 
-size_t variant_number(const KernelConfig* forced, const HalfVariant& chosen) {
-  for (size_t i = 0; i < kVariants.size(); ++i)
+size_t variant_number(const KernelConfig* forced, const HalfVariant& chosen, const ExpertWeights& w) {
+  for (size_t i = 0; i < kVariants.size(); ++i) {
+    if (w.hidden % kVariants[i].rows != 0 || 2 * w.intermediate % kVariants[i].rows != 0) continue;
     if (forced != nullptr ? kVariants[i].config() == *forced : kVariants[i] == chosen) return i;
+  }
   fail_argument("config", forced != nullptr ? config_name(*forced) : "none", "a config of the stream kernels",
                 "ramp_config_name lists them");
 }
@@ -272,7 +280,7 @@ void check_size(uint64_t got, uint64_t needed, const void* workspace) {
 
 void HalfBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k));
+  const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k), w);
   Parts parts;
   check_size(call.workspace_bytes,
              carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
@@ -290,7 +298,7 @@ void HalfBlock::block(const BlockCall& call, const RouteCall* routing) {
 void HalfBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
-  const size_t number = variant_number(call.config, choose(w, slots, 1));
+  const size_t number = variant_number(call.config, choose(w, slots, 1), w);
   Parts parts;
   check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts),
              call.workspace);

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -20,14 +19,15 @@ namespace ramp::core::cuda {
 // One compiled shape of the kernels.
 struct HalfVariant {
   int32_t width = 8;   // token rows per tile at most
-  int32_t rows = 128;  // weight rows per tile: 64 or 128
+  int32_t rows = 128;  // weight rows per tile: 64, 128 or 256
   int32_t stages = 6;  // ring depth in 16 KB tiles
   int32_t blocks = 2;  // per SM: as many as shared memory holds
   friend bool operator==(const HalfVariant&, const HalfVariant&) = default;
   [[nodiscard]] uint32_t shared_bytes() const noexcept;
   [[nodiscard]] KernelConfig config() const noexcept;
 };
-std::span<const HalfVariant> half_variants() noexcept;
+// Those that run this shape: items of 256 weight rows want them in W13 and W2.
+std::vector<HalfVariant> half_variants(int64_t hidden, int64_t intermediate);
 
 std::vector<KernelProgram> half_programs(int arch);
 
