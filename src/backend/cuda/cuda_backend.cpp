@@ -9,8 +9,8 @@
 #include <atomic>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/gpu.hpp"
-#include "backend/cuda/half_block.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/plain_block.hpp"
@@ -68,7 +68,7 @@ class CudaBackend final : public Backend {
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
-        half_(gpu_, *library_, prologue_, combine_) {
+        flat_(gpu_, *library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -95,8 +95,8 @@ class CudaBackend final : public Backend {
       else if (with_rejected)
         list.rejected.push_back({config, reason});
     };
-    if (is_half(format))
-      for (const HalfVariant& v : half_variants(model.hidden, model.intermediate)) add(v.config());
+    if (flat_format(format))
+      for (const FlatVariant& v : flat_variants(model.hidden, model.intermediate)) add(v.config(format));
     else
       for (const StreamVariant& v : stream_variants()) add(v.config());
     return list;
@@ -113,14 +113,14 @@ class CudaBackend final : public Backend {
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
     const int64_t tokens = (slots + k - 1) / k;
-    return is_half(w.format) ? HalfBlock::choose(w, tokens, k).config()
-                             : StreamBlock::choose(w, tokens, k).config();
+    return flat_format(w.format) ? FlatBlock::choose(w, tokens, k).config(w.format)
+                                 : StreamBlock::choose(w, tokens, k).config();
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
     if (!tiled(w)) return {};
-    if (is_half(w.format)) return {half_rows(w.format), kHalfTensorUnit};
-    return {RAMP_BF16, kFp8TensorUnit};
+    const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
+    return {flat_rows(w.format), half ? kHalfTensorUnit : kFp8TensorUnit};
   }
 
   void pack(ExpertWeights& w, void* stream) override {
@@ -147,8 +147,8 @@ class CudaBackend final : public Backend {
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
     if (!tiled(w)) return PlainBlock::workspace(w, max_tokens, top_k);
-    return is_half(w.format) ? HalfBlock::workspace(w, max_tokens, top_k)
-                             : StreamBlock::workspace(w, max_tokens, top_k);
+    return flat_format(w.format) ? FlatBlock::workspace(w, max_tokens, top_k)
+                                 : StreamBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
@@ -161,8 +161,8 @@ class CudaBackend final : public Backend {
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && is_half(call.weights->format))
-      half_.batched(call);
+    if (tiles && flat_format(call.weights->format))
+      flat_.batched(call);
     else if (tiles)
       stream_.batched(call);
     else
@@ -189,21 +189,18 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && is_half(call.weights->format))
-      half_.block(call, routing);
+    if (tiles && flat_format(call.weights->format))
+      flat_.block(call, routing);
     else if (tiles)
       stream_.block(call, routing);
     else
       plain_.block(call, routing);
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
-  [[nodiscard]] static bool is_half(ramp_format format) noexcept {
-    return format == RAMP_FORMAT_BF16 || format == RAMP_FORMAT_F16;
-  }
   [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
                                         int64_t intermediate, std::string* reason) {
-    return is_half(format) ? half_applies(format, activation, hidden, intermediate, reason)
-                           : stream_applies(format, activation, hidden, intermediate, reason);
+    return flat_format(format) ? flat_applies(format, activation, hidden, intermediate, reason)
+                               : stream_applies(format, activation, hidden, intermediate, reason);
   }
   TilePacker make_packer() {
     return {*memory_, library_->get(pack_programs(arch_number()).front(), "pack_tiles")};
@@ -214,14 +211,15 @@ class CudaBackend final : public Backend {
     std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)]
                                        [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = !tiles              ? plain_.programs(w.format)
-                                          : is_half(w.format) ? HalfBlock::programs(w.format, w.activation)
-                                                              : stream_.programs(w.activation);
+    std::vector<KernelProgram> programs = !tiles ? plain_.programs(w.format)
+                                          : flat_format(w.format)
+                                              ? FlatBlock::programs(w.format, w.activation)
+                                              : stream_.programs(w.activation);
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
-    if (tiles && is_half(w.format))
-      half_.prepare(w, x_dtype);
+    if (tiles && flat_format(w.format))
+      flat_.prepare(w, x_dtype);
     else if (tiles)
       stream_.prepare(w, x_dtype);
     else
@@ -238,7 +236,7 @@ class CudaBackend final : public Backend {
   Combine combine_;
   PlainBlock plain_;
   StreamBlock stream_;
-  HalfBlock half_;
+  FlatBlock flat_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
 };

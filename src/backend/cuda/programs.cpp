@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <set>
 
-#include "backend/cuda/half_block.hpp"
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
@@ -25,7 +25,7 @@ constexpr Part kParts[] = {
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
-    half_programs,      // half_block.cpp
+    flat_programs,      // flat_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {

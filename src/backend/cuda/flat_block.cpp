@@ -1,6 +1,6 @@
-// Host side of the 16-bit stream block: variants, workspace, parameters, launches. As stream_block.cpp: grids
+// Host side of the flat stream block: variants, workspace, parameters, launches. As stream_block.cpp: grids
 // are persistent and depend on the GPU alone, the plan on the device says how much of them has work.
-#include "backend/cuda/half_block.hpp"
+#include "backend/cuda/flat_block.hpp"
 
 #include <fmt/format.h>
 
@@ -20,12 +20,11 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kTileRows = 128;  // of weights in a packed tile
-constexpr int64_t kDepth = 64;      // of a tile: 128 bytes
-constexpr int64_t kElement = 2;     // bytes
+constexpr int64_t kTileRows = 128;   // of weights in a packed tile
+constexpr int64_t kTileBytes = 128;  // of its depth
 constexpr uint64_t kAlignment = 256;
 
-constexpr std::array<HalfVariant, 13> kVariants = {{{8, 64, 12, 2},
+constexpr std::array<FlatVariant, 13> kVariants = {{{8, 64, 12, 2},
                                                     {8, 128, 6, 2},
                                                     {8, 128, 4, 3},
                                                     {16, 128, 6, 2},
@@ -42,20 +41,27 @@ uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-unsigned threads_of(const HalfVariant& v) noexcept {
+int64_t element_bytes(ramp_format format) noexcept {
+  return dtype_bytes(weight_dtype(format));
+}
+int64_t depth_of(ramp_format format) noexcept {
+  return kTileBytes / element_bytes(format);
+}
+
+unsigned threads_of(const FlatVariant& v) noexcept {
   return static_cast<unsigned>(2 * v.rows + 64);
 }
 
 // activation: of GEMM 1 alone.
-KernelProgram half_program(const HalfVariant& v, int gemm, ramp_format format, ramp_activation activation) {
+KernelProgram flat_program(const FlatVariant& v, int gemm, ramp_format format, ramp_activation activation) {
   KernelProgram p{
       fmt::format("stream_{}_gemm{}_w{}_r{}_s{}", format_name(format), gemm, v.width, v.rows, v.stages),
-      "sm90/stream_half.cu",
-      {fmt::format("-DGEMM={}", gemm), fmt::format("-DTYPE={}", static_cast<int>(weight_dtype(format))),
+      "sm90/stream_flat.cu",
+      {fmt::format("-DGEMM={}", gemm), fmt::format("-DFORMAT={}", static_cast<int>(format)),
        fmt::format("-DWIDTH={}", v.width), fmt::format("-DROWS={}", v.rows),
        fmt::format("-DSTEP={}", v.width > 64 ? 16 : 8), fmt::format("-DSTAGES={}", v.stages),
        fmt::format("-DBLOCKS={}", v.blocks)},
-      {"stream_half"},
+      {"stream_flat"},
       90};
   if (gemm == 1) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
@@ -65,16 +71,19 @@ KernelProgram half_program(const HalfVariant& v, int gemm, ramp_format format, r
   return p;
 }
 
-constexpr size_t kFormats = 2, kActivations = 3;  // the gated ones
-constexpr std::array<ramp_format, kFormats> kFormatList = {RAMP_FORMAT_BF16, RAMP_FORMAT_F16};
+constexpr size_t kFormats = 4, kActivations = 3;  // the gated ones
+constexpr std::array<ramp_format, kFormats> kFormatList = {RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                                           RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
 size_t number_of(ramp_format format) noexcept {
-  return format == RAMP_FORMAT_BF16 ? 0 : 1;
+  return static_cast<size_t>(std::find(kFormatList.begin(), kFormatList.end(), format) - kFormatList.begin());
 }
 
 struct Parts {
   PrologueWorkspace prologue;
-  void* h = nullptr;     // [T*k, I] in the format's type
-  void* rows = nullptr;  // [T*k, H] as half_rows()
+  float* h = nullptr;       // fp8_channel: [T*k, I], of which the next two are made
+  void* codes = nullptr;    // [T*k, I] in the format's type
+  float* scales = nullptr;  // fp8_channel: [T*k]
+  void* rows = nullptr;     // [T*k, H] as flat_rows()
 };
 
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
@@ -86,73 +95,83 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
     at += align_up(bytes);
     return p;
   };
-  parts.h = take(slots * static_cast<uint64_t>(w.intermediate * kElement));
-  parts.rows = take(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(half_rows(w.format))));
+  const auto i = static_cast<uint64_t>(w.intermediate);
+  if (w.format == RAMP_FORMAT_FP8_CHANNEL) {
+    parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
+    parts.scales = static_cast<float*>(take(slots * sizeof(float)));
+  }
+  parts.codes = take(slots * i * static_cast<uint64_t>(element_bytes(w.format)));
+  parts.rows = take(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(flat_rows(w.format))));
   return at;
 }
 
 }  // namespace
 
-uint32_t HalfVariant::shared_bytes() const noexcept {
+uint32_t FlatVariant::shared_bytes() const noexcept {
   const auto per_stage = static_cast<uint32_t>(width + rows) * 128;
   return static_cast<uint32_t>(stages) * (per_stage + 16);  // two barriers of 8 bytes each
 }
 
-KernelConfig HalfVariant::config() const noexcept {
+KernelConfig FlatVariant::config(ramp_format format) const noexcept {
   KernelConfig c;
   c.tile_m = width;
   c.tile_n = rows;
-  c.tile_k = kDepth;
+  c.tile_k = static_cast<int32_t>(depth_of(format));
   c.stages = stages;
   c.threads = static_cast<int32_t>(threads_of(*this));
   return c;
 }
 
-std::vector<HalfVariant> half_variants(int64_t hidden, int64_t intermediate) {
-  std::vector<HalfVariant> list;
-  for (const HalfVariant& v : kVariants)
+std::vector<FlatVariant> flat_variants(int64_t hidden, int64_t intermediate) {
+  std::vector<FlatVariant> list;
+  for (const FlatVariant& v : kVariants)
     if (hidden % v.rows == 0 && 2 * intermediate % v.rows == 0) list.push_back(v);
   return list;
 }
 
-std::vector<KernelProgram> half_programs(int /*arch*/) {
+std::vector<KernelProgram> flat_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
   for (const ramp_format format : kFormatList) {
     for (size_t a = 0; a < kActivations; ++a) {
-      for (KernelProgram& p : HalfBlock::programs(format, static_cast<ramp_activation>(a)))
+      for (KernelProgram& p : FlatBlock::programs(format, static_cast<ramp_activation>(a)))
         if (a == 0 || p.name.find("_gemm1_") != std::string::npos) list.push_back(std::move(p));
     }
   }
   return list;
 }
 
-bool half_applies(ramp_format format, ramp_activation activation, int64_t hidden, int64_t intermediate,
+bool flat_applies(ramp_format format, ramp_activation activation, int64_t hidden, int64_t intermediate,
                   std::string* reason) {
   const auto no = [&](std::string text) {
     if (reason != nullptr) *reason = std::move(text);
     return false;
   };
-  if (format != RAMP_FORMAT_BF16 && format != RAMP_FORMAT_F16)
-    return no(fmt::format("format {} (these kernels take bf16 and fp16)", format_name(format)));
+  if (!flat_format(format))
+    return no(fmt::format("format {} (these kernels take bf16, fp16, fp8_tensor and fp8_channel)",
+                          format_name(format)));
   if (!is_gated(activation)) return no("relu2 is not gated (the stream kernels interleave gate and up rows)");
-  if (hidden % kTileRows != 0 || intermediate % kDepth != 0)
+  if (hidden % kTileRows != 0 || intermediate % depth_of(format) != 0)
     return no(fmt::format("H = {} and I = {}, expected multiples of {} and {}", hidden, intermediate,
-                          kTileRows, kDepth));
+                          kTileRows, depth_of(format)));
   return true;
 }
 
-ramp_dtype half_rows(ramp_format format) noexcept {
-  return format == RAMP_FORMAT_BF16 ? RAMP_BF16 : RAMP_F32;
+bool flat_format(ramp_format format) noexcept {
+  return number_of(format) < kFormats;
 }
 
-struct HalfBlock::State {
+ramp_dtype flat_rows(ramp_format format) noexcept {
+  return format == RAMP_FORMAT_F16 ? RAMP_F32 : RAMP_BF16;
+}
+
+struct FlatBlock::State {
   using Functions = std::array<std::array<CUfunction, 2>, kVariants.size()>;  // by variant and GEMM
   std::mutex mutex;
   std::array<std::array<std::atomic<bool>, kActivations>, kFormats> ready{};
   std::array<std::array<Functions, kActivations>, kFormats> functions{};
 };
 
-HalfBlock::HalfBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
+FlatBlock::FlatBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
                      Combine& combine)
     : gpu_(std::move(gpu)),
       library_(library),
@@ -160,14 +179,14 @@ HalfBlock::HalfBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Pro
       combine_(combine),
       state_(std::make_shared<State>()) {}
 
-std::vector<KernelProgram> HalfBlock::programs(ramp_format format, ramp_activation activation) {
+std::vector<KernelProgram> FlatBlock::programs(ramp_format format, ramp_activation activation) {
   std::vector<KernelProgram> list;
-  for (const HalfVariant& v : kVariants)
-    for (const int gemm : {1, 2}) list.push_back(half_program(v, gemm, format, activation));
+  for (const FlatVariant& v : kVariants)
+    for (const int gemm : {1, 2}) list.push_back(flat_program(v, gemm, format, activation));
   return list;
 }
 
-void HalfBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+void FlatBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   prologue_.prepare(weights, x_dtype, false);
   const size_t f = number_of(weights.format);
   const auto a = static_cast<size_t>(weights.activation);
@@ -177,7 +196,7 @@ void HalfBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   for (size_t i = 0; i < kVariants.size(); ++i) {
     for (int gemm = 1; gemm <= 2; ++gemm) {
       CUfunction const function =
-          library_.get(half_program(kVariants[i], gemm, weights.format, weights.activation), "stream_half");
+          library_.get(flat_program(kVariants[i], gemm, weights.format, weights.activation), "stream_flat");
       RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
               static_cast<int>(kVariants[i].shared_bytes()));
       state_->functions[f][a][i][static_cast<size_t>(gemm) - 1] = function;
@@ -186,13 +205,13 @@ void HalfBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   state_->ready[f][a].store(true, std::memory_order_release);
 }
 
-uint64_t HalfBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+uint64_t FlatBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
   Parts parts;
   return carve(weights, tokens, top_k, kVariants.front().width, nullptr,
                parts);  // the smallest tiles need most
 }
 
-HalfVariant HalfBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
+FlatVariant FlatBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
   if (tokens <= 2) return kVariants[0];
@@ -206,8 +225,8 @@ struct Run {
   const Gpu& gpu;
   const ExpertWeights& w;
   const Parts& parts;
-  HalfVariant variant;
-  int64_t top_k = 1;
+  FlatVariant variant;
+  int64_t slots = 0, top_k = 1;
   CUstream stream = nullptr;
 
   [[nodiscard]] StreamParams common() const {
@@ -228,28 +247,55 @@ struct Run {
     return {blocks, 1, threads_of(variant), variant.shared_bytes()};
   }
 
+  void set_input(StreamParams& p, const GemmInput& in, int source, int scale_source) const {
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride * element_bytes(w.format);
+    p.x_source = source;
+    p.x_scale = in.scales;
+    p.x_scale_stride = in.scale_stride;
+    p.x_scale_source = scale_source;
+    p.x_static = in.static_scale;
+  }
+  // up_row: of W13, 0: W2.
+  static void set_scales(StreamParams& p, const ramp_tensor& scale, int64_t up_row) {
+    if (!present(scale)) return;
+    p.weight_scale = static_cast<const float*>(scale.data);
+    p.ws_expert = scale.stride[0];
+    p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
+    p.up_scale_row = static_cast<int>(up_row);
+  }
+
   void gemm1(CUfunction f, const GemmInput& in) const {
     StreamParams p = common();
     p.weights = static_cast<const unsigned char*>(weight_views(w).w13.data);
-    p.x = static_cast<const unsigned char*>(in.data);
-    p.x_stride = in.stride * kElement;
-    p.x_source = in.per_slot ? kRowSlot : kRowToken;
+    set_input(p, in, in.per_slot ? kRowSlot : kRowToken, in.scales_per_slot ? kRowSlot : kRowToken);
+    set_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
     p.slices = static_cast<int>(2 * w.intermediate / variant.rows);
-    p.steps = static_cast<int>(w.hidden / kDepth);
-    p.codes = static_cast<unsigned char*>(parts.h);
+    p.steps = static_cast<int>(w.hidden / depth_of(w.format));
+    p.codes = static_cast<unsigned char*>(parts.h != nullptr ? parts.h : parts.codes);
     p.out_stride = w.intermediate;
+    p.h_static = w.w2_input_scale;
     launch_dependent(true, f, grid(), stream, p);
   }
-
+  // What GEMM 1 wrote, or is to be requantised from it.
+  GemmInput middle(Prologue& prologue) const {
+    const int64_t slots = w.format == RAMP_FORMAT_FP8_CHANNEL ? this->slots : 0;
+    if (slots > 0)
+      return prologue.requantize(w, parts.h, slots, parts.prologue.index, parts.codes, parts.scales, stream);
+    GemmInput in;
+    in.data = parts.codes;
+    in.stride = w.intermediate;
+    in.static_scale = w.w2_input_scale;
+    return in;
+  }
   // weights: [T,k], absent where they were applied to the input.
-  void gemm2(CUfunction f, const ramp_tensor& weights) const {
+  void gemm2(CUfunction f, const GemmInput& in, const ramp_tensor& weights) const {
     StreamParams p = common();
     p.weights = static_cast<const unsigned char*>(weight_views(w).w2.data);
-    p.x = static_cast<const unsigned char*>(parts.h);
-    p.x_stride = w.intermediate * kElement;
-    p.x_source = kRowSorted;
+    set_input(p, in, kRowSorted, kRowSorted);
+    set_scales(p, w.w2_scale, 0);
     p.slices = static_cast<int>(w.hidden / variant.rows);
-    p.steps = static_cast<int>(w.intermediate / kDepth);
+    p.steps = static_cast<int>(w.intermediate / depth_of(w.format));
     p.rows = static_cast<unsigned short*>(parts.rows);
     p.out_stride = w.hidden;
     if (present(weights)) {
@@ -261,10 +307,10 @@ struct Run {
   }
 };
 
-size_t variant_number(const KernelConfig* forced, const HalfVariant& chosen, const ExpertWeights& w) {
+size_t variant_number(const KernelConfig* forced, const FlatVariant& chosen, const ExpertWeights& w) {
   for (size_t i = 0; i < kVariants.size(); ++i) {
     if (w.hidden % kVariants[i].rows != 0 || 2 * w.intermediate % kVariants[i].rows != 0) continue;
-    if (forced != nullptr ? kVariants[i].config() == *forced : kVariants[i] == chosen) return i;
+    if (forced != nullptr ? kVariants[i].config(w.format) == *forced : kVariants[i] == chosen) return i;
   }
   fail_argument("config", forced != nullptr ? config_name(*forced) : "none", "a config of the stream kernels",
                 "ramp_config_name lists them");
@@ -278,7 +324,7 @@ void check_size(uint64_t got, uint64_t needed, const void* workspace) {
 
 }  // namespace
 
-void HalfBlock::block(const BlockCall& call, const RouteCall* routing) {
+void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
   const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k), w);
   Parts parts;
@@ -286,16 +332,17 @@ void HalfBlock::block(const BlockCall& call, const RouteCall* routing) {
              carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
              call.workspace);
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
+  const Run run{*gpu_, w, parts, kVariants[number], call.tokens * call.top_k, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
   const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
-  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
-  combine_.block(call, parts.rows, half_rows(w.format), parts.prologue.index, stream);
+  run.gemm2(functions[1], run.middle(prologue_),
+            call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  combine_.block(call, parts.rows, flat_rows(w.format), parts.prologue.index, stream);
 }
 
-void HalfBlock::batched(const BatchedCall& call) {
+void FlatBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
   const size_t number = variant_number(call.config, choose(w, slots, 1), w);
@@ -303,13 +350,14 @@ void HalfBlock::batched(const BatchedCall& call) {
   check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts),
              call.workspace);
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, kVariants[number], call.max_tokens, stream};
+  const Run run{*gpu_, w, parts, kVariants[number], slots, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
-  x.per_slot = true;
+  x.per_slot = x.scales_per_slot = true;
   const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
-  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
-  combine_.batched(call, parts.rows, half_rows(w.format), parts.prologue.index, stream);
+  run.gemm2(functions[1], run.middle(prologue_),
+            call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  combine_.batched(call, parts.rows, flat_rows(w.format), parts.prologue.index, stream);
 }
 
 }  // namespace ramp::core::cuda
