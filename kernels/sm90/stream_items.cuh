@@ -1,6 +1,6 @@
 // The work of the stream kernels: (tile, slice) items out of the plan, ordered by expert, then slice, then
 // tile; where an item's token rows come from; the activation between the GEMMs. Of any format. Wants GEMM,
-// WIDTH and (GEMM 1) ACTIVATION: stream.cu.
+// WIDTH, STEP and (GEMM 1) ACTIVATION: stream.cu.
 #pragma once
 
 #include "common/types.cuh"
@@ -11,6 +11,8 @@ using namespace ramp::core::cuda;
 
 struct Item {
   int expert, first, rows, slice;
+  int number;  // of the tile
+  bool alone;  // the expert's only tile: nobody else reads these weights
 };
 
 // Item number `unit` of units = tiles * slices.
@@ -23,13 +25,24 @@ __device__ __forceinline__ Item find_item(const StreamParams& p, u32 unit, u32 s
   const u32 local = unit - first_tile * slices;
   const int first = begin + (int)(local % tiles) * WIDTH;
   const int left = begin + count - first;
-  return {base.expert, first, left < WIDTH ? left : WIDTH, (int)(local / tiles)};
+  return {base.expert,
+          first,
+          left < WIDTH ? left : WIDTH,
+          (int)(local / tiles),
+          (int)(first_tile + local % tiles),
+          tiles == 1};
 }
 
 __device__ __forceinline__ u32 source_row(int source, const StreamParams& p, int sorted) {
   if (source == kRowSorted) return (u32)sorted;
   const int slot = p.slots[sorted];
   return (u32)(source == kRowSlot ? slot : slot / p.top_k);
+}
+
+// First row of an item's tile where every tile's rows, rounded up to STEP, follow one another: GEMM 2's
+// packed input. The tile before ends at or before it, since rounding its rows up adds less than STEP.
+__device__ __forceinline__ u64 packed_row(const Item& item) {
+  return (u64)(((u32)item.first + STEP - 1) / STEP + (u32)item.number) * STEP;
 }
 
 __device__ __forceinline__ float activate(float g, float u) {

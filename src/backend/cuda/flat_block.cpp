@@ -24,8 +24,7 @@ constexpr int64_t kTileRows = 128;   // of weights in a packed tile
 constexpr int64_t kTileBytes = 128;  // of its depth
 constexpr uint64_t kAlignment = 256;
 
-constexpr std::array<FlatVariant, 13> kVariants = {{{8, 64, 12, 2},
-                                                    {8, 128, 6, 2},
+constexpr std::array<FlatVariant, 10> kVariants = {{{8, 64, 12, 2},
                                                     {8, 128, 4, 3},
                                                     {16, 128, 6, 2},
                                                     {32, 128, 5, 2},
@@ -33,10 +32,8 @@ constexpr std::array<FlatVariant, 13> kVariants = {{{8, 64, 12, 2},
                                                     {48, 128, 3, 3},
                                                     {64, 128, 4, 2},
                                                     {64, 128, 3, 3},
-                                                    {32, 256, 6, 1},
                                                     {64, 256, 5, 1},
-                                                    {128, 256, 4, 1},
-                                                    {128, 128, 3, 2}}};
+                                                    {128, 256, 4, 1}}};
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
 }
@@ -48,6 +45,10 @@ int64_t depth_of(ramp_format format) noexcept {
   return kTileBytes / element_bytes(format);
 }
 
+// The width of a tile is a multiple of it: 16 where 16 widths would take the compiler too long.
+int32_t step_of(const FlatVariant& v) noexcept {
+  return v.width > 64 ? 16 : 8;
+}
 unsigned threads_of(const FlatVariant& v) noexcept {
   return static_cast<unsigned>(2 * v.rows + 64);
 }
@@ -58,8 +59,9 @@ KernelProgram flat_program(const FlatVariant& v, int gemm, ramp_format format, r
       fmt::format("stream_{}_gemm{}_w{}_r{}_s{}", format_name(format), gemm, v.width, v.rows, v.stages),
       "sm90/stream_flat.cu",
       {fmt::format("-DGEMM={}", gemm), fmt::format("-DFORMAT={}", static_cast<int>(format)),
-       fmt::format("-DWIDTH={}", v.width), fmt::format("-DROWS={}", v.rows),
-       fmt::format("-DSTEP={}", v.width > 64 ? 16 : 8), fmt::format("-DSTAGES={}", v.stages),
+       fmt::format("-DWIDTH={}", v.width),
+       v.rows == 64 ? std::string("-DHALVES=1") : fmt::format("-DSLICES={}", v.rows / kTileRows),
+       fmt::format("-DSTEP={}", step_of(v)), fmt::format("-DSTAGES={}", v.stages),
        fmt::format("-DBLOCKS={}", v.blocks)},
       {"stream_flat"},
       90};
@@ -86,10 +88,10 @@ struct Parts {
   void* rows = nullptr;     // [T*k, H] as flat_rows()
 };
 
-uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, const FlatVariant& v, void* base,
                Parts& parts) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
-  uint64_t at = align_up(carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
+  uint64_t at = align_up(carve_prologue(w, tokens, top_k, v.width, base, parts.prologue));
   const auto take = [&](uint64_t bytes) {
     void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
     at += align_up(bytes);
@@ -100,7 +102,11 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
     parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
     parts.scales = static_cast<float*>(take(slots * sizeof(float)));
   }
-  parts.codes = take(slots * i * static_cast<uint64_t>(element_bytes(w.format)));
+  // Packed tiles of GEMM 2's input begin at multiples of the step: kernels/sm90/stream_items.cuh,
+  // packed_row().
+  const auto tiles = static_cast<uint64_t>(max_tiles(static_cast<int64_t>(slots), w.experts, v.width));
+  const uint64_t padded = slots + (tiles + 1) * static_cast<uint64_t>(step_of(v));
+  parts.codes = take(padded * i * static_cast<uint64_t>(element_bytes(w.format)));
   parts.rows = take(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(flat_rows(w.format))));
   return at;
 }
@@ -206,17 +212,19 @@ void FlatBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
 }
 
 uint64_t FlatBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
-  Parts parts;
-  return carve(weights, tokens, top_k, kVariants.front().width, nullptr,
-               parts);  // the smallest tiles need most
+  uint64_t most = 0;
+  for (const FlatVariant& v : kVariants) {
+    Parts parts;
+    most = std::max(most, carve(weights, tokens, top_k, v, nullptr, parts));
+  }
+  return most;
 }
 
 FlatVariant FlatBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
   if (tokens <= 2) return kVariants[0];
-  if (mean <= 4) return kVariants[1];
-  return mean > 24 ? kVariants[6] : kVariants[4];
+  return mean <= 24 ? kVariants[3] : kVariants[6];
 }
 
 namespace {
@@ -270,10 +278,11 @@ struct Run {
     p.weights = static_cast<const unsigned char*>(weight_views(w).w13.data);
     set_input(p, in, in.per_slot ? kRowSlot : kRowToken, in.scales_per_slot ? kRowSlot : kRowToken);
     set_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
-    p.slices = static_cast<int>(2 * w.intermediate / variant.rows);
+    p.slices = static_cast<int>(2 * w.intermediate / kTileRows);
     p.steps = static_cast<int>(w.hidden / depth_of(w.format));
     p.codes = static_cast<unsigned char*>(parts.h != nullptr ? parts.h : parts.codes);
-    p.out_stride = w.intermediate;
+    p.out_stride =
+        parts.h != nullptr ? w.intermediate : w.intermediate * element_bytes(w.format);  // floats or bytes
     p.h_static = w.w2_input_scale;
     launch_dependent(true, f, grid(), stream, p);
   }
@@ -294,7 +303,7 @@ struct Run {
     p.weights = static_cast<const unsigned char*>(weight_views(w).w2.data);
     set_input(p, in, kRowSorted, kRowSorted);
     set_scales(p, w.w2_scale, 0);
-    p.slices = static_cast<int>(w.hidden / variant.rows);
+    p.slices = static_cast<int>(w.hidden / kTileRows);
     p.steps = static_cast<int>(w.intermediate / depth_of(w.format));
     p.rows = static_cast<unsigned short*>(parts.rows);
     p.out_stride = w.hidden;
@@ -329,8 +338,7 @@ void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
   const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k), w);
   Parts parts;
   check_size(call.workspace_bytes,
-             carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
-             call.workspace);
+             carve(w, call.tokens, call.top_k, kVariants[number], call.workspace, parts), call.workspace);
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], call.tokens * call.top_k, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
@@ -347,7 +355,7 @@ void FlatBlock::batched(const BatchedCall& call) {
   const int64_t slots = w.experts * call.max_tokens;
   const size_t number = variant_number(call.config, choose(w, slots, 1), w);
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts),
+  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number], call.workspace, parts),
              call.workspace);
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], slots, call.max_tokens, stream};
