@@ -280,6 +280,12 @@ extern "C" __global__ void __launch_bounds__(kMathThreads + 64, BLOCKS)
         RAMP_WIDTH(7)
         RAMP_WIDTH(8)
 #endif
+#if WIDTH / STEP >= 12
+        RAMP_WIDTH(9)
+        RAMP_WIDTH(10)
+        RAMP_WIDTH(11)
+        RAMP_WIDTH(12)
+#endif
 #undef RAMP_WIDTH
       }
     }

@@ -59,7 +59,8 @@ TEST_P(GpuSmall, Batched) {
 // the cluster's blocks; and, of the configs with small tiles, several tiles per expert.
 class GpuSmallStream : public testing::TestWithParam<ramp_format> {};
 INSTANTIATE_TEST_SUITE_P(Formats, GpuSmallStream,
-                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16),
+                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                         RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL),
                          [](const auto& p) { return std::string(format_name(p.param)); });
 
 TEST_P(GpuSmallStream, EveryConfig) {

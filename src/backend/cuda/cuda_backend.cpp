@@ -96,7 +96,8 @@ class CudaBackend final : public Backend {
         list.rejected.push_back({config, reason});
     };
     if (flat_format(format))
-      for (const FlatVariant& v : flat_variants(model.hidden, model.intermediate)) add(v.config(format));
+      for (const FlatVariant& v : flat_variants(format, model.hidden, model.intermediate))
+        add(v.config(format));
     else
       for (const StreamVariant& v : stream_variants()) add(v.config());
     return list;

@@ -24,16 +24,9 @@ constexpr int64_t kTileRows = 128;   // of weights in a packed tile
 constexpr int64_t kTileBytes = 128;  // of its depth
 constexpr uint64_t kAlignment = 256;
 
-constexpr std::array<FlatVariant, 10> kVariants = {{{8, 64, 12, 2},
-                                                    {8, 128, 4, 3},
-                                                    {16, 128, 6, 2},
-                                                    {32, 128, 5, 2},
-                                                    {32, 128, 3, 3},
-                                                    {48, 128, 3, 3},
-                                                    {64, 128, 4, 2},
-                                                    {64, 128, 3, 3},
-                                                    {64, 256, 5, 1},
-                                                    {128, 256, 4, 1}}};
+// Measured at T = 1, 32 and 128 over four models (docs/kernel-log.md).
+constexpr std::array<FlatVariant, 5> kVariants = {
+    {{8, 64, 12, 2}, {16, 128, 6, 2}, {32, 128, 5, 2}, {64, 128, 4, 2}, {96, 256, 5, 1}}};
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
 }
@@ -45,10 +38,8 @@ int64_t depth_of(ramp_format format) noexcept {
   return kTileBytes / element_bytes(format);
 }
 
-// The width of a tile is a multiple of it: 16 where 16 widths would take the compiler too long.
-int32_t step_of(const FlatVariant& v) noexcept {
-  return v.width > 64 ? 16 : 8;
-}
+constexpr int32_t kStep = 8;  // the width of a tile is a multiple of it
+
 unsigned threads_of(const FlatVariant& v) noexcept {
   return static_cast<unsigned>(2 * v.rows + 64);
 }
@@ -61,7 +52,7 @@ KernelProgram flat_program(const FlatVariant& v, int gemm, ramp_format format, r
       {fmt::format("-DGEMM={}", gemm), fmt::format("-DFORMAT={}", static_cast<int>(format)),
        fmt::format("-DWIDTH={}", v.width),
        v.rows == 64 ? std::string("-DHALVES=1") : fmt::format("-DSLICES={}", v.rows / kTileRows),
-       fmt::format("-DSTEP={}", step_of(v)), fmt::format("-DSTAGES={}", v.stages),
+       fmt::format("-DSTEP={}", kStep), fmt::format("-DSTAGES={}", v.stages),
        fmt::format("-DBLOCKS={}", v.blocks)},
       {"stream_flat"},
       90};
@@ -71,6 +62,12 @@ KernelProgram flat_program(const FlatVariant& v, int gemm, ramp_format format, r
     if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
   }
   return p;
+}
+
+// FP8 has a step's sums beside the promoted ones: no registers for 96 columns.
+bool compiles(const FlatVariant& v, ramp_format format) noexcept {
+  constexpr int32_t kWidestFp8 = 64;
+  return element_bytes(format) == 2 || v.width <= kWidestFp8;
 }
 
 constexpr size_t kFormats = 4, kActivations = 3;  // the gated ones
@@ -105,7 +102,7 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, const Flat
   // Packed tiles of GEMM 2's input begin at multiples of the step: kernels/sm90/stream_items.cuh,
   // packed_row().
   const auto tiles = static_cast<uint64_t>(max_tiles(static_cast<int64_t>(slots), w.experts, v.width));
-  const uint64_t padded = slots + (tiles + 1) * static_cast<uint64_t>(step_of(v));
+  const uint64_t padded = slots + (tiles + 1) * uint64_t{kStep};
   parts.codes = take(padded * i * static_cast<uint64_t>(element_bytes(w.format)));
   parts.rows = take(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(flat_rows(w.format))));
   return at;
@@ -128,10 +125,14 @@ KernelConfig FlatVariant::config(ramp_format format) const noexcept {
   return c;
 }
 
-std::vector<FlatVariant> flat_variants(int64_t hidden, int64_t intermediate) {
+bool FlatVariant::runs(ramp_format format, int64_t hidden, int64_t intermediate) const noexcept {
+  return compiles(*this, format) && hidden % rows == 0 && 2 * intermediate % rows == 0;
+}
+
+std::vector<FlatVariant> flat_variants(ramp_format format, int64_t hidden, int64_t intermediate) {
   std::vector<FlatVariant> list;
   for (const FlatVariant& v : kVariants)
-    if (hidden % v.rows == 0 && 2 * intermediate % v.rows == 0) list.push_back(v);
+    if (v.runs(format, hidden, intermediate)) list.push_back(v);
   return list;
 }
 
@@ -187,8 +188,10 @@ FlatBlock::FlatBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Pro
 
 std::vector<KernelProgram> FlatBlock::programs(ramp_format format, ramp_activation activation) {
   std::vector<KernelProgram> list;
-  for (const FlatVariant& v : kVariants)
+  for (const FlatVariant& v : kVariants) {
+    if (!compiles(v, format)) continue;
     for (const int gemm : {1, 2}) list.push_back(flat_program(v, gemm, format, activation));
+  }
   return list;
 }
 
@@ -200,6 +203,7 @@ void FlatBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[f][a].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
+    if (!compiles(kVariants[i], weights.format)) continue;
     for (int gemm = 1; gemm <= 2; ++gemm) {
       CUfunction const function =
           library_.get(flat_program(kVariants[i], gemm, weights.format, weights.activation), "stream_flat");
@@ -214,6 +218,7 @@ void FlatBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
 uint64_t FlatBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
   uint64_t most = 0;
   for (const FlatVariant& v : kVariants) {
+    if (!v.runs(weights.format, weights.hidden, weights.intermediate)) continue;
     Parts parts;
     most = std::max(most, carve(weights, tokens, top_k, v, nullptr, parts));
   }
@@ -221,10 +226,17 @@ uint64_t FlatBlock::workspace(const ExpertWeights& weights, int64_t tokens, int6
 }
 
 FlatVariant FlatBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
+  // By mean rows per expert. One token of few large experts has few items of W2: 128 rows and a depth that
+  // fills all SMs did better than twice as many items. (The histogram itself will decide once the dispatcher
+  // runs on the device.)
+  constexpr int64_t kManyExperts = 16;
+  constexpr double kManyRows = 24;
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  if (tokens <= 2) return kVariants[0];
-  return mean <= 24 ? kVariants[3] : kVariants[6];
+  if (tokens <= 2) return kVariants[weights.experts > kManyExperts ? 0 : 1];
+  if (mean <= kManyRows) return kVariants[2];
+  const FlatVariant& widest = kVariants.back();
+  return widest.runs(weights.format, weights.hidden, weights.intermediate) ? widest : kVariants[3];
 }
 
 namespace {
@@ -245,8 +257,7 @@ struct Run {
     p.offsets = index.offsets;
     p.slots = index.slots;
     p.top_k = static_cast<int>(top_k);
-    constexpr int64_t kManyExperts = 16;  // as stream_block.cpp
-    p.early = w.experts > kManyExperts ? 1 : 0;
+    p.early = 1;
     return p;
   }
   [[nodiscard]] Grid grid() const {
@@ -318,7 +329,7 @@ struct Run {
 
 size_t variant_number(const KernelConfig* forced, const FlatVariant& chosen, const ExpertWeights& w) {
   for (size_t i = 0; i < kVariants.size(); ++i) {
-    if (w.hidden % kVariants[i].rows != 0 || 2 * w.intermediate % kVariants[i].rows != 0) continue;
+    if (!kVariants[i].runs(w.format, w.hidden, w.intermediate)) continue;
     if (forced != nullptr ? kVariants[i].config(w.format) == *forced : kVariants[i] == chosen) return i;
   }
   fail_argument("config", forced != nullptr ? config_name(*forced) : "none", "a config of the stream kernels",

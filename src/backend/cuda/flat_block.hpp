@@ -25,10 +25,12 @@ struct FlatVariant {
   int32_t blocks = 2;  // per SM: as many as shared memory holds
   friend bool operator==(const FlatVariant&, const FlatVariant&) = default;
   [[nodiscard]] uint32_t shared_bytes() const noexcept;
+  [[nodiscard]] bool runs(ramp_format format, int64_t hidden, int64_t intermediate) const noexcept;
   [[nodiscard]] KernelConfig config(ramp_format format) const noexcept;
 };
-// Those that run this shape: items of 256 weight rows want them in W13 and W2.
-std::vector<FlatVariant> flat_variants(int64_t hidden, int64_t intermediate);
+// Those that run this format (FP8 has fewer registers to spare) and shape (items of 256 weight rows want them
+// in W13 and W2).
+std::vector<FlatVariant> flat_variants(ramp_format format, int64_t hidden, int64_t intermediate);
 
 std::vector<KernelProgram> flat_programs(int arch);
 
