@@ -25,8 +25,8 @@ constexpr int64_t kTileBytes = 128;  // of its depth
 constexpr uint64_t kAlignment = 256;
 
 // Measured at T = 1, 32 and 128 over four models (docs/kernel-log.md).
-constexpr std::array<FlatVariant, 5> kVariants = {
-    {{8, 64, 12, 2}, {16, 128, 6, 2}, {32, 128, 5, 2}, {64, 128, 4, 2}, {96, 256, 5, 1}}};
+constexpr std::array<FlatVariant, 4> kVariants = {
+    {{8, 64, 12, 2}, {32, 128, 5, 2}, {64, 128, 4, 2}, {96, 256, 5, 1}}};
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
 }
@@ -226,17 +226,15 @@ uint64_t FlatBlock::workspace(const ExpertWeights& weights, int64_t tokens, int6
 }
 
 FlatVariant FlatBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
-  // By mean rows per expert. One token of few large experts has few items of W2: 128 rows and a depth that
-  // fills all SMs did better than twice as many items. (The histogram itself will decide once the dispatcher
-  // runs on the device.)
-  constexpr int64_t kManyExperts = 16;
+  // By mean rows per expert. (The histogram itself will decide once the dispatcher runs on the device.)
+  constexpr int64_t kFewTokens = 2;
   constexpr double kManyRows = 24;
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  if (tokens <= 2) return kVariants[weights.experts > kManyExperts ? 0 : 1];
-  if (mean <= kManyRows) return kVariants[2];
-  const FlatVariant& widest = kVariants.back();
-  return widest.runs(weights.format, weights.hidden, weights.intermediate) ? widest : kVariants[3];
+  if (tokens <= kFewTokens) return kVariants[0];
+  if (mean <= kManyRows) return kVariants[1];
+  const FlatVariant& widest = kVariants[3];
+  return widest.runs(weights.format, weights.hidden, weights.intermediate) ? widest : kVariants[2];
 }
 
 namespace {
