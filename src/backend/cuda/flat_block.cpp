@@ -27,6 +27,7 @@ constexpr uint64_t kAlignment = 256;
 // Measured at T = 1, 32 and 128 over four models (docs/kernel-log.md).
 constexpr std::array<FlatVariant, 4> kVariants = {
     {{8, 64, 12, 2}, {32, 128, 5, 2}, {64, 128, 4, 2}, {96, 256, 5, 1}}};
+
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
 }
