@@ -36,7 +36,7 @@ int64_t element_bytes(ramp_format format) noexcept {
   return dtype_bytes(weight_dtype(format));
 }
 int64_t depth_of(ramp_format format) noexcept {
-  return kTileBytes / element_bytes(format);
+  return element_bytes(format) == 2 ? kTileBytes / 2 : kTileBytes;
 }
 
 constexpr int32_t kStep = 8;  // the width of a tile is a multiple of it
