@@ -197,7 +197,7 @@ std::vector<KernelProgram> FlatBlock::programs(ramp_format format, ramp_activati
 }
 
 void FlatBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
-  prologue_.prepare(weights, x_dtype, false);
+  prologue_.prepare(weights, x_dtype);
   const size_t f = number_of(weights.format);
   const auto a = static_cast<size_t>(weights.activation);
   if (state_->ready[f][a].load(std::memory_order_acquire)) return;
