@@ -8,18 +8,15 @@
 //              steps one after the other, each its rows of 128 bytes, swizzled, and their scales. 2: w2,
 //              router weight, bf16 rows.
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
-//   WIDTH   token rows per tile at most: 8 to 80
+//   WIDTH   token rows per tile at most: 8, 16, 32 or 64
 //   STEP    the width of a tile is a multiple of it: 8
-//   SLICES  1: 128 weight rows per item; GEMM 1's blocks run in clusters of two, each with 64 of a group's
-//   128
-//           columns, exchanging the group's amax through distributed shared memory. 2: 256 rows, four
-//           warpgroups, no cluster; token rows are brought once for both slices.
 //   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
 //
-// The first warps do math, the next one brings weights, as far ahead as the ring allows, the last one tokens:
-// GEMM 1 gathers them by index with 16-byte copies, swizzled by hand; GEMM 2's are one bulk copy a step. The
-// grid is persistent: blocks stride over (tile, slice) items, ordered by expert, then slice, then tile, so
-// that an expert's tiles share its weights in L2.
+// GEMM 1's blocks run in clusters of two, each with 64 of a group's 128 columns, exchanging the group's amax
+// through distributed shared memory. Warps 0-7 do math, warp 8 brings weights, as far ahead as the ring
+// allows, warp 9 tokens: GEMM 1 gathers them by index with 16-byte copies, swizzled by hand; GEMM 2's are one
+// bulk copy a step. The grid is persistent: blocks stride over (tile, slice) items, ordered by expert, then
+// slice, then tile, so that an expert's tiles share its weights in L2.
 #define WGMMA_E4M3
 #define SCALES 1
 #if GEMM == 1
@@ -35,8 +32,12 @@
 #include "sm90/stream_items.cuh"
 #include "sm90/wgmma.cuh"
 
+static_assert(WIDTH == 8 || WIDTH == 16 || WIDTH == 32 || WIDTH == 64, "the switch over widths covers these");
+static_assert(STEP == 8, "a case of the switch is 8 token columns wide");
+static_assert(SLICES == 1, "two warpgroups, one slice");
+
 constexpr u32 kMathWarps = kMathThreads / 32;
-constexpr bool kPaired = GEMM == 1 && SLICES == 1;  // a cluster of two blocks shares a group
+constexpr bool kPaired = GEMM == 1;  // a cluster of two blocks shares a group
 
 struct Shared {
   Ring ring;
@@ -58,6 +59,16 @@ __device__ __forceinline__ void store_shared(u32 address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 
+// Frees a slot once `loaded` has a value, that is, once the loads that it was made from have returned. An
+// arrival alone may overtake shared loads that are still under way: with packed rows, whose refill is quick,
+// one warp's last scales of a step were then those of a later one (eight columns of a tile, once in some
+// hundred blocks at T = 512). The count of 32 bits is below 64, which the compiler does not use.
+__device__ __forceinline__ void release_after(const Ring& s, u32 slot, u32 loaded) {
+  u32 zero;
+  asm volatile("{\n.reg .u32 t;\npopc.b32 t, %1;\nshr.u32 %0, t, 6;\n}" : "=r"(zero) : "r"(loaded));
+  barrier_arrive(s.empty + 8 * slot + zero);
+}
+
 // Sums of one item over its depth, N token columns: columns 8j + 2(lane%4) (+1) of rows lane/4 and (4j+2, +3)
 // lane/4 + 8 of the warp's 16.
 template <int N>
@@ -68,7 +79,7 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
   const float* gate_scale = p.weight_scale + (i64)item.expert * p.ws_expert +
-                            (i64)(GEMM == 1 ? item.slice / 2 : item.slice + (int)group / 2) * p.ws_row;
+                            (i64)(GEMM == 1 ? item.slice / 2 : item.slice) * p.ws_row;
   const float* up_scale = gate_scale + (GEMM == 1 ? (i64)p.up_scale_row * p.ws_row : 0);
   float gate = __ldg(gate_scale);
   float up = GEMM == 1 ? __ldg(up_scale) : gate;
@@ -80,33 +91,44 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
     barrier_wait(s.ring.full + 8 * slot, (at / STAGES) & 1);
     if (ROWS == kRowsAsync) proxy_fence();
     const u64 a = descriptor(s.ring.tiles + slot * kStage + group * 8192);
-    const u64 b = descriptor(s.ring.tiles + slot * kStage + SLICES * kTile);
+    const u64 b = descriptor(s.ring.tiles + slot * kStage + kTile);
     const u32 scales = s.ring.scales + slot * kScaleBytes + 8 * (lane % 4);
     float part[N / 2];
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<E4m3, N>(part, a + 2 * j, b + 2 * j, j != 0);
     wgmma_commit();
-    float token[N < 64 ? N / 4 : 2];
-    if (N < 64) {
+    // Wide tiles load their token scales as they use them: 12 registers fewer, but the slot is held longer.
+    constexpr bool kAhead = N < 56;
+    float token[kAhead ? N / 4 : 2];
+    u32 loaded = 0;  // made from every load of token scales
+    if (kAhead) {
 #pragma unroll
-      for (int j = 0; j < (N < 64 ? N / 8 : 0); ++j)
+      for (int j = 0; j < (kAhead ? N / 8 : 0); ++j) {
         load_pair(token[2 * j], token[2 * j + 1], scales + 32 * j);
+        loaded ^= __float_as_uint(token[2 * j]);
+      }
     }
     wgmma_wait<0>();
-    if (N < 64) release(s.ring, slot);
+    // The sums are read after the wait, whatever the compiler knows of it.
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(part[i]));
+    if (kAhead) release_after(s.ring, slot, loaded);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
-      // Wide tiles load their token scales as they use them: 16 registers fewer, but the slot is held longer.
-      if (N >= 64) load_pair(token[0], token[1], scales + 32 * j);
-      const float t0 = token[N < 64 ? 2 * j : 0];
-      const float t1 = token[N < 64 ? 2 * j + 1 : 1];
+      if (!kAhead) load_pair(token[0], token[1], scales + 32 * j);
+      const float t0 = token[kAhead ? 2 * j : 0];
+      const float t1 = token[kAhead ? 2 * j + 1 : 1];
       sum[4 * j + 0] = fmaf(part[4 * j + 0], gate * t0, sum[4 * j + 0]);
       sum[4 * j + 1] = fmaf(part[4 * j + 1], gate * t1, sum[4 * j + 1]);
       sum[4 * j + 2] = fmaf(part[4 * j + 2], up * t0, sum[4 * j + 2]);
       sum[4 * j + 3] = fmaf(part[4 * j + 3], up * t1, sum[4 * j + 3]);
     }
-    if (N >= 64) release(s.ring, slot);
+    if (!kAhead) {
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) loaded ^= __float_as_uint(sum[4 * j]);
+      release_after(s.ring, slot, loaded);
+    }
     gate = next_gate;
     up = next_up;
   }
@@ -126,7 +148,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
                                             const float (&sum)[N / 2], u32 round, u32 rank) {
   const u32 warp = threadIdx.x / 32;
   const u32 lane = threadIdx.x % 32;
-  // This thread's column is 8 * warp + lane/4 of the block's 64 (128); its tokens 8j + 2(lane%4) (+1).
+  // This thread's column is 8 * warp + lane/4 of the block's 64; its tokens 8j + 2(lane%4) (+1).
   float h[N / 4];
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
@@ -163,12 +185,11 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
     const bool finite = scale < __uint_as_float(0x7f800000u);
     store_shared(s.scale + 8 * threadIdx.x, finite ? scale : 0.0f);
     store_shared(s.scale + 8 * threadIdx.x + 4, finite ? __frcp_rn(scale) : 0.0f);
-    if (!kPaired || rank == 0)
-      p.scales[row * (u64)p.scale_out_stride + (u64)((u32)group * N) + threadIdx.x] = scale;
+    if (rank == 0) p.scales[row * (u64)p.scale_out_stride + (u64)((u32)group * N) + threadIdx.x] = scale;
   }
   named_barrier(1, kMathThreads);
   // Where lane l stores columns 2(l%4) and + 1 of the warp's eight, for token l/4 of eight.
-  const u32 eight = (kPaired ? 8 * rank : 0) + warp;
+  const u32 eight = 8 * rank + warp;
   u8* to = p.codes + row * (u64)p.out_stride +
            (u64)((u32)group * (N * kRowBytes) + lane / 4 * kRowBytes + ((eight / 2) ^ (lane / 4)) * 16 +
                  eight % 2 * 8 + lane % 4 * 2);
@@ -246,7 +267,7 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 #endif
 }
 
-#if GEMM == 1 && SLICES == 1
+#if GEMM == 1
 #define CLUSTER __cluster_dims__(2, 1, 1)
 #else
 #define CLUSTER
@@ -263,7 +284,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   const u32 barriers = s.remote + (kPaired ? 2 * 4 * WIDTH : 0);
   s.ring = make_ring(base, barriers);
   s.exchange = barriers + 16 * STAGES;
-  const u32 rank = kPaired ? cluster_rank() : 0;
+  const u32 rank = kPaired ? blockIdx.x % 2 : 0;  // in its cluster; held in no register
   if (threadIdx.x == 0) {
     init_ring(s.ring);
     barrier_init(s.exchange, 1);
@@ -278,7 +299,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   dependency_wait();
   if (p.early) launch_dependents();
 #endif
-  const u32 slices = GEMM == 1 ? (u32)p.slices / 2 : (u32)p.slices / SLICES;
+  const u32 slices = kPaired ? (u32)p.slices / 2 : (u32)p.slices;
   const u32 units = (u32)*p.num_tiles * slices;
   const u32 first = kPaired ? blockIdx.x / 2 : blockIdx.x;
   const u32 stride = kPaired ? gridDim.x / 2 : gridDim.x;
@@ -303,7 +324,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
     u32 round = 0;
     for (u32 unit = first; unit < units; unit += stride, ++round) {
       Item item = find_item(p, unit, slices);
-      item.slice = kPaired ? 2 * item.slice + (int)rank : (GEMM == 1 ? 2 : SLICES) * item.slice;
+      if (kPaired) item.slice = 2 * item.slice + (int)rank;
       switch ((item.rows + STEP - 1) / STEP) {
 #define RAMP_WIDTH(n)                                \
   case n:                                            \
@@ -322,10 +343,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
         RAMP_WIDTH(6)
         RAMP_WIDTH(7)
         RAMP_WIDTH(8)
-#endif
-#if WIDTH / STEP >= 10
-        RAMP_WIDTH(9)
-        RAMP_WIDTH(10)
 #endif
 #undef RAMP_WIDTH
       }

@@ -21,13 +21,13 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kSliceRows = 128;
+constexpr int64_t kSliceRows = 128, kThreads = 320;
 constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
 constexpr uint64_t kAlignment = 256;
 
-// Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers
-// allow one block. The first ones are for the fewest rows.
-constexpr std::array<StreamVariant, 4> kVariants = {{{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 4, 2}}};
+// Many small rings for few rows. choose() knows when which is best.
+constexpr std::array<StreamVariant, 5> kVariants = {
+    {{8, 6, 2}, {16, 4, 3}, {32, 3, 3}, {32, 5, 2}, {64, 4, 2}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
@@ -38,11 +38,10 @@ uint64_t align_up(uint64_t n) noexcept {
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
   KernelProgram p{
-      fmt::format("stream_gemm{}_w{}_s{}{}", gemm, v.width, v.stages, v.slices == 2 ? "_n256" : ""),
+      fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
       "sm90/stream.cu",
       {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTEP={}", kStep),
-       fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks),
-       fmt::format("-DSLICES={}", v.slices)},
+       fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
       {"stream"},
       90};
   if (gemm == 1) {
@@ -85,24 +84,23 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 
 }  // namespace
 
-// As kernels/sm90/stream.cu lays it out: the ring, GEMM 1's amax per warp, scales and (clusters) the other
-// block's amax, barriers.
+// As kernels/sm90/stream.cu lays it out: the ring; GEMM 1's amax per warp, scales with their inverses and the
+// other block's amax of two items; barriers.
 uint32_t StreamVariant::shared_bytes(int gemm) const noexcept {
   const auto w = static_cast<uint32_t>(width);
   const auto s = static_cast<uint32_t>(stages);
-  const auto n = static_cast<uint32_t>(slices);
-  const uint32_t ring = s * (n * 16384 + w * 128 + (w * 4 + 127) / 128 * 128);
-  const uint32_t group = gemm == 1 ? 4 * w * (8 * n + 2 + (n == 1 ? 2 : 0)) : 0;
+  const uint32_t ring = s * (16384 + w * 128 + (w * 4 + 127) / 128 * 128);
+  const uint32_t group = gemm == 1 ? 4 * w * (8 + 2 + 2) : 0;
   return ring + group + 16 * s + 16;
 }
 
 KernelConfig StreamVariant::config() const noexcept {
   KernelConfig c;
   c.tile_m = width;
-  c.tile_n = static_cast<int32_t>(kSliceRows) * slices;
+  c.tile_n = kSliceRows;
   c.tile_k = kGroup;
   c.stages = stages;
-  c.threads = 64 + 256 * slices;  // two copying warps
+  c.threads = kThreads;
   return c;
 }
 
@@ -180,18 +178,18 @@ uint64_t StreamBlock::workspace(const ExpertWeights& weights, int64_t tokens, in
 }
 
 StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
-  // From T = 1 ... 1024 over four models, uniform and zipf:1.2 (docs/kernel-log.md), by mean rows per expert
-  // and bytes per expert. Experts of a few MB have short slices: what counts there is many small rings, not
-  // few passes over weights that are in L2 anyway. (The histogram itself will decide once the dispatcher runs
-  // on the device.)
-  constexpr int64_t kLargeExpert = int64_t{16} << 20;
-  const int64_t bytes = 3 * weights.hidden * weights.intermediate;
+  // From T = 8 ... 1024 over five models, uniform and zipf:1.2 (docs/kernel-log.md), by mean rows per expert
+  // and bytes per expert: narrow tiles where experts have a few MB, whose slices are short; wider ones where
+  // reading an expert's weights twice costs more. Few experts make few items: two deep rings per SM share
+  // them better than three. (The histogram itself will decide once the dispatcher runs on the device.)
+  constexpr int64_t kLargeExpert = int64_t{16} << 20, kFewExperts = 16;
+  const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  const bool large = bytes >= kLargeExpert;
-  if (tokens <= 2 || (weights.experts <= 16 && mean <= 2)) return kVariants[0];
-  if (mean <= (large ? 0.5 : 4.0)) return kVariants[1];
-  return large && mean > 24 ? kVariants[3] : kVariants[2];
+  if (mean <= (large ? 0.5 : 1.0)) return kVariants[0];
+  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[3] : kVariants[4];
+  if (mean <= (large ? 2.0 : 4.0)) return kVariants[1];
+  return mean <= 64 ? kVariants[2] : kVariants[4];
 }
 
 namespace {
@@ -222,7 +220,7 @@ struct Run {
     // A multiple of the cluster size.
     const uint64_t blocks =
         static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
-    return {blocks / 2 * 2, 1, static_cast<unsigned>(variant.config().threads), variant.shared_bytes(gemm)};
+    return {blocks / 2 * 2, 1, kThreads, variant.shared_bytes(gemm)};
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
