@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
@@ -66,7 +67,8 @@ class CudaBackend final : public Backend {
         combine_(gpu_, *library_),
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
-        stream_(gpu_, *library_, prologue_, combine_) {
+        stream_(gpu_, *library_, prologue_, combine_),
+        flat_(gpu_, *library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -85,14 +87,19 @@ class CudaBackend final : public Backend {
     ConfigList list;
     std::string reason = "the plain kernels were asked for";
     const bool stream = family_ == Family::kSm90 &&
-                        stream_applies(format, activation, model.hidden, model.intermediate, &reason);
+                        tiles_apply(format, activation, model.hidden, model.intermediate, &reason);
     if (!stream) list.legal.push_back(plain_config(activation));
-    for (const StreamVariant& v : stream_variants()) {
+    const auto add = [&](const KernelConfig& config) {
       if (stream)
-        list.legal.push_back(v.config());
+        list.legal.push_back(config);
       else if (with_rejected)
-        list.rejected.push_back({v.config(), reason});
-    }
+        list.rejected.push_back({config, reason});
+    };
+    if (flat_format(format))
+      for (const FlatVariant& v : flat_variants(format, model.hidden, model.intermediate))
+        add(v.config(format));
+    else
+      for (const StreamVariant& v : stream_variants()) add(v.config());
     return list;
   }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
@@ -106,19 +113,22 @@ class CudaBackend final : public Backend {
     int64_t slots = 0;
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
-    return StreamBlock::choose(w, (slots + k - 1) / k, k).config();
+    const int64_t tokens = (slots + k - 1) / k;
+    return flat_format(w.format) ? FlatBlock::choose(w, tokens, k).config(w.format)
+                                 : StreamBlock::choose(w, tokens, k).config();
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
     if (!tiled(w)) return {};
-    return {RAMP_BF16, kFp8TensorUnit};
+    const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
+    return {flat_rows(w.format), half ? kHalfTensorUnit : kFp8TensorUnit};
   }
 
   void pack(ExpertWeights& w, void* stream) override {
     if (w.packed != nullptr) return;
     const ScopedContext scope(*gpu_);
     const bool tiles =
-        family_ == Family::kSm90 && stream_applies(w.format, w.activation, w.hidden, w.intermediate);
+        family_ == Family::kSm90 && tiles_apply(w.format, w.activation, w.hidden, w.intermediate, nullptr);
     prepare(w, RAMP_BF16, tiles);
     const TilePacker packer = make_packer();
     pack_weights(w, *memory_, tiles ? &packer : nullptr, stream);
@@ -137,22 +147,24 @@ class CudaBackend final : public Backend {
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    return tiled(w) ? StreamBlock::workspace(w, max_tokens, top_k)
-                    : PlainBlock::workspace(w, max_tokens, top_k);
+    if (!tiled(w)) return PlainBlock::workspace(w, max_tokens, top_k);
+    return flat_format(w.format) ? FlatBlock::workspace(w, max_tokens, top_k)
+                                 : StreamBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
 
   [[nodiscard]] uint64_t batched_workspace(const ExpertWeights& w, int64_t max_tokens) const override {
-    const int64_t slots = w.experts * max_tokens;
-    return tiled(w) ? StreamBlock::workspace(w, slots, 1) : PlainBlock::workspace(w, slots, 1);
+    return block_workspace(w, w.experts * max_tokens, 1);
   }
   void expert_block_batched(const BatchedCall& call) override {
     const ScopedContext scope(*gpu_);
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles)
+    if (tiles && flat_format(call.weights->format))
+      flat_.batched(call);
+    else if (tiles)
       stream_.batched(call);
     else
       plain_.batched(call);
@@ -178,12 +190,19 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles)
+    if (tiles && flat_format(call.weights->format))
+      flat_.block(call, routing);
+    else if (tiles)
       stream_.block(call, routing);
     else
       plain_.block(call, routing);
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
+  [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
+                                        int64_t intermediate, std::string* reason) {
+    return flat_format(format) ? flat_applies(format, activation, hidden, intermediate, reason)
+                               : stream_applies(format, activation, hidden, intermediate, reason);
+  }
   TilePacker make_packer() {
     return {*memory_, library_->get(pack_programs(arch_number()).front(), "pack_tiles")};
   }
@@ -193,11 +212,16 @@ class CudaBackend final : public Backend {
     std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)]
                                        [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
+    std::vector<KernelProgram> programs = !tiles ? plain_.programs(w.format)
+                                          : flat_format(w.format)
+                                              ? FlatBlock::programs(w.format, w.activation)
+                                              : stream_.programs(w.activation);
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
-    if (tiles)
+    if (tiles && flat_format(w.format))
+      flat_.prepare(w, x_dtype);
+    else if (tiles)
       stream_.prepare(w, x_dtype);
     else
       plain_.prepare(w, x_dtype);
@@ -213,6 +237,7 @@ class CudaBackend final : public Backend {
   Combine combine_;
   PlainBlock plain_;
   StreamBlock stream_;
+  FlatBlock flat_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <set>
 
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
@@ -24,6 +25,7 @@ constexpr Part kParts[] = {
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
+    flat_programs,      // flat_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {
