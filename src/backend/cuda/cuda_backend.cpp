@@ -13,6 +13,7 @@
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
@@ -23,12 +24,12 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90 };
-constexpr std::array<const char*, 3> kFamilyNames = {"plain", "plain_f64", "sm90"};
+enum class Family { kPlain, kPlainF64, kSm90, kPortable };
+constexpr std::array<const char*, 4> kFamilyNames = {"plain", "plain_f64", "sm90", "portable"};
 
 Family parse_family(const std::string& name, const GpuFacts& facts) {
   const bool hopper = facts.major == 9 && facts.minor == 0;
-  if (name.empty()) return hopper ? Family::kSm90 : Family::kPlain;
+  if (name.empty()) return hopper ? Family::kSm90 : Family::kPortable;
   for (size_t i = 0; i < kFamilyNames.size(); ++i) {
     if (name != kFamilyNames[i]) continue;
     const auto family = static_cast<Family>(i);
@@ -39,7 +40,7 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
                      facts.name, facts.major, facts.minor));
   }
   fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'plain' or 'plain_f64'",
+                "a kernel family of the CUDA backend: 'sm90', 'portable', 'plain' or 'plain_f64'",
                 "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
@@ -66,7 +67,8 @@ class CudaBackend final : public Backend {
         combine_(gpu_, *library_),
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
-        stream_(gpu_, *library_, prologue_, combine_) {
+        stream_(gpu_, *library_, prologue_, combine_),
+        portable_(gpu_, *library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -78,15 +80,19 @@ class CudaBackend final : public Backend {
   [[nodiscard]] const BackendInfo& info() const noexcept override { return info_; }
   [[nodiscard]] const DeviceMemory* memory() const noexcept override { return memory_.get(); }
 
-  // Of packed weights where the stream kernels apply: unpacked weights run the plain kernels, without a
-  // choice.
+  // Of packed weights where the stream kernels apply (unpacked ones run what the backend chooses), else the
+  // portable kernels', else the plain one.
   [[nodiscard]] ConfigList configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                                    bool with_rejected) const override {
     ConfigList list;
     std::string reason = "the plain kernels were asked for";
     const bool stream = family_ == Family::kSm90 &&
                         stream_applies(format, activation, model.hidden, model.intermediate, &reason);
-    if (!stream) list.legal.push_back(plain_config(activation));
+    if (!stream && has_portable() && portable_takes(format)) {
+      list.legal = portable_.configs(format);
+    } else if (!stream) {
+      list.legal.push_back(plain_config(activation));
+    }
     for (const StreamVariant& v : stream_variants()) {
       if (stream)
         list.legal.push_back(v.config());
@@ -101,15 +107,17 @@ class CudaBackend final : public Backend {
     return std::find(legal.begin(), legal.end(), config) != legal.end();
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
-                                    ramp_determinism /*determinism*/, int64_t top_k) const override {
-    if (!tiled(w)) return plain_config(w.activation);
+                                    ramp_determinism determinism, int64_t top_k) const override {
+    if (!tiled(w) && !portable(w)) return plain_config(w.activation);
     int64_t slots = 0;
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
+    if (portable(w)) return portable_.choose(w, (slots + k - 1) / k, k, determinism);
     return StreamBlock::choose(w, (slots + k - 1) / k, k).config();
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
+    if (portable(w)) return portable_.arithmetic(w.format);
     if (!tiled(w)) return {};
     return {RAMP_BF16, kFp8TensorUnit};
   }
@@ -137,15 +145,13 @@ class CudaBackend final : public Backend {
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    return tiled(w) ? StreamBlock::workspace(w, max_tokens, top_k)
-                    : PlainBlock::workspace(w, max_tokens, top_k);
+    return workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
 
   [[nodiscard]] uint64_t batched_workspace(const ExpertWeights& w, int64_t max_tokens) const override {
-    const int64_t slots = w.experts * max_tokens;
-    return tiled(w) ? StreamBlock::workspace(w, slots, 1) : PlainBlock::workspace(w, slots, 1);
+    return workspace(w, w.experts * max_tokens, 1);
   }
   void expert_block_batched(const BatchedCall& call) override {
     const ScopedContext scope(*gpu_);
@@ -154,6 +160,8 @@ class CudaBackend final : public Backend {
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     if (tiles)
       stream_.batched(call);
+    else if (portable(*call.weights))
+      portable_.batched(call);
     else
       plain_.batched(call);
   }
@@ -180,25 +188,47 @@ class CudaBackend final : public Backend {
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     if (tiles)
       stream_.block(call, routing);
+    else if (portable(*call.weights))
+      portable_.block(call, routing);
     else
       plain_.block(call, routing);
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
+  // Whether these weights run the portable kernels: the automatic choice wherever the Hopper ones do not
+  // apply.
+  [[nodiscard]] bool has_portable() const noexcept {
+    return family_ == Family::kSm90 || family_ == Family::kPortable;
+  }
+  [[nodiscard]] bool portable(const ExpertWeights& w) const noexcept {
+    return has_portable() && !tiled(w) && portable_applies(w);
+  }
+  [[nodiscard]] uint64_t workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
+    return tiled(w)      ? StreamBlock::workspace(w, tokens, top_k)
+           : portable(w) ? PortableBlock::workspace(w, tokens, top_k)
+                         : PlainBlock::workspace(w, tokens, top_k);
+  }
   TilePacker make_packer() {
     return {*memory_, library_->get(pack_programs(arch_number()).front(), "pack_tiles")};
   }
 
   // Once per format, dtype of x and layout; afterwards a read of one flag.
   void prepare(const ExpertWeights& w, ramp_dtype x_dtype, bool tiles) {
+    const bool fast = !tiles && portable(w);
     std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)]
-                                       [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
+                                       [tiles  ? 1 + static_cast<size_t>(w.activation)
+                                        : fast ? 5
+                                               : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
+    std::vector<KernelProgram> programs = tiles  ? stream_.programs(w.activation)
+                                          : fast ? portable_.programs(w.format)
+                                                 : plain_.programs(w.format);
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
     if (tiles)
       stream_.prepare(w, x_dtype);
+    else if (fast)
+      portable_.prepare(w, x_dtype);
     else
       plain_.prepare(w, x_dtype);
     done.store(true, std::memory_order_release);
@@ -213,8 +243,9 @@ class CudaBackend final : public Backend {
   Combine combine_;
   PlainBlock plain_;
   StreamBlock stream_;
+  PortableBlock portable_;
   BackendInfo info_;
-  std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
+  std::array<std::array<std::array<std::atomic<bool>, 6>, 16>, 8> prepared_{};
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "base/error.hpp"
@@ -20,6 +21,7 @@ constexpr Part kParts[] = {
     copy_programs,      // device_memory.cpp
     plain_programs,     // plain_block.cpp
     combine_programs,   // plain_block.cpp
+    portable_programs,  // portable_block.cpp
     prologue_programs,  // prologue_kernels.cpp
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp

@@ -1,0 +1,499 @@
+// The portable GEMMs of the expert block: mma.sync out of a ring that cp.async fills, for every NVIDIA GPU
+// from sm_80 on, H and I multiples of 32, weights in the checkpoint layout. Weight rows are mma's 16-row
+// side, tokens its 8-column side, so that a tile of few tokens pads at most 7. FP8 weights and inputs stay
+// FP8 in memory and in shared memory; they are decoded to f16 (exactly) in registers, or multiplied as they
+// are where the tensor cores can (ptx.cuh).
+//
+//   FORMAT   ramp_format: 1 fp8_block, 2 bf16, 3 fp16, 5 fp8_tensor, 6 fp8_channel
+//   ROWS     weight rows per tile; gated GEMM 1: half of them gate rows, half up rows, by eights in turn
+//   TOKENS   token rows per tile at most (the plan's tile_m)
+//   KW       warps that share the depth: each takes 128 bytes of every KW * 128; their sums are added in a
+//   fixed order WR, WT   warps that share the weight rows and the tokens of a tile STAGES   ring depth;
+//   BLOCKS: blocks per SM (register budget)
+//
+// fp8_block: a 128-deep step is summed from zero and promoted into fp32 with its block scales. The other FP8
+// formats scale once, in the epilogue. Blocks stride over (tile, slice) units in the order that `group`
+// chooses. The epilogue passes through shared memory: sums of the KW warps, activation, router weight,
+// 16-byte stores.
+#include "common/types.cuh"
+#include "params/block.hpp"
+#include "params/portable.hpp"
+#include "portable/ptx.cuh"
+
+using namespace ramp::core::cuda;
+
+#define IS_FP8 (FORMAT == 1 || FORMAT == 5 || FORMAT == 6)
+constexpr int kThreads = 32 * KW * WR * WT;
+constexpr int kRowBytes = 128;         // of depth per warp and step
+constexpr int kStep = KW * kRowBytes;  // of depth per step
+constexpr int kMt = ROWS / WR / 16;    // m16 tiles of a warp
+constexpr int kNt = TOKENS / WT / 8;   // n8 tiles of a warp
+constexpr int kPairs = kNt > 1 ? kNt / 2 : 1;
+constexpr int kWeightBytes = ROWS * kStep;
+constexpr int kTokenBytes = TOKENS * kStep;
+constexpr int kScaleBytes = FORMAT == 1 ? KW * (TOKENS + 2) * 4 : 0;
+constexpr int kStage = kWeightBytes + kTokenBytes;
+constexpr int kChunks = kStep / 16;             // 16-byte chunks of a row and step
+constexpr int kRowsApart = kThreads / kChunks;  // rows that the block copies at a time
+constexpr int kWeightCopies = ROWS / kRowsApart;
+constexpr int kTokenCopies = (TOKENS + kRowsApart - 1) / kRowsApart;
+constexpr int kPitch = ROWS + 4;  // floats per token row of the staged sums: no bank conflicts
+static_assert(kNt == 1 || kNt % 2 == 0, "tokens of a warp: 8, or a multiple of 16");
+static_assert(KW * TOKENS <= kThreads || FORMAT != 1, "a token scale per thread");
+static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0, "every thread copies whole rows' parts");
+
+enum Kind { kGated, kPlain, kDown };  // GEMM 1 with gate and up, GEMM 1 without, GEMM 2
+
+struct Unit {
+  int expert, first, rows, n0;
+};
+
+// Unit number `unit` of tiles * slices. Units of an expert: groups of `group` tiles, each group slice by
+// slice.
+__device__ __forceinline__ Unit find_unit(const PortableParams& p, u32 unit, u32 slices, int slice_columns) {
+  const PortableTile base = p.tiles[unit / slices];
+  const int begin = p.offsets[base.expert];
+  const int count = p.offsets[base.expert + 1] - begin;
+  const u32 tiles = (u32)(count + TOKENS - 1) / TOKENS;
+  const u32 first_tile = unit / slices - (u32)(base.first - begin) / TOKENS;
+  const u32 local = unit - first_tile * slices;
+  const u32 group = (u32)p.group < tiles ? (u32)p.group : tiles;
+  const u32 done = local / (group * slices);
+  const u32 rest = local - done * group * slices;
+  const u32 left = tiles - done * group;
+  const u32 width = left < group ? left : group;
+  const u32 slice = rest / width;
+  const int first = begin + (int)(done * group + rest - slice * width) * TOKENS;
+  const int rows = begin + count - first;
+  return {base.expert, first, rows < TOKENS ? rows : TOKENS, (int)slice * slice_columns};
+}
+
+__device__ __forceinline__ i64 source_row(int source, const PortableParams& p, int sorted) {
+  if (source == kRowSorted) return sorted;
+  const int slot = p.slots[sorted];
+  return source == kRowSlot ? slot : slot / p.top_k;
+}
+
+// The activations of src/weights/activation.hpp, in the same forms.
+__device__ __forceinline__ float activate(int kind, float g, float u) {
+  switch (kind) {
+    case 0:
+      return g / (1.0f + expf(-g)) * u;
+    case 1:
+      return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
+    case 2: {
+      const float z = 0.79788456f * (g + 0.044715f * g * g * g);
+      return 0.5f * g * (1.0f + tanhf(z)) * u;
+    }
+    default:
+      return g <= 0.0f ? 0.0f : g * g;
+  }
+}
+
+// What a thread copies of a unit: chunk `chunk` of rows `row`, `row` + kRowsApart, ...
+struct Copies {
+  const u8* w;  // row n0 of the expert, at the thread's chunk
+  const u8* x[kTokenCopies];
+  const float* x_scale;
+  const float* w_scale;
+  int row, chunk, columns_left;
+};
+
+template <Kind KIND>
+__device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit) {
+  Copies c;
+  c.chunk = (int)threadIdx.x % kChunks;
+  c.row = (int)threadIdx.x / kChunks;
+  c.columns_left = p.n - unit.n0;
+  c.w = p.w + (i64)unit.expert * p.w_expert + (i64)unit.n0 * p.w_row + c.chunk * 16;
+#if FORMAT == 1
+  const int half = KIND == kGated && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
+  c.w_scale = p.w_scale + (i64)unit.expert * p.ws_expert + (i64)(unit.n0 / 128 + half) * p.ws_row;
+#endif
+  return c;
+}
+__device__ __forceinline__ void plan_token_copies(const PortableParams& p, const Unit& unit, Copies& c) {
+#pragma unroll
+  for (int i = 0; i < kTokenCopies; ++i) {
+    const int r = c.row + i * kRowsApart;
+    c.x[i] =
+        p.x + source_row(p.x_source, p, unit.first + (r < unit.rows ? r : 0)) * p.x_stride + c.chunk * 16;
+  }
+#if FORMAT == 1
+  const int r = (int)threadIdx.x % TOKENS;
+  c.x_scale =
+      p.x_scale + source_row(p.x_scale_source, p, unit.first + (r < unit.rows ? r : 0)) * p.x_scale_stride;
+#endif
+}
+
+// Row r of the tile: its column of C, from n0 on; gated: eights of gate and up in turn.
+template <Kind KIND>
+__device__ __forceinline__ int column_of_row(int r) {
+  return KIND == kGated ? r / 16 * 8 + r % 8 : r;
+}
+
+template <Kind KIND>
+__device__ __forceinline__ void copy_weights(const PortableParams& p, const Copies& c, u32 stage, int step) {
+  const int at = step * kStep + c.chunk * 16;
+  const u32 to = stage + (u32)(c.chunk / 8 * ROWS * kRowBytes);
+#pragma unroll
+  for (int i = 0; i < kWeightCopies; ++i) {
+    const int r = c.row + i * kRowsApart;
+    const int column = column_of_row<KIND>(r);
+    const bool valid = column < c.columns_left && at < p.depth;
+    const int row = column + (KIND == kGated && r / 8 % 2 != 0 ? p.up_row : 0);
+    copy16(to + (u32)(r * kRowBytes + ((c.chunk % 8) ^ (r % 8)) * 16),
+           valid ? c.w + (i64)row * p.w_row + step * kStep : p.w, valid);
+  }
+}
+// Rows up to the tile's width are copied, those that are not there as zeros with scale 0.
+template <Kind KIND>
+__device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copies& c, const Unit& unit,
+                                            u32 stage, u32 scales, int step) {
+  const int at = step * kStep + c.chunk * 16;
+  const int width = (unit.rows + 15) / 16 * 16;
+  const u32 to = stage + kWeightBytes + (u32)(c.chunk / 8 * TOKENS * kRowBytes);
+#pragma unroll
+  for (int i = 0; i < kTokenCopies; ++i) {
+    const int r = c.row + i * kRowsApart;
+    const bool valid = r < unit.rows && at < p.depth;
+    if (r < width && r < TOKENS)
+      copy16(to + (u32)(r * kRowBytes + ((c.chunk % 8) ^ (r % 8)) * 16), valid ? c.x[i] + step * kStep : p.x,
+             valid);
+  }
+#if FORMAT == 1
+  if (threadIdx.x < KW * TOKENS) {
+    const int group = step * KW + (int)threadIdx.x / TOKENS;
+    const bool valid = (int)threadIdx.x % TOKENS < unit.rows && group < p.groups;
+    copy4(scales + 4 * threadIdx.x, valid ? c.x_scale + group : p.x_scale, valid);
+  }
+  if (threadIdx.x < 2 * KW) {
+    const int group = step * KW + (int)threadIdx.x / 2;
+    const bool valid = group < p.groups;
+    copy4(scales + 4 * (KW * TOKENS + threadIdx.x), valid ? c.w_scale + group * p.ws_column : p.w_scale,
+          valid);
+  }
+#endif
+}
+
+__device__ __forceinline__ float load_shared(u32 address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
+}
+
+// A warp's fragments of 32 bytes of depth: f16 or bf16 pairs for one mma each, or twice as many decoded
+// codes.
+#if IS_FP8 && !NATIVE_E4M3
+constexpr int kParts = 2;
+__device__ __forceinline__ void weight_fragment(const u32 (&raw)[4], u32 (&a)[kParts][4]) {
+  decode4(raw[0], a[0][0], a[0][2]);
+  decode4(raw[1], a[0][1], a[0][3]);
+  decode4(raw[2], a[1][0], a[1][2]);
+  decode4(raw[3], a[1][1], a[1][3]);
+}
+__device__ __forceinline__ void token_fragment(u32 low, u32 high, u32 (&b)[kParts][2]) {
+  decode4(low, b[0][0], b[0][1]);
+  decode4(high, b[1][0], b[1][1]);
+}
+#else
+constexpr int kParts = 1;
+__device__ __forceinline__ void weight_fragment(const u32 (&raw)[4], u32 (&a)[kParts][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) a[0][i] = raw[i];
+}
+__device__ __forceinline__ void token_fragment(u32 low, u32 high, u32 (&b)[kParts][2]) {
+  b[0][0] = low;
+  b[0][1] = high;
+}
+#endif
+__device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if IS_FP8 && NATIVE_E4M3
+  mma32(d, a, b[0], b[1]);
+#else
+  mma16<FORMAT == 2 ? 2 : 3>(d, a, b[0], b[1]);
+#endif
+}
+
+// Adds the products of this warp's 128 bytes of one step; ACTIVE pairs of n8 tiles have tokens.
+template <int ACTIVE>
+__device__ __forceinline__ void multiply_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 lane) {
+  const u32 a_row = weights + lane % 16 * kRowBytes;
+  const u32 b_row = tokens + (kNt > 1 ? lane / 16 * 8 + lane % 8 : lane % 8) * kRowBytes;
+#pragma unroll
+  for (u32 q = 0; q < 4; ++q) {
+    u32 b[kNt][kParts][2];
+    const u32 b_at = ((2 * q + lane / 8 % 2) ^ (lane % 8)) * 16;
+    if constexpr (kNt == 1) {
+      u32 raw[2];
+      load_matrix2(raw, b_row + b_at);
+      token_fragment(raw[0], raw[1], b[0]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < ACTIVE; ++j) {
+        u32 raw[4];
+        load_matrix4(raw, b_row + (u32)(j * WT * 16 * kRowBytes) + b_at);
+        token_fragment(raw[0], raw[1], b[2 * j]);
+        token_fragment(raw[2], raw[3], b[2 * j + 1]);
+      }
+    }
+    const u32 a_at = ((2 * q + lane / 16) ^ (lane % 8)) * 16;
+#pragma unroll
+    for (int i = 0; i < kMt; ++i) {
+      u32 raw[4];
+      u32 a[kParts][4];
+      load_matrix4(raw, a_row + (u32)(i * 16 * kRowBytes) + a_at);
+      weight_fragment(raw, a);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+#pragma unroll
+        for (int j = 0; j < (kNt == 1 ? 1 : 2 * ACTIVE); ++j) multiply(sum[i][j], a[part], b[j][part]);
+    }
+  }
+}
+
+// One step of a warp, promoted where the format asks for it. scales: the token scales of the warp's 128-deep
+// group.
+template <Kind KIND, int ACTIVE>
+__device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 token_scales,
+                                         u32 weight_scales, u32 lane) {
+#if FORMAT == 1
+  float part[kMt][kNt][4];
+#pragma unroll
+  for (int i = 0; i < kMt; ++i)
+#pragma unroll
+    for (int j = 0; j < kNt; ++j)
+#pragma unroll
+      for (int v = 0; v < 4; ++v) part[i][j][v] = 0.0f;
+  multiply_step<ACTIVE>(part, weights, tokens, lane);
+  const float low = load_shared(weight_scales);
+  const float high = KIND == kGated ? load_shared(weight_scales + 4) : low;
+#pragma unroll
+  for (int j = 0; j < (kNt == 1 ? 1 : 2 * ACTIVE); ++j) {
+    const u32 token = (u32)(j / 2 * WT * 16 + j % 2 * 8) + 2 * (lane % 4);
+    const float t0 = load_shared(token_scales + 4 * token);
+    const float t1 = load_shared(token_scales + 4 * token + 4);
+    const float s0 = low * t0, s1 = low * t1;
+    const float s2 = KIND == kGated ? high * t0 : s0;
+    const float s3 = KIND == kGated ? high * t1 : s1;
+#pragma unroll
+    for (int i = 0; i < kMt; ++i) {
+      sum[i][j][0] = fmaf(part[i][j][0], s0, sum[i][j][0]);
+      sum[i][j][1] = fmaf(part[i][j][1], s1, sum[i][j][1]);
+      sum[i][j][2] = fmaf(part[i][j][2], s2, sum[i][j][2]);
+      sum[i][j][3] = fmaf(part[i][j][3], s3, sum[i][j][3]);
+    }
+  }
+#else
+  multiply_step<ACTIVE>(sum, weights, tokens, lane);
+#endif
+}
+
+struct Eight {
+  float v[8];
+};
+// Eight neighbouring rows of a token's sums, over the KW warps in order.
+__device__ __forceinline__ Eight staged(const float* sums, int token, int row) {
+  Eight e;
+#pragma unroll
+  for (int k = 0; k < KW; ++k) {
+    const float* const from = sums + (k * TOKENS + token) * kPitch + row;
+    const float4 a = *(const float4*)from;
+    const float4 b = *(const float4*)(from + 4);
+    const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) e.v[i] = k == 0 ? v[i] : e.v[i] + v[i];
+  }
+  return e;
+}
+
+// The scales that fp8_channel and fp8_tensor apply at the end. row: of W; half: 1 for up.
+__device__ __forceinline__ void scale_eight(const PortableParams& p, const Unit& unit, int token, int row,
+                                            int half, Eight& e) {
+#if FORMAT == 5 || FORMAT == 6
+  const float x = p.x_scale == nullptr
+                      ? p.x_static
+                      : p.x_scale[source_row(p.x_scale_source, p, unit.first + token) * p.x_scale_stride];
+  const float* const w = p.w_scale + (i64)unit.expert * p.ws_expert;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) e.v[i] *= x * w[(i64)(FORMAT == 5 ? half : row + i) * p.ws_row];
+#endif
+}
+
+__device__ __forceinline__ u32 pack16(float a, float b) {
+  return FORMAT == 3 ? (u32)f32_to_f16(a) | ((u32)f32_to_f16(b) << 16)
+                     : (u32)f32_to_bf16(a) | ((u32)f32_to_bf16(b) << 16);
+}
+
+// h in the type that it leaves in.
+__device__ __forceinline__ void store_h(const PortableParams& p, i64 at, const Eight& h) {
+#if FORMAT == 2 || FORMAT == 3
+  *(uint4*)((u16*)p.out + at) = make_uint4(pack16(h.v[0], h.v[1]), pack16(h.v[2], h.v[3]),
+                                           pack16(h.v[4], h.v[5]), pack16(h.v[6], h.v[7]));
+#elif FORMAT == 5
+  u32 w[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) w[i / 4] |= (u32)f32_to_e4m3(__fdiv_rn(h.v[i], p.out_scale)) << (i % 4 * 8);
+  *(uint2*)((u8*)p.out + at) = make_uint2(w[0], w[1]);
+#else
+  float* const to = (float*)p.out + at;
+  *(float4*)to = make_float4(h.v[0], h.v[1], h.v[2], h.v[3]);
+  *(float4*)(to + 4) = make_float4(h.v[4], h.v[5], h.v[6], h.v[7]);
+#endif
+}
+
+template <Kind KIND>
+__device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit, const float* sums) {
+  constexpr int kColumns = KIND == kGated ? ROWS / 2 : ROWS;
+  constexpr int kEights = kColumns / 8;
+  for (int at = (int)threadIdx.x; at < unit.rows * kEights; at += kThreads) {
+    const int token = at / kEights;
+    const int column = at % kEights * 8;
+    const int n = unit.n0 + column;
+    if (n >= p.n) continue;
+    const int row = unit.first + token;
+    if constexpr (KIND == kDown) {
+      Eight z = staged(sums, token, column);
+      scale_eight(p, unit, token, n, 0, z);
+      if (p.slot_weight != nullptr) {
+        const int slot = p.slots[row];
+        const int t = slot / p.top_k;
+        const float weight =
+            p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) z.v[i] *= weight;
+      }
+      u32 w[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        w[i] = (u32)f32_to_bf16(z.v[2 * i]) | ((u32)f32_to_bf16(z.v[2 * i + 1]) << 16);
+      *(uint4*)((u16*)p.out + (i64)row * p.out_stride + n) = make_uint4(w[0], w[1], w[2], w[3]);
+    } else {
+      Eight g = staged(sums, token, KIND == kGated ? 2 * column : column);
+      scale_eight(p, unit, token, n, 0, g);
+      Eight u = g;
+      if constexpr (KIND == kGated) {
+        u = staged(sums, token, 2 * column + 8);
+        scale_eight(p, unit, token, p.up_row + n, 1, u);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) g.v[i] = activate(p.activation, g.v[i], u.v[i]);
+      store_h(p, (i64)row * p.out_stride + n, g);
+    }
+  }
+}
+
+template <Kind KIND>
+__device__ __forceinline__ void gemm(const PortableParams& p) {
+  extern __shared__ __align__(128) u8 memory[];
+  const u32 ring = shared_address(memory);
+  const u32 scales = ring + STAGES * kStage;
+  const u32 lane = threadIdx.x % 32;
+  const u32 warp = threadIdx.x / 32;
+  const u32 wk = warp % KW;
+  const u32 wr = warp / KW % WR;
+  const u32 wt = warp / (KW * WR);
+  // GEMM 2's plan is older than the kernel in front of it, so it asks for weights before it waits.
+  if (KIND != kDown) {
+    dependency_wait();
+    if (p.early) launch_dependents();
+  }
+  constexpr int kColumns = KIND == kGated ? ROWS / 2 : ROWS;
+  const u32 slices = (u32)(p.n + kColumns - 1) / kColumns;
+  const u32 units = (u32)*p.num_tiles * slices;
+  const int steps = (p.depth + kStep - 1) / kStep;
+  bool waited = KIND != kDown;
+  for (u32 number = blockIdx.x; number < units; number += gridDim.x) {
+    const Unit unit = find_unit(p, number, slices, kColumns);
+    Copies copies = plan_copies<KIND>(p, unit);
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s)
+      if (s < steps) copy_weights<KIND>(p, copies, ring + s * kStage, s);
+    if (!waited) {
+      dependency_wait();
+      if (p.early) launch_dependents();
+      waited = true;
+    }
+    plan_token_copies(p, unit, copies);
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) {
+      if (s < steps) copy_tokens<KIND>(p, copies, unit, ring + s * kStage, scales + s * kScaleBytes, s);
+      copy_commit();
+    }
+
+    float sum[kMt][kNt][4];
+#pragma unroll
+    for (int i = 0; i < kMt; ++i)
+#pragma unroll
+      for (int j = 0; j < kNt; ++j)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) sum[i][j][v] = 0.0f;
+    // Pairs of n8 tiles are dealt out to the WT warps in turn.
+    const int pairs = (unit.rows + 15) / 16;
+    const int active = kNt == 1 ? (unit.rows > 8 * (int)wt ? 1 : 0) : (pairs - (int)wt + WT - 1) / WT;
+    u32 slot = 0;
+    for (int k = 0; k < steps; ++k) {
+      copy_wait<STAGES - 2>();
+      __syncthreads();
+      const int ahead = k + STAGES - 1;
+      if (ahead < steps) {
+        const u32 to = slot == 0 ? STAGES - 1 : slot - 1;
+        copy_weights<KIND>(p, copies, ring + to * kStage, ahead);
+        copy_tokens<KIND>(p, copies, unit, ring + to * kStage, scales + to * kScaleBytes, ahead);
+      }
+      copy_commit();
+      const u32 stage = ring + slot * kStage;
+      const u32 weights = stage + wk * (ROWS * kRowBytes) + wr * (kMt * 16 * kRowBytes);
+      const u32 tokens =
+          stage + kWeightBytes + wk * (TOKENS * kRowBytes) + wt * ((kNt > 1 ? 16 : 8) * kRowBytes);
+      const u32 stage_scales = scales + slot * kScaleBytes;
+      const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
+      const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
+      if (kPairs > 1 && active >= kPairs)
+        run_step<KIND, kPairs>(sum, weights, tokens, token_scales, weight_scales, lane);
+      else if (kPairs > 2 && active == 3)
+        run_step < KIND, kPairs<3 ? kPairs : 3>(sum, weights, tokens, token_scales, weight_scales, lane);
+      else if (kPairs > 2 && active == 2)
+        run_step < KIND, kPairs<2 ? kPairs : 2>(sum, weights, tokens, token_scales, weight_scales, lane);
+      else if (active > 0)
+        run_step<KIND, 1>(sum, weights, tokens, token_scales, weight_scales, lane);
+      slot = slot + 1 == STAGES ? 0 : slot + 1;
+    }
+
+    copy_wait<0>();
+    __syncthreads();  // the ring is free: sums take its place
+    float* const sums = (float*)memory;
+    if (active > 0) {
+      const u32 row = wr * (kMt * 16) + lane / 4;
+#pragma unroll
+      for (int j = 0; j < kNt; ++j) {
+        const u32 token = (kNt > 1 ? (u32)(j / 2 * WT * 16 + j % 2 * 8) + wt * 16 : wt * 8) + 2 * (lane % 4);
+        float* const to = sums + (wk * TOKENS + token) * kPitch + row;
+#pragma unroll
+        for (int i = 0; i < kMt; ++i) {
+          to[16 * i] = sum[i][j][0];
+          to[16 * i + kPitch] = sum[i][j][1];
+          to[16 * i + 8] = sum[i][j][2];
+          to[16 * i + 8 + kPitch] = sum[i][j][3];
+        }
+      }
+    }
+    __syncthreads();
+    finish<KIND>(p, unit, sums);
+    __syncthreads();  // ... and the ring's again
+  }
+  if (!waited) dependency_wait();
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+    gemm1_gated(const __grid_constant__ PortableParams p) {
+  gemm<kGated>(p);
+}
+extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+    gemm1_plain(const __grid_constant__ PortableParams p) {
+  gemm<kPlain>(p);
+}
+extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+    gemm2(const __grid_constant__ PortableParams p) {
+  gemm<kDown>(p);
+}
