@@ -36,11 +36,17 @@ constexpr int kStage = kWeightBytes + kTokenBytes;
 constexpr int kChunks = kStep / 16;             // 16-byte chunks of a row and step
 constexpr int kRowsApart = kThreads / kChunks;  // rows that the block copies at a time
 constexpr int kWeightCopies = ROWS / kRowsApart;
-constexpr int kTokenCopies = (TOKENS + kRowsApart - 1) / kRowsApart;
+constexpr int kTokenCopies = TOKENS / kRowsApart;
 constexpr int kPitch = ROWS + 4;  // floats per token row of the staged sums: no bank conflicts
 static_assert(kNt == 1 || kNt % 2 == 0, "tokens of a warp: 8, or a multiple of 16");
 static_assert(KW * TOKENS <= kThreads || FORMAT != 1, "a token scale per thread");
-static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0, "every thread copies whole rows' parts");
+static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0 && TOKENS % kRowsApart == 0,
+              "every thread copies whole rows' parts");
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
 
 enum Kind { kGated, kPlain, kDown };  // GEMM 1 with gate and up, GEMM 1 without, GEMM 2
 
@@ -90,13 +96,31 @@ __device__ __forceinline__ float activate(int kind, float g, float u) {
   }
 }
 
-// What a thread copies of a unit: chunk `chunk` of rows `row`, `row` + kRowsApart, ...
+// Row r of the tile is column column_of_row(r) of C, counted from n0; gated: eights of gate and up rows in
+// turn.
+template <Kind KIND>
+__device__ __forceinline__ constexpr int column_of_row(int r) {
+  return KIND == kGated ? r / 16 * 8 + r % 8 : r;
+}
+template <Kind KIND>
+__device__ __forceinline__ constexpr bool is_up(int r) {
+  return KIND == kGated && r / 8 % 2 != 0;
+}
+// A thread copies rows `row` + i * kRowsApart; with kRowsApart 4, 8 or a multiple of 16 column and half of
+// row `row` + i * kRowsApart are those of `row` plus (or in the other half, as tells) those of i *
+// kRowsApart.
+static_assert(kRowsApart <= 8 || kRowsApart % 16 == 0, "gate and up rows of a thread");
+
+// What a thread copies of a unit: 16 bytes of each of its rows and steps.
 struct Copies {
-  const u8* w;  // row n0 of the expert, at the thread's chunk
+  const u8* w;
   const u8* x[kTokenCopies];
   const float* x_scale;
   const float* w_scale;
-  int row, chunk, columns_left;
+  u32 to;            // within 128 bytes of depth of a stage
+  int row;           // first row
+  int chunk;         // of a row's step
+  int columns_left;  // from the first row's on
 };
 
 template <Kind KIND>
@@ -104,8 +128,11 @@ __device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Uni
   Copies c;
   c.chunk = (int)threadIdx.x % kChunks;
   c.row = (int)threadIdx.x / kChunks;
-  c.columns_left = p.n - unit.n0;
-  c.w = p.w + (i64)unit.expert * p.w_expert + (i64)unit.n0 * p.w_row + c.chunk * 16;
+  c.to = (u32)(c.row * kRowBytes + ((c.chunk % 8) ^ (c.row % 8)) * 16);
+  const int column = column_of_row<KIND>(c.row);
+  c.columns_left = p.n - unit.n0 - column;
+  c.w = p.w + (i64)unit.expert * p.w_expert +
+        (i64)(unit.n0 + column + (is_up<KIND>(c.row) ? p.up_row : 0)) * p.w_row + c.chunk * 16;
 #if FORMAT == 1
   const int half = KIND == kGated && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
   c.w_scale = p.w_scale + (i64)unit.expert * p.ws_expert + (i64)(unit.n0 / 128 + half) * p.ws_row;
@@ -125,53 +152,46 @@ __device__ __forceinline__ void plan_token_copies(const PortableParams& p, const
       p.x_scale + source_row(p.x_scale_source, p, unit.first + (r < unit.rows ? r : 0)) * p.x_scale_stride;
 #endif
 }
-
-// Row r of the tile: its column of C, from n0 on; gated: eights of gate and up in turn.
-template <Kind KIND>
-__device__ __forceinline__ int column_of_row(int r) {
-  return KIND == kGated ? r / 16 * 8 + r % 8 : r;
+// Where in a stage row `row` + i * kRowsApart goes: its chunk number is xored with the row's number modulo 8.
+__device__ __forceinline__ u32 place_of_copy(const Copies& c, int i) {
+  return (kRowsApart % 8 != 0 && i % 2 != 0 ? c.to ^ 64u : c.to) + (u32)(i * kRowsApart * kRowBytes);
 }
 
+// Weight rows that are not there are zeros, and so is the depth behind its end. (The address of a copy of no
+// bytes is not read.)
 template <Kind KIND>
 __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copies& c, u32 stage, int step) {
-  const int at = step * kStep + c.chunk * 16;
+  const bool inside = step * kStep + c.chunk * 16 < p.depth;
   const u32 to = stage + (u32)(c.chunk / 8 * ROWS * kRowBytes);
+  const i64 up = (i64)p.up_row * p.w_row;
+  const u8* const from = c.w + step * kStep;
 #pragma unroll
   for (int i = 0; i < kWeightCopies; ++i) {
-    const int r = c.row + i * kRowsApart;
-    const int column = column_of_row<KIND>(r);
-    const bool valid = column < c.columns_left && at < p.depth;
-    const int row = column + (KIND == kGated && r / 8 % 2 != 0 ? p.up_row : 0);
-    copy16(to + (u32)(r * kRowBytes + ((c.chunk % 8) ^ (r % 8)) * 16),
-           valid ? c.w + (i64)row * p.w_row + step * kStep : p.w, valid);
+    const int column = column_of_row<KIND>(i * kRowsApart);
+    copy16(to + place_of_copy(c, i), from + column * p.w_row + (is_up<KIND>(i * kRowsApart) ? up : 0),
+           inside && column < c.columns_left);
   }
 }
-// Rows up to the tile's width are copied, those that are not there as zeros with scale 0.
-template <Kind KIND>
+// Token rows that are not there are zeros with scale 0.
 __device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copies& c, const Unit& unit,
                                             u32 stage, u32 scales, int step) {
-  const int at = step * kStep + c.chunk * 16;
-  const int width = (unit.rows + 15) / 16 * 16;
+  const bool inside = step * kStep + c.chunk * 16 < p.depth;
   const u32 to = stage + kWeightBytes + (u32)(c.chunk / 8 * TOKENS * kRowBytes);
 #pragma unroll
   for (int i = 0; i < kTokenCopies; ++i) {
     const int r = c.row + i * kRowsApart;
-    const bool valid = r < unit.rows && at < p.depth;
-    if (r < width && r < TOKENS)
-      copy16(to + (u32)(r * kRowBytes + ((c.chunk % 8) ^ (r % 8)) * 16), valid ? c.x[i] + step * kStep : p.x,
-             valid);
+    copy16(to + place_of_copy(c, i), c.x[i] + step * kStep, inside && r < unit.rows);
   }
 #if FORMAT == 1
-  if (threadIdx.x < KW * TOKENS) {
+  {
     const int group = step * KW + (int)threadIdx.x / TOKENS;
-    const bool valid = (int)threadIdx.x % TOKENS < unit.rows && group < p.groups;
-    copy4(scales + 4 * threadIdx.x, valid ? c.x_scale + group : p.x_scale, valid);
+    copy4_if(threadIdx.x < KW * TOKENS, scales + 4 * threadIdx.x, c.x_scale + group,
+             (int)threadIdx.x % TOKENS < unit.rows && group < p.groups);
   }
-  if (threadIdx.x < 2 * KW) {
+  {
     const int group = step * KW + (int)threadIdx.x / 2;
-    const bool valid = group < p.groups;
-    copy4(scales + 4 * (KW * TOKENS + threadIdx.x), valid ? c.w_scale + group * p.ws_column : p.w_scale,
-          valid);
+    copy4_if(threadIdx.x < 2 * KW, scales + 4 * (KW * TOKENS + threadIdx.x), c.w_scale + group * p.ws_column,
+             group < p.groups);
   }
 #endif
 }
@@ -215,35 +235,52 @@ __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], const
 #endif
 }
 
-// Adds the products of this warp's 128 bytes of one step; ACTIVE pairs of n8 tiles have tokens.
+// What a warp loads of 32 bytes of depth; ACTIVE pairs of n8 tiles have tokens.
 template <int ACTIVE>
-__device__ __forceinline__ void multiply_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 lane) {
-  const u32 a_row = weights + lane % 16 * kRowBytes;
-  const u32 b_row = tokens + (kNt > 1 ? lane / 16 * 8 + lane % 8 : lane % 8) * kRowBytes;
-#pragma unroll
-  for (u32 q = 0; q < 4; ++q) {
-    u32 b[kNt][kParts][2];
+struct Raw {
+  u32 a[kMt][4];
+  u32 b[ACTIVE][4];
+  __device__ __forceinline__ void load(u32 a_row, u32 b_row, u32 q, u32 lane) {
     const u32 b_at = ((2 * q + lane / 8 % 2) ^ (lane % 8)) * 16;
     if constexpr (kNt == 1) {
-      u32 raw[2];
-      load_matrix2(raw, b_row + b_at);
-      token_fragment(raw[0], raw[1], b[0]);
+      u32 two[2];
+      load_matrix2(two, b_row + b_at);
+      b[0][0] = two[0];
+      b[0][1] = two[1];
     } else {
 #pragma unroll
-      for (int j = 0; j < ACTIVE; ++j) {
-        u32 raw[4];
-        load_matrix4(raw, b_row + (u32)(j * WT * 16 * kRowBytes) + b_at);
-        token_fragment(raw[0], raw[1], b[2 * j]);
-        token_fragment(raw[2], raw[3], b[2 * j + 1]);
-      }
+      for (int j = 0; j < ACTIVE; ++j) load_matrix4(b[j], b_row + (u32)(j * WT * 16 * kRowBytes) + b_at);
     }
     const u32 a_at = ((2 * q + lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
+    for (int i = 0; i < kMt; ++i) load_matrix4(a[i], a_row + (u32)(i * 16 * kRowBytes) + a_at);
+  }
+};
+
+// Adds the products of this warp's 128 bytes of one step. Fragments are loaded 32 bytes ahead; `between` (the
+// copies of a step to come) runs behind the first loads.
+template <int ACTIVE, typename Between>
+__device__ __forceinline__ void multiply_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 lane,
+                                              const Between& between) {
+  const u32 a_row = weights + lane % 16 * kRowBytes;
+  const u32 b_row = tokens + (kNt > 1 ? lane / 16 * 8 + lane % 8 : lane % 8) * kRowBytes;
+  Raw<ACTIVE> raw[2];
+  raw[0].load(a_row, b_row, 0, lane);
+  between();
+#pragma unroll
+  for (u32 q = 0; q < 4; ++q) {
+    if (q < 3) raw[(q + 1) % 2].load(a_row, b_row, q + 1, lane);
+    const Raw<ACTIVE>& now = raw[q % 2];
+    u32 b[kNt][kParts][2];
+#pragma unroll
+    for (int j = 0; j < ACTIVE; ++j) {
+      token_fragment(now.b[j][0], now.b[j][1], b[2 * j]);
+      if constexpr (kNt > 1) token_fragment(now.b[j][2], now.b[j][3], b[2 * j + 1]);
+    }
+#pragma unroll
     for (int i = 0; i < kMt; ++i) {
-      u32 raw[4];
       u32 a[kParts][4];
-      load_matrix4(raw, a_row + (u32)(i * 16 * kRowBytes) + a_at);
-      weight_fragment(raw, a);
+      weight_fragment(now.a[i], a);
 #pragma unroll
       for (int part = 0; part < kParts; ++part)
 #pragma unroll
@@ -254,9 +291,9 @@ __device__ __forceinline__ void multiply_step(float (&sum)[kMt][kNt][4], u32 wei
 
 // One step of a warp, promoted where the format asks for it. scales: the token scales of the warp's 128-deep
 // group.
-template <Kind KIND, int ACTIVE>
+template <Kind KIND, int ACTIVE, typename Between>
 __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 token_scales,
-                                         u32 weight_scales, u32 lane) {
+                                         u32 weight_scales, u32 lane, const Between& between) {
 #if FORMAT == 1
   float part[kMt][kNt][4];
 #pragma unroll
@@ -265,7 +302,7 @@ __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights,
     for (int j = 0; j < kNt; ++j)
 #pragma unroll
       for (int v = 0; v < 4; ++v) part[i][j][v] = 0.0f;
-  multiply_step<ACTIVE>(part, weights, tokens, lane);
+  multiply_step<ACTIVE>(part, weights, tokens, lane, between);
   const float low = load_shared(weight_scales);
   const float high = KIND == kGated ? load_shared(weight_scales + 4) : low;
 #pragma unroll
@@ -285,7 +322,7 @@ __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights,
     }
   }
 #else
-  multiply_step<ACTIVE>(sum, weights, tokens, lane);
+  multiply_step<ACTIVE>(sum, weights, tokens, lane, between);
 #endif
 }
 
@@ -407,8 +444,7 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
     const Unit unit = find_unit(p, number, slices, kColumns);
     Copies copies = plan_copies<KIND>(p, unit);
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; ++s)
-      if (s < steps) copy_weights<KIND>(p, copies, ring + s * kStage, s);
+    for (int s = 0; s < STAGES - 1; ++s) copy_weights<KIND>(p, copies, ring + s * kStage, s);
     if (!waited) {
       dependency_wait();
       if (p.early) launch_dependents();
@@ -417,7 +453,7 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
     plan_token_copies(p, unit, copies);
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
-      if (s < steps) copy_tokens<KIND>(p, copies, unit, ring + s * kStage, scales + s * kScaleBytes, s);
+      copy_tokens(p, copies, unit, ring + s * kStage, scales + s * kScaleBytes, s);
       copy_commit();
     }
 
@@ -435,13 +471,12 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
     for (int k = 0; k < steps; ++k) {
       copy_wait<STAGES - 2>();
       __syncthreads();
-      const int ahead = k + STAGES - 1;
-      if (ahead < steps) {
+      const auto copy_ahead = [&] {
         const u32 to = slot == 0 ? STAGES - 1 : slot - 1;
-        copy_weights<KIND>(p, copies, ring + to * kStage, ahead);
-        copy_tokens<KIND>(p, copies, unit, ring + to * kStage, scales + to * kScaleBytes, ahead);
-      }
-      copy_commit();
+        copy_weights<KIND>(p, copies, ring + to * kStage, k + STAGES - 1);
+        copy_tokens(p, copies, unit, ring + to * kStage, scales + to * kScaleBytes, k + STAGES - 1);
+        copy_commit();
+      };
       const u32 stage = ring + slot * kStage;
       const u32 weights = stage + wk * (ROWS * kRowBytes) + wr * (kMt * 16 * kRowBytes);
       const u32 tokens =
@@ -449,14 +484,20 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
       const u32 stage_scales = scales + slot * kScaleBytes;
       const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
       const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
-      if (kPairs > 1 && active >= kPairs)
-        run_step<KIND, kPairs>(sum, weights, tokens, token_scales, weight_scales, lane);
+      const auto run = [&](auto pairs_of_warp) {
+        constexpr int kActive = decltype(pairs_of_warp)::value;
+        run_step<KIND, kActive>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
+      };
+      if (active >= kPairs)
+        run(Number<kPairs>());
       else if (kPairs > 2 && active == 3)
-        run_step < KIND, kPairs<3 ? kPairs : 3>(sum, weights, tokens, token_scales, weight_scales, lane);
+        run(Number < kPairs < 3 ? kPairs : 3 > ());
       else if (kPairs > 2 && active == 2)
-        run_step < KIND, kPairs<2 ? kPairs : 2>(sum, weights, tokens, token_scales, weight_scales, lane);
-      else if (active > 0)
-        run_step<KIND, 1>(sum, weights, tokens, token_scales, weight_scales, lane);
+        run(Number < kPairs < 2 ? kPairs : 2 > ());
+      else if (kPairs > 1 && active == 1)
+        run(Number<1>());
+      else
+        copy_ahead();
       slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
 

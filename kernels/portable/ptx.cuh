@@ -17,15 +17,18 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
 
 // ---------------------------------------------------------------- copies
 
-// 16 bytes past L1; zeros where !valid (the address is not read, but must be one).
+// 16 bytes past L1; zeros where !valid.
 __device__ __forceinline__ void copy16(u32 dst, const void* src, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),
                "r"(valid ? 16 : 0)
                : "memory");
 }
-__device__ __forceinline__ void copy4(u32 dst, const void* src, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid ? 4 : 0)
-               : "memory");
+// 4 bytes, by the threads that `taken` says, without a branch.
+__device__ __forceinline__ void copy4_if(bool taken, u32 dst, const void* src, bool valid) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n@p cp.async.ca.shared.global [%0], [%1], 4, %2;\n}" ::"r"(dst),
+      "l"(src), "r"(valid ? 4 : 0), "r"((u32)taken)
+      : "memory");
 }
 __device__ __forceinline__ void copy_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -27,11 +27,15 @@ constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
 
 // From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
 // then large ones that reuse what they load.
-constexpr std::array<PortableVariant, 4> kVariants = {{
-    {.rows = 32, .tokens = 8, .warps_k = 4, .warps_r = 1, .warps_t = 1, .stages = 3, .blocks = 3},
-    {.rows = 64, .tokens = 32, .warps_k = 2, .warps_r = 2, .warps_t = 1, .stages = 3, .blocks = 3},
-    {.rows = 128, .tokens = 64, .warps_k = 1, .warps_r = 4, .warps_t = 2, .stages = 4, .blocks = 2},
-    {.rows = 128, .tokens = 128, .warps_k = 1, .warps_r = 2, .warps_t = 4, .stages = 4, .blocks = 1},
+constexpr double kAnyNumber = 1e30;
+constexpr std::array<PortableVariant, 7> kVariants = {{
+    {32, 8, 4, 1, 1, 3, 3, 2},
+    {64, 32, 2, 2, 1, 3, 3, 16},
+    {128, 64, 1, 4, 1, 4, 2, 48},
+    {128, 128, 1, 2, 4, 4, 1, kAnyNumber, PortableFormats::kPromoted},
+    {128, 128, 1, 4, 2, 3, 1, 0, PortableFormats::kPromoted},
+    {256, 128, 1, 4, 2, 3, 1, kAnyNumber, PortableFormats::kDirect},
+    {128, 128, 1, 2, 2, 3, 2, 0, PortableFormats::kDirect},
 }};
 constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
@@ -52,7 +56,8 @@ bool requantizes(ramp_format format) noexcept {
 }
 
 KernelProgram portable_program(const PortableVariant& v, ramp_format format) {
-  return {fmt::format("portable_{}_m{}_n{}", format_name(format), v.tokens, v.rows),
+  return {fmt::format("portable_{}_m{}_n{}_t{}_s{}", format_name(format), v.tokens, v.rows, v.threads(),
+                      v.stages),
           "portable/gemm.cu",
           {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DROWS={}", v.rows),
            fmt::format("-DTOKENS={}", v.tokens), fmt::format("-DKW={}", v.warps_k),
@@ -97,6 +102,11 @@ void check_size(uint64_t got, uint64_t needed, const void* workspace) {
 
 }  // namespace
 
+bool PortableVariant::is_for(ramp_format format) const noexcept {
+  return formats == PortableFormats::kAll ||
+         (formats == PortableFormats::kPromoted) == (format == RAMP_FORMAT_FP8_BLOCK);
+}
+
 uint32_t PortableVariant::shared_bytes(ramp_format format) const noexcept {
   const auto r = static_cast<uint32_t>(rows);
   const auto t = static_cast<uint32_t>(tokens);
@@ -121,7 +131,8 @@ KernelConfig PortableVariant::config(ramp_format format) const noexcept {
 std::vector<KernelProgram> portable_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
   for (const ramp_format f : kFormats)
-    for (const PortableVariant& v : kVariants) list.push_back(portable_program(v, f));
+    for (const PortableVariant& v : kVariants)
+      if (v.is_for(f)) list.push_back(portable_program(v, f));
   return list;
 }
 
@@ -160,7 +171,7 @@ PortableBlock::PortableBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& libr
       state_(std::make_shared<State>()) {}
 
 bool PortableBlock::fits(const PortableVariant& v, ramp_format format) const noexcept {
-  return v.shared_bytes(format) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
+  return v.is_for(format) && v.shared_bytes(format) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
 }
 
 std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
@@ -220,13 +231,15 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
   // device.)
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  constexpr std::array<double, kVariants.size() - 1> kUpTo = {2.0, 16.0, 48.0};
-  size_t n = 0;
-  while (n < kUpTo.size() && mean > kUpTo[n]) ++n;
-  // One order of sums: no split over depth.
+  // Batch-invariant: one order of sums, which is that without a split over depth.
   const bool unsplit = determinism == RAMP_BATCH_INVARIANT;
-  while (unsplit && n + 1 < kVariants.size() && kVariants[n].warps_k != 1) ++n;
-  while (n > 0 && !fits(kVariants[n], weights.format)) --n;
+  size_t n = kVariants.size();
+  for (size_t i = 0; i < kVariants.size(); ++i) {
+    if (!fits(kVariants[i], weights.format) || kVariants[i].up_to == 0) continue;
+    if (unsplit && kVariants[i].warps_k != 1) continue;
+    n = i;
+    if (mean <= kVariants[i].up_to) break;
+  }
   return kVariants[n].config(weights.format);
 }
 
