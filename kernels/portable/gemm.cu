@@ -4,6 +4,7 @@
 // FP8 in memory and in shared memory; they are decoded to f16 (exactly) in registers, or multiplied as they
 // are where the tensor cores can (ptx.cuh).
 //
+//   KIND     0 GEMM 1 with gate and up, 1 GEMM 1 without, 2 GEMM 2
 //   FORMAT   ramp_format: 1 fp8_block, 2 bf16, 3 fp16, 5 fp8_tensor, 6 fp8_channel
 //   ROWS     weight rows per tile; gated GEMM 1: half of them gate rows, half up rows, by eights in turn
 //   TOKENS   token rows per tile at most (the plan's tile_m)
@@ -43,12 +44,7 @@ static_assert(KW * TOKENS <= kThreads || FORMAT != 1, "a token scale per thread"
 static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0 && TOKENS % kRowsApart == 0,
               "every thread copies whole rows' parts");
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
-enum Kind { kGated, kPlain, kDown };  // GEMM 1 with gate and up, GEMM 1 without, GEMM 2
+enum Kind { kGated = 0, kPlain = 1, kDown = 2 };
 
 struct Unit {
   int expert, first, rows, n0;
@@ -98,13 +94,13 @@ __device__ __forceinline__ float activate(int kind, float g, float u) {
 
 // Row r of the tile is column column_of_row(r) of C, counted from n0; gated: eights of gate and up rows in
 // turn.
-template <Kind KIND>
+template <Kind K>
 __device__ __forceinline__ constexpr int column_of_row(int r) {
-  return KIND == kGated ? r / 16 * 8 + r % 8 : r;
+  return K == kGated ? r / 16 * 8 + r % 8 : r;
 }
-template <Kind KIND>
+template <Kind K>
 __device__ __forceinline__ constexpr bool is_up(int r) {
-  return KIND == kGated && r / 8 % 2 != 0;
+  return K == kGated && r / 8 % 2 != 0;
 }
 // A thread copies rows `row` + i * kRowsApart; with kRowsApart 4, 8 or a multiple of 16 column and half of
 // row `row` + i * kRowsApart are those of `row` plus (or in the other half, as tells) those of i *
@@ -123,18 +119,18 @@ struct Copies {
   int columns_left;  // from the first row's on
 };
 
-template <Kind KIND>
+template <Kind K>
 __device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit) {
   Copies c;
   c.chunk = (int)threadIdx.x % kChunks;
   c.row = (int)threadIdx.x / kChunks;
   c.to = (u32)(c.row * kRowBytes + ((c.chunk % 8) ^ (c.row % 8)) * 16);
-  const int column = column_of_row<KIND>(c.row);
+  const int column = column_of_row<K>(c.row);
   c.columns_left = p.n - unit.n0 - column;
   c.w = p.w + (i64)unit.expert * p.w_expert +
-        (i64)(unit.n0 + column + (is_up<KIND>(c.row) ? p.up_row : 0)) * p.w_row + c.chunk * 16;
+        (i64)(unit.n0 + column + (is_up<K>(c.row) ? p.up_row : 0)) * p.w_row + c.chunk * 16;
 #if FORMAT == 1
-  const int half = KIND == kGated && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
+  const int half = K == kGated && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
   c.w_scale = p.w_scale + (i64)unit.expert * p.ws_expert + (i64)(unit.n0 / 128 + half) * p.ws_row;
 #endif
   return c;
@@ -159,7 +155,7 @@ __device__ __forceinline__ u32 place_of_copy(const Copies& c, int i) {
 
 // Weight rows that are not there are zeros, and so is the depth behind its end. (The address of a copy of no
 // bytes is not read.)
-template <Kind KIND>
+template <Kind K>
 __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copies& c, u32 stage, int step) {
   const bool inside = step * kStep + c.chunk * 16 < p.depth;
   const u32 to = stage + (u32)(c.chunk / 8 * ROWS * kRowBytes);
@@ -167,8 +163,8 @@ __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copi
   const u8* const from = c.w + step * kStep;
 #pragma unroll
   for (int i = 0; i < kWeightCopies; ++i) {
-    const int column = column_of_row<KIND>(i * kRowsApart);
-    copy16(to + place_of_copy(c, i), from + column * p.w_row + (is_up<KIND>(i * kRowsApart) ? up : 0),
+    const int column = column_of_row<K>(i * kRowsApart);
+    copy16(to + place_of_copy(c, i), from + column * p.w_row + (is_up<K>(i * kRowsApart) ? up : 0),
            inside && column < c.columns_left);
   }
 }
@@ -291,7 +287,7 @@ __device__ __forceinline__ void multiply_step(float (&sum)[kMt][kNt][4], u32 wei
 
 // One step of a warp, promoted where the format asks for it. scales: the token scales of the warp's 128-deep
 // group.
-template <Kind KIND, int ACTIVE, typename Between>
+template <Kind K, int ACTIVE, typename Between>
 __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 token_scales,
                                          u32 weight_scales, u32 lane, const Between& between) {
 #if FORMAT == 1
@@ -304,15 +300,15 @@ __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights,
       for (int v = 0; v < 4; ++v) part[i][j][v] = 0.0f;
   multiply_step<ACTIVE>(part, weights, tokens, lane, between);
   const float low = load_shared(weight_scales);
-  const float high = KIND == kGated ? load_shared(weight_scales + 4) : low;
+  const float high = K == kGated ? load_shared(weight_scales + 4) : low;
 #pragma unroll
   for (int j = 0; j < (kNt == 1 ? 1 : 2 * ACTIVE); ++j) {
     const u32 token = (u32)(j / 2 * WT * 16 + j % 2 * 8) + 2 * (lane % 4);
     const float t0 = load_shared(token_scales + 4 * token);
     const float t1 = load_shared(token_scales + 4 * token + 4);
     const float s0 = low * t0, s1 = low * t1;
-    const float s2 = KIND == kGated ? high * t0 : s0;
-    const float s3 = KIND == kGated ? high * t1 : s1;
+    const float s2 = K == kGated ? high * t0 : s0;
+    const float s3 = K == kGated ? high * t1 : s1;
 #pragma unroll
     for (int i = 0; i < kMt; ++i) {
       sum[i][j][0] = fmaf(part[i][j][0], s0, sum[i][j][0]);
@@ -379,9 +375,9 @@ __device__ __forceinline__ void store_h(const PortableParams& p, i64 at, const E
 #endif
 }
 
-template <Kind KIND>
+template <Kind K>
 __device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit, const float* sums) {
-  constexpr int kColumns = KIND == kGated ? ROWS / 2 : ROWS;
+  constexpr int kColumns = K == kGated ? ROWS / 2 : ROWS;
   constexpr int kEights = kColumns / 8;
   for (int at = (int)threadIdx.x; at < unit.rows * kEights; at += kThreads) {
     const int token = at / kEights;
@@ -389,7 +385,7 @@ __device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit
     const int n = unit.n0 + column;
     if (n >= p.n) continue;
     const int row = unit.first + token;
-    if constexpr (KIND == kDown) {
+    if constexpr (K == kDown) {
       Eight z = staged(sums, token, column);
       scale_eight(p, unit, token, n, 0, z);
       if (p.slot_weight != nullptr) {
@@ -406,10 +402,10 @@ __device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit
         w[i] = (u32)f32_to_bf16(z.v[2 * i]) | ((u32)f32_to_bf16(z.v[2 * i + 1]) << 16);
       *(uint4*)((u16*)p.out + (i64)row * p.out_stride + n) = make_uint4(w[0], w[1], w[2], w[3]);
     } else {
-      Eight g = staged(sums, token, KIND == kGated ? 2 * column : column);
+      Eight g = staged(sums, token, K == kGated ? 2 * column : column);
       scale_eight(p, unit, token, n, 0, g);
       Eight u = g;
-      if constexpr (KIND == kGated) {
+      if constexpr (K == kGated) {
         u = staged(sums, token, 2 * column + 8);
         scale_eight(p, unit, token, p.up_row + n, 1, u);
       }
@@ -420,8 +416,8 @@ __device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit
   }
 }
 
-template <Kind KIND>
-__device__ __forceinline__ void gemm(const PortableParams& p) {
+template <Kind K>
+__device__ __forceinline__ void run_gemm(const PortableParams& p) {
   extern __shared__ __align__(128) u8 memory[];
   const u32 ring = shared_address(memory);
   const u32 scales = ring + STAGES * kStage;
@@ -431,20 +427,20 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
   const u32 wr = warp / KW % WR;
   const u32 wt = warp / (KW * WR);
   // GEMM 2's plan is older than the kernel in front of it, so it asks for weights before it waits.
-  if (KIND != kDown) {
+  if (K != kDown) {
     dependency_wait();
     if (p.early) launch_dependents();
   }
-  constexpr int kColumns = KIND == kGated ? ROWS / 2 : ROWS;
+  constexpr int kColumns = K == kGated ? ROWS / 2 : ROWS;
   const u32 slices = (u32)(p.n + kColumns - 1) / kColumns;
   const u32 units = (u32)*p.num_tiles * slices;
   const int steps = (p.depth + kStep - 1) / kStep;
-  bool waited = KIND != kDown;
+  bool waited = K != kDown;
   for (u32 number = blockIdx.x; number < units; number += gridDim.x) {
     const Unit unit = find_unit(p, number, slices, kColumns);
-    Copies copies = plan_copies<KIND>(p, unit);
+    Copies copies = plan_copies<K>(p, unit);
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; ++s) copy_weights<KIND>(p, copies, ring + s * kStage, s);
+    for (int s = 0; s < STAGES - 1; ++s) copy_weights<K>(p, copies, ring + s * kStage, s);
     if (!waited) {
       dependency_wait();
       if (p.early) launch_dependents();
@@ -473,7 +469,7 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
       __syncthreads();
       const auto copy_ahead = [&] {
         const u32 to = slot == 0 ? STAGES - 1 : slot - 1;
-        copy_weights<KIND>(p, copies, ring + to * kStage, k + STAGES - 1);
+        copy_weights<K>(p, copies, ring + to * kStage, k + STAGES - 1);
         copy_tokens(p, copies, unit, ring + to * kStage, scales + to * kScaleBytes, k + STAGES - 1);
         copy_commit();
       };
@@ -484,20 +480,19 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
       const u32 stage_scales = scales + slot * kScaleBytes;
       const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
       const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
-      const auto run = [&](auto pairs_of_warp) {
-        constexpr int kActive = decltype(pairs_of_warp)::value;
-        run_step<KIND, kActive>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
-      };
+#define RAMP_ACTIVE(n) \
+  run_step<K, (kPairs < n ? kPairs : n)>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead)
       if (active >= kPairs)
-        run(Number<kPairs>());
+        RAMP_ACTIVE(kPairs);
       else if (kPairs > 2 && active == 3)
-        run(Number < kPairs < 3 ? kPairs : 3 > ());
+        RAMP_ACTIVE(3);
       else if (kPairs > 2 && active == 2)
-        run(Number < kPairs < 2 ? kPairs : 2 > ());
+        RAMP_ACTIVE(2);
       else if (kPairs > 1 && active == 1)
-        run(Number<1>());
+        RAMP_ACTIVE(1);
       else
         copy_ahead();
+#undef RAMP_ACTIVE
       slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
 
@@ -520,21 +515,13 @@ __device__ __forceinline__ void gemm(const PortableParams& p) {
       }
     }
     __syncthreads();
-    finish<KIND>(p, unit, sums);
+    finish<K>(p, unit, sums);
     __syncthreads();  // ... and the ring's again
   }
   if (!waited) dependency_wait();
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
-    gemm1_gated(const __grid_constant__ PortableParams p) {
-  gemm<kGated>(p);
-}
-extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
-    gemm1_plain(const __grid_constant__ PortableParams p) {
-  gemm<kPlain>(p);
-}
-extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
-    gemm2(const __grid_constant__ PortableParams p) {
-  gemm<kDown>(p);
+    gemm(const __grid_constant__ PortableParams p) {
+  run_gemm<(Kind)KIND>(p);
 }

@@ -75,10 +75,10 @@ __device__ __forceinline__ void decode4(u32 codes, u32& low, u32& high) {
 #endif
 }
 
-// d += a * b, m16n8k16, fp32 sums. KIND: 2 bf16, else f16.
-template <int KIND>
+// d += a * b, m16n8k16, fp32 sums. TYPE: 2 bf16, else f16.
+template <int TYPE>
 __device__ __forceinline__ void mma16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  if constexpr (KIND == 2) {
+  if constexpr (TYPE == 2) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])

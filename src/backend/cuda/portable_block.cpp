@@ -39,7 +39,8 @@ constexpr std::array<PortableVariant, 7> kVariants = {{
 }};
 constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
-constexpr std::array<const char*, 3> kEntries = {"gemm1_gated", "gemm1_plain", "gemm2"};
+constexpr std::array<const char*, 3> kKinds = {"gated", "plain", "down"};  // by their number in the kernel
+constexpr size_t kDown = 2;
 
 static_assert(sizeof(PortableTile) == sizeof(Tile));
 
@@ -55,16 +56,21 @@ bool requantizes(ramp_format format) noexcept {
   return format == RAMP_FORMAT_FP8_BLOCK || format == RAMP_FORMAT_FP8_CHANNEL;
 }
 
-KernelProgram portable_program(const PortableVariant& v, ramp_format format) {
-  return {fmt::format("portable_{}_m{}_n{}_t{}_s{}", format_name(format), v.tokens, v.rows, v.threads(),
-                      v.stages),
+KernelProgram portable_program(const PortableVariant& v, ramp_format format, size_t kind) {
+  return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), kKinds[kind], v.tokens, v.rows,
+                      v.threads(), v.stages),
           "portable/gemm.cu",
-          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DROWS={}", v.rows),
-           fmt::format("-DTOKENS={}", v.tokens), fmt::format("-DKW={}", v.warps_k),
-           fmt::format("-DWR={}", v.warps_r), fmt::format("-DWT={}", v.warps_t),
-           fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
-          {kEntries.begin(), kEntries.end()},
+          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DKIND={}", kind),
+           fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
+           fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
+           fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
+           fmt::format("-DBLOCKS={}", v.blocks)},
+          {"gemm"},
           80};
+}
+// GEMM 1's kernel of an activation.
+size_t first_kind(ramp_activation activation) noexcept {
+  return is_gated(activation) ? 0 : 1;
 }
 
 struct Parts {
@@ -132,7 +138,8 @@ std::vector<KernelProgram> portable_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
   for (const ramp_format f : kFormats)
     for (const PortableVariant& v : kVariants)
-      if (v.is_for(f)) list.push_back(portable_program(v, f));
+      for (size_t kind = 0; v.is_for(f) && kind < kKinds.size(); ++kind)
+        list.push_back(portable_program(v, f, kind));
   return list;
 }
 
@@ -152,14 +159,14 @@ bool portable_applies(const ExpertWeights& weights) noexcept {
 }
 
 struct PortableBlock::State {
-  struct Variant {
-    std::array<CUfunction, 3> functions{};  // as kEntries
-    std::array<int, 3> blocks{};            // of them that fit an SM; 0: the GPU has too little shared memory
+  struct Kernel {
+    CUfunction function = nullptr;
+    int blocks = 1;  // that fit an SM
   };
-  using Variants = std::array<Variant, kVariants.size()>;
+  using Kernels = std::array<std::array<Kernel, kKinds.size()>, kVariants.size()>;
   std::mutex mutex;
-  std::array<std::atomic<bool>, 8> ready{};  // by ramp_format
-  std::array<Variants, 8> variants{};
+  std::array<std::array<std::atomic<bool>, 2>, 8> ready{};  // by ramp_format and first_kind
+  std::array<Kernels, 8> kernels{};
 };
 
 PortableBlock::PortableBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
@@ -188,35 +195,41 @@ std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
   return list;
 }
 
-std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
+std::vector<KernelProgram> PortableBlock::programs(ramp_format format, ramp_activation activation) const {
   std::vector<KernelProgram> list;
-  for (const PortableVariant& v : kVariants)
-    if (fits(v, format)) list.push_back(portable_program(v, format));
+  for (const PortableVariant& v : kVariants) {
+    if (!fits(v, format)) continue;
+    for (const size_t kind : {first_kind(activation), kDown})
+      list.push_back(portable_program(v, format, kind));
+  }
   return list;
 }
 
 void PortableBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   prologue_.prepare(weights, x_dtype, false);
   const auto at = static_cast<size_t>(weights.format);
-  if (state_->ready[at].load(std::memory_order_acquire)) return;
+  const size_t first = first_kind(weights.activation);
+  std::atomic<bool>& ready = state_->ready[at][first];
+  if (ready.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
-  if (state_->ready[at].load(std::memory_order_relaxed)) return;
+  if (ready.load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
     const PortableVariant& v = kVariants[i];
     if (!fits(v, weights.format)) continue;
-    State::Variant& out = state_->variants[at][i];
     const auto shared = static_cast<int>(v.shared_bytes(weights.format));
-    for (size_t e = 0; e < kEntries.size(); ++e) {
-      CUfunction const f = library_.get(portable_program(v, weights.format), kEntries[e]);
+    for (const size_t kind : {first, kDown}) {
+      State::Kernel& out = state_->kernels[at][i][kind];
+      if (out.function != nullptr) continue;  // GEMM 2's, of another activation: may be in use
+      CUfunction const f = library_.get(portable_program(v, weights.format, kind), "gemm");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
       int blocks = 0;
       RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
               static_cast<size_t>(shared));
-      out.functions[e] = f;
-      out.blocks[e] = std::max(blocks, 1);
+      out.blocks = std::max(blocks, 1);
+      out.function = f;
     }
   }
-  state_->ready[at].store(true, std::memory_order_release);
+  ready.store(true, std::memory_order_release);
 }
 
 uint64_t PortableBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
@@ -304,15 +317,15 @@ struct PortableBlock::Run {
     p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
     p.ws_column = w.format == RAMP_FORMAT_FP8_BLOCK ? scale.stride[2] : 0;
   }
-  void start(size_t entry, const PortableParams& p, uint64_t columns) const {
-    const State::Variant& v = block.state_->variants[static_cast<size_t>(w.format)][number];
+  void start(size_t kind, const PortableParams& p, uint64_t columns) const {
+    const State::Kernel& kernel = block.state_->kernels[static_cast<size_t>(w.format)][number][kind];
     const PortableVariant& shape = kVariants[number];
     const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, shape.tokens));
     const uint64_t units = tiles * ceil_div(static_cast<uint64_t>(p.n), columns);
     const auto resident =
-        static_cast<uint64_t>(block.gpu_->facts().sm_count) * static_cast<uint64_t>(v.blocks[entry]);
+        static_cast<uint64_t>(block.gpu_->facts().sm_count) * static_cast<uint64_t>(kernel.blocks);
     launch_dependent(
-        block.gpu_->facts().major >= 9, v.functions[entry],
+        block.gpu_->facts().major >= 9, kernel.function,
         {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()), shape.shared_bytes(w.format)},
         stream, p);
   }
@@ -329,7 +342,7 @@ struct PortableBlock::Run {
     p.out_stride = w.intermediate;
     p.out_scale = w.w2_input_scale;
     const auto rows = static_cast<uint64_t>(kVariants[number].rows);
-    start(w.gated() ? 0 : 1, p, w.gated() ? rows / 2 : rows);
+    start(first_kind(w.activation), p, w.gated() ? rows / 2 : rows);
   }
   // GEMM 2's input: h requantised, or what GEMM 1 wrote.
   [[nodiscard]] GemmInput middle() const {
@@ -355,7 +368,7 @@ struct PortableBlock::Run {
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    start(2, p, static_cast<uint64_t>(kVariants[number].rows));
+    start(kDown, p, static_cast<uint64_t>(kVariants[number].rows));
   }
 };
 
