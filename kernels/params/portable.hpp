@@ -16,6 +16,7 @@ struct PortableParams {
   const int* slots;    // sorted row -> flat slot
   int top_k;           // token = slot / top_k
   int group;           // tiles of an expert that walk its slices side by side: 1 row-major, many column-major
+  int second;          // 1: GEMM 2, which leaves rows times their router weights
   int early;           // 1: the next kernel may start while this one runs
 
   const unsigned char* x;

@@ -4,9 +4,9 @@
 // FP8 in memory and in shared memory; they are decoded to f16 (exactly) in registers, or multiplied as they
 // are where the tensor cores can (ptx.cuh).
 //
-//   KIND     0 GEMM 1 with gate and up, 1 GEMM 1 without, 2 GEMM 2
+//   GATED    1: GEMM 1 with gate and up; 0: GEMM 1 without, or GEMM 2, as the parameters tell
 //   FORMAT   ramp_format: 1 fp8_block, 2 bf16, 3 fp16, 5 fp8_tensor, 6 fp8_channel
-//   ROWS     weight rows per tile; gated GEMM 1: half of them gate rows, half up rows, by eights in turn
+//   ROWS     weight rows per tile; gated: half of them gate rows, half up rows, by eights in turn
 //   TOKENS   token rows per tile at most (the plan's tile_m)
 //   KW       warps that share the depth: each takes 128 bytes of every KW * 128; their sums are added in a
 //   fixed order WR, WT   warps that share the weight rows and the tokens of a tile STAGES   ring depth;
@@ -24,6 +24,7 @@
 using namespace ramp::core::cuda;
 
 #define IS_FP8 (FORMAT == 1 || FORMAT == 5 || FORMAT == 6)
+#define PROMOTED (FORMAT == 1 || (IS_FP8 && NATIVE_E4M3))
 constexpr int kThreads = 32 * KW * WR * WT;
 constexpr int kRowBytes = 128;         // of depth per warp and step
 constexpr int kStep = KW * kRowBytes;  // of depth per step
@@ -43,8 +44,6 @@ static_assert(kNt == 1 || kNt % 2 == 0, "tokens of a warp: 8, or a multiple of 1
 static_assert(KW * TOKENS <= kThreads || FORMAT != 1, "a token scale per thread");
 static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0 && TOKENS % kRowsApart == 0,
               "every thread copies whole rows' parts");
-
-enum Kind { kGated = 0, kPlain = 1, kDown = 2 };
 
 struct Unit {
   int expert, first, rows, n0;
@@ -76,31 +75,30 @@ __device__ __forceinline__ i64 source_row(int source, const PortableParams& p, i
   return source == kRowSlot ? slot : slot / p.top_k;
 }
 
-// The activations of src/weights/activation.hpp, in the same forms.
+// The activations of src/weights/activation.hpp, in the same forms: the gated ones, times up.
 __device__ __forceinline__ float activate(int kind, float g, float u) {
   switch (kind) {
     case 0:
       return g / (1.0f + expf(-g)) * u;
     case 1:
       return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-    case 2: {
+    default: {
       const float z = 0.79788456f * (g + 0.044715f * g * g * g);
       return 0.5f * g * (1.0f + tanhf(z)) * u;
     }
-    default:
-      return g <= 0.0f ? 0.0f : g * g;
   }
+}
+__device__ __forceinline__ float relu2(float g) {
+  return g <= 0.0f ? 0.0f : g * g;
 }
 
 // Row r of the tile is column column_of_row(r) of C, counted from n0; gated: eights of gate and up rows in
 // turn.
-template <Kind K>
 __device__ __forceinline__ constexpr int column_of_row(int r) {
-  return K == kGated ? r / 16 * 8 + r % 8 : r;
+  return GATED ? r / 16 * 8 + r % 8 : r;
 }
-template <Kind K>
 __device__ __forceinline__ constexpr bool is_up(int r) {
-  return K == kGated && r / 8 % 2 != 0;
+  return GATED && r / 8 % 2 != 0;
 }
 // A thread copies rows `row` + i * kRowsApart; with kRowsApart 4, 8 or a multiple of 16 column and half of
 // row `row` + i * kRowsApart are those of `row` plus (or in the other half, as tells) those of i *
@@ -119,18 +117,17 @@ struct Copies {
   int columns_left;  // from the first row's on
 };
 
-template <Kind K>
 __device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit) {
   Copies c;
   c.chunk = (int)threadIdx.x % kChunks;
   c.row = (int)threadIdx.x / kChunks;
   c.to = (u32)(c.row * kRowBytes + ((c.chunk % 8) ^ (c.row % 8)) * 16);
-  const int column = column_of_row<K>(c.row);
+  const int column = column_of_row(c.row);
   c.columns_left = p.n - unit.n0 - column;
   c.w = p.w + (i64)unit.expert * p.w_expert +
-        (i64)(unit.n0 + column + (is_up<K>(c.row) ? p.up_row : 0)) * p.w_row + c.chunk * 16;
+        (i64)(unit.n0 + column + (is_up(c.row) ? p.up_row : 0)) * p.w_row + c.chunk * 16;
 #if FORMAT == 1
-  const int half = K == kGated && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
+  const int half = GATED && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
   c.w_scale = p.w_scale + (i64)unit.expert * p.ws_expert + (i64)(unit.n0 / 128 + half) * p.ws_row;
 #endif
   return c;
@@ -155,7 +152,6 @@ __device__ __forceinline__ u32 place_of_copy(const Copies& c, int i) {
 
 // Weight rows that are not there are zeros, and so is the depth behind its end. (The address of a copy of no
 // bytes is not read.)
-template <Kind K>
 __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copies& c, u32 stage, int step) {
   const bool inside = step * kStep + c.chunk * 16 < p.depth;
   const u32 to = stage + (u32)(c.chunk / 8 * ROWS * kRowBytes);
@@ -163,8 +159,8 @@ __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copi
   const u8* const from = c.w + step * kStep;
 #pragma unroll
   for (int i = 0; i < kWeightCopies; ++i) {
-    const int column = column_of_row<K>(i * kRowsApart);
-    copy16(to + place_of_copy(c, i), from + column * p.w_row + (is_up<K>(i * kRowsApart) ? up : 0),
+    const int column = column_of_row(i * kRowsApart);
+    copy16(to + place_of_copy(c, i), from + column * p.w_row + (is_up(i * kRowsApart) ? up : 0),
            inside && column < c.columns_left);
   }
 }
@@ -236,61 +232,67 @@ template <int ACTIVE>
 struct Raw {
   u32 a[kMt][4];
   u32 b[ACTIVE][4];
-  __device__ __forceinline__ void load(u32 a_row, u32 b_row, u32 q, u32 lane) {
-    const u32 b_at = ((2 * q + lane / 8 % 2) ^ (lane % 8)) * 16;
+  // a, b: this lane's addresses of the first 32 bytes; `at`: bytes of depth, which the swizzle xors.
+  __device__ __forceinline__ void load(u32 a_row, u32 b_row, u32 at) {
     if constexpr (kNt == 1) {
       u32 two[2];
-      load_matrix2(two, b_row + b_at);
+      load_matrix2(two, b_row ^ at);
       b[0][0] = two[0];
       b[0][1] = two[1];
     } else {
 #pragma unroll
-      for (int j = 0; j < ACTIVE; ++j) load_matrix4(b[j], b_row + (u32)(j * WT * 16 * kRowBytes) + b_at);
+      for (int j = 0; j < ACTIVE; ++j) load_matrix4(b[j], (b_row ^ at) + (u32)(j * WT * 16 * kRowBytes));
     }
-    const u32 a_at = ((2 * q + lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
-    for (int i = 0; i < kMt; ++i) load_matrix4(a[i], a_row + (u32)(i * 16 * kRowBytes) + a_at);
+    for (int i = 0; i < kMt; ++i) load_matrix4(a[i], (a_row ^ at) + (u32)(i * 16 * kRowBytes));
   }
 };
+
+template <int ACTIVE>
+__device__ __forceinline__ void multiply_raw(float (&sum)[kMt][kNt][4], const Raw<ACTIVE>& now) {
+  u32 b[kNt][kParts][2];
+#pragma unroll
+  for (int j = 0; j < ACTIVE; ++j) {
+    token_fragment(now.b[j][0], now.b[j][1], b[2 * j]);
+    if constexpr (kNt > 1) token_fragment(now.b[j][2], now.b[j][3], b[2 * j + 1]);
+  }
+#pragma unroll
+  for (int i = 0; i < kMt; ++i) {
+    u32 a[kParts][4];
+    weight_fragment(now.a[i], a);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int j = 0; j < (kNt == 1 ? 1 : 2 * ACTIVE); ++j) multiply(sum[i][j], a[part], b[j][part]);
+  }
+}
 
 // Adds the products of this warp's 128 bytes of one step. Fragments are loaded 32 bytes ahead; `between` (the
 // copies of a step to come) runs behind the first loads.
 template <int ACTIVE, typename Between>
 __device__ __forceinline__ void multiply_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 lane,
                                               const Between& between) {
-  const u32 a_row = weights + lane % 16 * kRowBytes;
-  const u32 b_row = tokens + (kNt > 1 ? lane / 16 * 8 + lane % 8 : lane % 8) * kRowBytes;
-  Raw<ACTIVE> raw[2];
-  raw[0].load(a_row, b_row, 0, lane);
+  const u32 a = weights + lane % 16 * kRowBytes + (lane / 16 ^ lane % 8) * 16;
+  const u32 b =
+      tokens + (kNt > 1 ? lane / 16 * 8 + lane % 8 : lane % 8) * kRowBytes + (lane / 8 % 2 ^ lane % 8) * 16;
+  Raw<ACTIVE> even, odd;
+  even.load(a, b, 0);
   between();
 #pragma unroll
-  for (u32 q = 0; q < 4; ++q) {
-    if (q < 3) raw[(q + 1) % 2].load(a_row, b_row, q + 1, lane);
-    const Raw<ACTIVE>& now = raw[q % 2];
-    u32 b[kNt][kParts][2];
-#pragma unroll
-    for (int j = 0; j < ACTIVE; ++j) {
-      token_fragment(now.b[j][0], now.b[j][1], b[2 * j]);
-      if constexpr (kNt > 1) token_fragment(now.b[j][2], now.b[j][3], b[2 * j + 1]);
-    }
-#pragma unroll
-    for (int i = 0; i < kMt; ++i) {
-      u32 a[kParts][4];
-      weight_fragment(now.a[i], a);
-#pragma unroll
-      for (int part = 0; part < kParts; ++part)
-#pragma unroll
-        for (int j = 0; j < (kNt == 1 ? 1 : 2 * ACTIVE); ++j) multiply(sum[i][j], a[part], b[j][part]);
-    }
+  for (u32 at = 0; at < kRowBytes; at += 64) {
+    odd.load(a, b, at + 32);
+    multiply_raw(sum, even);
+    if (at + 64 < kRowBytes) even.load(a, b, at + 64);
+    multiply_raw(sum, odd);
   }
 }
 
 // One step of a warp, promoted where the format asks for it. scales: the token scales of the warp's 128-deep
 // group.
-template <Kind K, int ACTIVE, typename Between>
+template <int ACTIVE, typename Between>
 __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 token_scales,
                                          u32 weight_scales, u32 lane, const Between& between) {
-#if FORMAT == 1
+#if PROMOTED
   float part[kMt][kNt][4];
 #pragma unroll
   for (int i = 0; i < kMt; ++i)
@@ -299,16 +301,22 @@ __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights,
 #pragma unroll
       for (int v = 0; v < 4; ++v) part[i][j][v] = 0.0f;
   multiply_step<ACTIVE>(part, weights, tokens, lane, between);
+#if FORMAT == 1
   const float low = load_shared(weight_scales);
-  const float high = K == kGated ? load_shared(weight_scales + 4) : low;
+  const float high = GATED ? load_shared(weight_scales + 4) : low;
+#endif
 #pragma unroll
   for (int j = 0; j < (kNt == 1 ? 1 : 2 * ACTIVE); ++j) {
+#if FORMAT == 1
     const u32 token = (u32)(j / 2 * WT * 16 + j % 2 * 8) + 2 * (lane % 4);
     const float t0 = load_shared(token_scales + 4 * token);
     const float t1 = load_shared(token_scales + 4 * token + 4);
     const float s0 = low * t0, s1 = low * t1;
-    const float s2 = K == kGated ? high * t0 : s0;
-    const float s3 = K == kGated ? high * t1 : s1;
+    const float s2 = GATED ? high * t0 : s0;
+    const float s3 = GATED ? high * t1 : s1;
+#else
+    constexpr float s0 = 1.0f, s1 = 1.0f, s2 = 1.0f, s3 = 1.0f;
+#endif
 #pragma unroll
     for (int i = 0; i < kMt; ++i) {
       sum[i][j][0] = fmaf(part[i][j][0], s0, sum[i][j][0]);
@@ -375,9 +383,8 @@ __device__ __forceinline__ void store_h(const PortableParams& p, i64 at, const E
 #endif
 }
 
-template <Kind K>
 __device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit, const float* sums) {
-  constexpr int kColumns = K == kGated ? ROWS / 2 : ROWS;
+  constexpr int kColumns = GATED ? ROWS / 2 : ROWS;
   constexpr int kEights = kColumns / 8;
   for (int at = (int)threadIdx.x; at < unit.rows * kEights; at += kThreads) {
     const int token = at / kEights;
@@ -385,38 +392,35 @@ __device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit
     const int n = unit.n0 + column;
     if (n >= p.n) continue;
     const int row = unit.first + token;
-    if constexpr (K == kDown) {
-      Eight z = staged(sums, token, column);
-      scale_eight(p, unit, token, n, 0, z);
+    Eight v = staged(sums, token, GATED ? 2 * column : column);
+    scale_eight(p, unit, token, n, 0, v);
+    if (!GATED && p.second) {
       if (p.slot_weight != nullptr) {
         const int slot = p.slots[row];
         const int t = slot / p.top_k;
         const float weight =
             p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) z.v[i] *= weight;
+        for (int i = 0; i < 8; ++i) v.v[i] *= weight;
       }
       u32 w[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        w[i] = (u32)f32_to_bf16(z.v[2 * i]) | ((u32)f32_to_bf16(z.v[2 * i + 1]) << 16);
+        w[i] = (u32)f32_to_bf16(v.v[2 * i]) | ((u32)f32_to_bf16(v.v[2 * i + 1]) << 16);
       *(uint4*)((u16*)p.out + (i64)row * p.out_stride + n) = make_uint4(w[0], w[1], w[2], w[3]);
-    } else {
-      Eight g = staged(sums, token, K == kGated ? 2 * column : column);
-      scale_eight(p, unit, token, n, 0, g);
-      Eight u = g;
-      if constexpr (K == kGated) {
-        u = staged(sums, token, 2 * column + 8);
-        scale_eight(p, unit, token, p.up_row + n, 1, u);
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) g.v[i] = activate(p.activation, g.v[i], u.v[i]);
-      store_h(p, (i64)row * p.out_stride + n, g);
+      continue;
     }
+    Eight up = v;
+    if (GATED) {
+      up = staged(sums, token, 2 * column + 8);
+      scale_eight(p, unit, token, p.up_row + n, 1, up);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v.v[i] = GATED ? activate(p.activation, v.v[i], up.v[i]) : relu2(v.v[i]);
+    store_h(p, (i64)row * p.out_stride + n, v);
   }
 }
 
-template <Kind K>
 __device__ __forceinline__ void run_gemm(const PortableParams& p) {
   extern __shared__ __align__(128) u8 memory[];
   const u32 ring = shared_address(memory);
@@ -427,20 +431,20 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
   const u32 wr = warp / KW % WR;
   const u32 wt = warp / (KW * WR);
   // GEMM 2's plan is older than the kernel in front of it, so it asks for weights before it waits.
-  if (K != kDown) {
+  bool waited = GATED || !p.second;
+  if (waited) {
     dependency_wait();
     if (p.early) launch_dependents();
   }
-  constexpr int kColumns = K == kGated ? ROWS / 2 : ROWS;
+  constexpr int kColumns = GATED ? ROWS / 2 : ROWS;
   const u32 slices = (u32)(p.n + kColumns - 1) / kColumns;
   const u32 units = (u32)*p.num_tiles * slices;
   const int steps = (p.depth + kStep - 1) / kStep;
-  bool waited = K != kDown;
   for (u32 number = blockIdx.x; number < units; number += gridDim.x) {
     const Unit unit = find_unit(p, number, slices, kColumns);
-    Copies copies = plan_copies<K>(p, unit);
+    Copies copies = plan_copies(p, unit);
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; ++s) copy_weights<K>(p, copies, ring + s * kStage, s);
+    for (int s = 0; s < STAGES - 1; ++s) copy_weights(p, copies, ring + s * kStage, s);
     if (!waited) {
       dependency_wait();
       if (p.early) launch_dependents();
@@ -469,7 +473,7 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       __syncthreads();
       const auto copy_ahead = [&] {
         const u32 to = slot == 0 ? STAGES - 1 : slot - 1;
-        copy_weights<K>(p, copies, ring + to * kStage, k + STAGES - 1);
+        copy_weights(p, copies, ring + to * kStage, k + STAGES - 1);
         copy_tokens(p, copies, unit, ring + to * kStage, scales + to * kScaleBytes, k + STAGES - 1);
         copy_commit();
       };
@@ -480,19 +484,13 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       const u32 stage_scales = scales + slot * kScaleBytes;
       const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
       const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
-#define RAMP_ACTIVE(n) \
-  run_step<K, (kPairs < n ? kPairs : n)>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead)
-      if (active >= kPairs)
-        RAMP_ACTIVE(kPairs);
-      else if (kPairs > 2 && active == 3)
-        RAMP_ACTIVE(3);
-      else if (kPairs > 2 && active == 2)
-        RAMP_ACTIVE(2);
-      else if (kPairs > 1 && active == 1)
-        RAMP_ACTIVE(1);
+      // All of a warp's pairs, or half of them: rows that are not there are zeros.
+      if (2 * active > kPairs)
+        run_step<kPairs>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
+      else if (kPairs > 1 && active > 0)
+        run_step<(kPairs + 1) / 2>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
       else
         copy_ahead();
-#undef RAMP_ACTIVE
       slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
 
@@ -515,7 +513,7 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       }
     }
     __syncthreads();
-    finish<K>(p, unit, sums);
+    finish(p, unit, sums);
     __syncthreads();  // ... and the ring's again
   }
   if (!waited) dependency_wait();
@@ -523,5 +521,5 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 
 extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
     gemm(const __grid_constant__ PortableParams p) {
-  run_gemm<(Kind)KIND>(p);
+  run_gemm(p);
 }

@@ -220,7 +220,7 @@ class CudaBackend final : public Backend {
                                                : 0];
     if (done.load(std::memory_order_acquire)) return;
     std::vector<KernelProgram> programs = tiles  ? stream_.programs(w.activation)
-                                          : fast ? portable_.programs(w.format, w.activation)
+                                          : fast ? portable_.programs(w.format)
                                                  : plain_.programs(w.format);
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
@@ -245,7 +245,7 @@ class CudaBackend final : public Backend {
   StreamBlock stream_;
   PortableBlock portable_;
   BackendInfo info_;
-  std::array<std::array<std::array<std::atomic<bool>, 7>, 16>, 8> prepared_{};
+  std::array<std::array<std::array<std::atomic<bool>, 6>, 16>, 8> prepared_{};
 };
 
 }  // namespace

@@ -28,19 +28,16 @@ constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
 // From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
 // then large ones that reuse what they load.
 constexpr double kAnyNumber = 1e30;
-constexpr std::array<PortableVariant, 7> kVariants = {{
+constexpr std::array<PortableVariant, 5> kVariants = {{
     {32, 8, 4, 1, 1, 3, 3, 2},
     {64, 32, 2, 2, 1, 3, 3, 16},
     {128, 64, 1, 4, 1, 4, 2, 48},
-    {128, 128, 1, 2, 4, 4, 1, kAnyNumber, PortableFormats::kPromoted},
-    {128, 128, 1, 4, 2, 3, 1, 0, PortableFormats::kPromoted},
-    {256, 128, 1, 4, 2, 3, 1, kAnyNumber, PortableFormats::kDirect},
-    {128, 128, 1, 2, 2, 3, 2, 0, PortableFormats::kDirect},
+    {128, 128, 1, 2, 2, 3, 2, 96, PortableFormats::kDirect},
+    {128, 256, 1, 2, 4, 4, 1, kAnyNumber, PortableFormats::kDirect},
 }};
 constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
-constexpr std::array<const char*, 3> kKinds = {"gated", "plain", "down"};  // by their number in the kernel
-constexpr size_t kDown = 2;
+constexpr std::array<const char*, 2> kKinds = {"single", "gated"};  // GATED of the kernel
 
 static_assert(sizeof(PortableTile) == sizeof(Tile));
 
@@ -60,7 +57,7 @@ KernelProgram portable_program(const PortableVariant& v, ramp_format format, siz
   return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), kKinds[kind], v.tokens, v.rows,
                       v.threads(), v.stages),
           "portable/gemm.cu",
-          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DKIND={}", kind),
+          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DGATED={}", kind),
            fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
            fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
            fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
@@ -68,11 +65,6 @@ KernelProgram portable_program(const PortableVariant& v, ramp_format format, siz
           {"gemm"},
           80};
 }
-// GEMM 1's kernel of an activation.
-size_t first_kind(ramp_activation activation) noexcept {
-  return is_gated(activation) ? 0 : 1;
-}
-
 struct Parts {
   PrologueWorkspace prologue;
   float* h = nullptr;        // [T*k, I]: formats that requantise apart
@@ -109,8 +101,7 @@ void check_size(uint64_t got, uint64_t needed, const void* workspace) {
 }  // namespace
 
 bool PortableVariant::is_for(ramp_format format) const noexcept {
-  return formats == PortableFormats::kAll ||
-         (formats == PortableFormats::kPromoted) == (format == RAMP_FORMAT_FP8_BLOCK);
+  return formats == PortableFormats::kAll || (formats == PortableFormats::kPromoted) == is_fp8_format(format);
 }
 
 uint32_t PortableVariant::shared_bytes(ramp_format format) const noexcept {
@@ -165,7 +156,7 @@ struct PortableBlock::State {
   };
   using Kernels = std::array<std::array<Kernel, kKinds.size()>, kVariants.size()>;
   std::mutex mutex;
-  std::array<std::array<std::atomic<bool>, 2>, 8> ready{};  // by ramp_format and first_kind
+  std::array<std::atomic<bool>, 8> ready{};  // by ramp_format
   std::array<Kernels, 8> kernels{};
 };
 
@@ -195,11 +186,10 @@ std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
   return list;
 }
 
-std::vector<KernelProgram> PortableBlock::programs(ramp_format format, ramp_activation activation) const {
+std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
   std::vector<KernelProgram> list;
   for (const PortableVariant& v : kVariants) {
-    if (!fits(v, format)) continue;
-    for (const size_t kind : {first_kind(activation), kDown})
+    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind)
       list.push_back(portable_program(v, format, kind));
   }
   return list;
@@ -208,28 +198,22 @@ std::vector<KernelProgram> PortableBlock::programs(ramp_format format, ramp_acti
 void PortableBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   prologue_.prepare(weights, x_dtype, false);
   const auto at = static_cast<size_t>(weights.format);
-  const size_t first = first_kind(weights.activation);
-  std::atomic<bool>& ready = state_->ready[at][first];
-  if (ready.load(std::memory_order_acquire)) return;
+  if (state_->ready[at].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
-  if (ready.load(std::memory_order_relaxed)) return;
+  if (state_->ready[at].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
     const PortableVariant& v = kVariants[i];
-    if (!fits(v, weights.format)) continue;
     const auto shared = static_cast<int>(v.shared_bytes(weights.format));
-    for (const size_t kind : {first, kDown}) {
-      State::Kernel& out = state_->kernels[at][i][kind];
-      if (out.function != nullptr) continue;  // GEMM 2's, of another activation: may be in use
+    for (size_t kind = 0; fits(v, weights.format) && kind < kKinds.size(); ++kind) {
       CUfunction const f = library_.get(portable_program(v, weights.format, kind), "gemm");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
       int blocks = 0;
       RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
               static_cast<size_t>(shared));
-      out.blocks = std::max(blocks, 1);
-      out.function = f;
+      state_->kernels[at][i][kind] = {f, std::max(blocks, 1)};
     }
   }
-  ready.store(true, std::memory_order_release);
+  state_->ready[at].store(true, std::memory_order_release);
 }
 
 uint64_t PortableBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
@@ -258,7 +242,7 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
 
 BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
   const GpuFacts& facts = gpu_->facts();
-  const bool native = (facts.major == 8 && facts.minor == 9) || facts.major >= 12;
+  const bool native = (facts.major == 8 && facts.minor == 9) || facts.major == 9 || facts.major >= 12;
   return {RAMP_BF16, native && is_fp8_format(format) ? kFp8TensorUnit : 0.0};
 }
 
@@ -342,7 +326,7 @@ struct PortableBlock::Run {
     p.out_stride = w.intermediate;
     p.out_scale = w.w2_input_scale;
     const auto rows = static_cast<uint64_t>(kVariants[number].rows);
-    start(first_kind(w.activation), p, w.gated() ? rows / 2 : rows);
+    start(w.gated() ? 1 : 0, p, w.gated() ? rows / 2 : rows);
   }
   // GEMM 2's input: h requantised, or what GEMM 1 wrote.
   [[nodiscard]] GemmInput middle() const {
@@ -360,6 +344,7 @@ struct PortableBlock::Run {
   void gemm2(const GemmInput& in, const ramp_tensor& weights) const {
     PortableParams p = common(in);
     set_weights(p, weight_views(w).w2, w.w2_scale, w.hidden, w.intermediate);
+    p.second = 1;
     p.x_source = p.x_scale_source = kRowSorted;
     p.out = parts.rows;
     p.out_stride = w.hidden;
@@ -368,7 +353,7 @@ struct PortableBlock::Run {
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    start(kDown, p, static_cast<uint64_t>(kVariants[number].rows));
+    start(0, p, static_cast<uint64_t>(kVariants[number].rows));
   }
 };
 

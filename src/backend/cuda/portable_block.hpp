@@ -47,12 +47,12 @@ class PortableBlock {
   // Every config of a format that this GPU has shared memory for, in each order of tiles.
   [[nodiscard]] std::vector<KernelConfig> configs(ramp_format format) const;
   void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);  // loads every variant; thread-safe
-  [[nodiscard]] std::vector<KernelProgram> programs(ramp_format format, ramp_activation activation) const;
+  [[nodiscard]] std::vector<KernelProgram> programs(ramp_format format) const;
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
   // The config that runs without a forced one. Batch-invariant calls stay with configs that sum in one order.
   [[nodiscard]] KernelConfig choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
                                     ramp_determinism determinism) const;
-  // FP8 products in the tensor cores' own precision (sm_89, sm_120) have another unit.
+  // FP8 products in the tensor cores' own precision (sm_89, sm_90, sm_120) have another unit.
   [[nodiscard]] BlockArithmetic arithmetic(ramp_format format) const noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
