@@ -63,17 +63,16 @@ __device__ __forceinline__ void decode4(u32 codes, u32& low, u32& high) {
       : "=r"(low), "=r"(high)
       : "r"(codes));
 #else
-  // A code's bits shifted into place are the value times 2^-8; a NaN code has to be told apart.
+  // A code's bits shifted into place are the value times 2^-8. A NaN code gives 480 = 0x5f80, which one more
+  // bit of its exponent makes a NaN: the bit that adding 1 to the code's magnitude carries into.
   const u32 even = ((codes << 8) & 0x80008000u) | ((codes << 7) & 0x3f803f80u);
   const u32 odd = (codes & 0x80008000u) | ((codes >> 1) & 0x3f803f80u);
   constexpr u32 k256 = 0x5c005c00u;
   asm("mul.f16x2 %0, %1, %2;" : "=r"(low) : "r"(even), "r"(k256));
   asm("mul.f16x2 %0, %1, %2;" : "=r"(high) : "r"(odd), "r"(k256));
-  const u32 nan = ((codes & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
-  if (nan != 0) {
-    low |= ((nan >> 7) & 0x00010001u) * 0x7fffu;
-    high |= ((nan >> 15) & 0x00010001u) * 0x7fffu;
-  }
+  const u32 nan = (codes & 0x7f7f7f7fu) + 0x01010101u;
+  low |= (nan << 6) & 0x20002000u;
+  high |= (nan >> 2) & 0x20002000u;
 #endif
 }
 
