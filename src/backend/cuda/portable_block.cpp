@@ -27,14 +27,19 @@ constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
 
 // From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
 // then large ones that reuse what they load.
-constexpr double kAnyNumber = 1e30;
-constexpr std::array<PortableVariant, 5> kVariants = {{
-    {32, 8, 4, 1, 1, 3, 3, 2},
-    {64, 32, 2, 2, 1, 3, 3, 16},
-    {128, 64, 1, 4, 1, 4, 2, 48},
-    {128, 128, 1, 2, 2, 3, 2, 96, PortableFormats::kDirect},
-    {128, 256, 1, 2, 4, 4, 1, kAnyNumber, PortableFormats::kDirect},
+constexpr std::array<PortableVariant, 4> kVariants = {{
+    {32, 8, 4, 1, 1, 3, 3},
+    {64, 32, 2, 2, 1, 3, 3},
+    {128, 64, 1, 4, 1, 4, 2},
+    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kDirect},
 }};
+// The automatic choice by the mean number of rows per expert, measured (docs/kernel-log.md). Around 128 rows
+// half of the experts would need a second tile of 128 for a few rows.
+struct Choice {
+  double up_to;
+  size_t variant;
+};
+constexpr std::array<Choice, 6> kChoices = {{{2, 0}, {16, 1}, {48, 2}, {100, 3}, {160, 2}, {1e30, 3}}};
 constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
 constexpr std::array<const char*, 2> kKinds = {"single", "gated"};  // GATED of the kernel
@@ -230,12 +235,12 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
   // Batch-invariant: one order of sums, which is that without a split over depth.
   const bool unsplit = determinism == RAMP_BATCH_INVARIANT;
-  size_t n = kVariants.size();
-  for (size_t i = 0; i < kVariants.size(); ++i) {
-    if (!fits(kVariants[i], weights.format) || kVariants[i].up_to == 0) continue;
-    if (unsplit && kVariants[i].warps_k != 1) continue;
-    n = i;
-    if (mean <= kVariants[i].up_to) break;
+  size_t n = 0;
+  for (const Choice& c : kChoices) {
+    const PortableVariant& v = kVariants[c.variant];
+    if (!fits(v, weights.format) || (unsplit && v.warps_k != 1)) continue;
+    n = c.variant;
+    if (mean <= c.up_to) break;
   }
   return kVariants[n].config(weights.format);
 }

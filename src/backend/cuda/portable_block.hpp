@@ -26,7 +26,6 @@ struct PortableVariant {
   int32_t rows = 0, tokens = 0;                   // of a tile
   int32_t warps_k = 1, warps_r = 1, warps_t = 1;  // warps along depth, weight rows, tokens
   int32_t stages = 3, blocks = 1;                 // ring depth; blocks per SM that the registers allow
-  double up_to = 0;  // mean rows per expert up to which it is the automatic choice
   PortableFormats formats = PortableFormats::kAll;
   [[nodiscard]] bool is_for(ramp_format format) const noexcept;
   [[nodiscard]] int32_t threads() const noexcept { return 32 * warps_k * warps_r * warps_t; }
