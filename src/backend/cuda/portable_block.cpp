@@ -122,8 +122,7 @@ KernelConfig PortableVariant::config(ramp_format format) const noexcept {
   KernelConfig c;
   c.tile_m = tokens;
   c.tile_n = rows;
-  c.tile_k =
-      static_cast<int32_t>(kRowBytes) * warps_k / static_cast<int32_t>(dtype_bytes(weight_dtype(format)));
+  c.tile_k = static_cast<int32_t>(kRowBytes) * warps_k / (is_fp8_format(format) ? 1 : 2);
   c.stages = stages;
   c.threads = threads();
   c.split_k = warps_k;
