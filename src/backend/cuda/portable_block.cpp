@@ -200,7 +200,7 @@ std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
 }
 
 void PortableBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
-  prologue_.prepare(weights, x_dtype, false);
+  prologue_.prepare(weights, x_dtype);
   const auto at = static_cast<size_t>(weights.format);
   if (state_->ready[at].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
