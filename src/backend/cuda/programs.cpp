@@ -19,9 +19,9 @@ namespace {
 using Part = std::vector<KernelProgram> (*)(int arch);
 constexpr Part kParts[] = {
     copy_programs,      // device_memory.cpp
+    portable_programs,  // portable_block.cpp
     plain_programs,     // plain_block.cpp
     combine_programs,   // plain_block.cpp
-    portable_programs,  // portable_block.cpp
     prologue_programs,  // prologue_kernels.cpp
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp
