@@ -75,6 +75,22 @@ TEST(FakeGpu, PrimaryContextUnlessTheCallerHasOne) {
   }
   EXPECT_EQ(fake().primary_contexts, 0);
 
+  // The caller's may be the primary one, which the caller may let go of.
+  CUcontext primary = nullptr;
+  RAMP_CU(cuDevicePrimaryCtxRetain, &primary, 7);
+  RAMP_CU(cuCtxPushCurrent, primary);
+  {
+    const auto gpu = cuda::Gpu::open(0);
+    EXPECT_EQ(gpu->context(), primary);
+    CUcontext theirs = nullptr;
+    RAMP_CU(cuCtxPopCurrent, &theirs);
+    RAMP_CU(cuDevicePrimaryCtxRelease, 7);
+    EXPECT_EQ(fake().primary_contexts, 1);
+    const cuda::ScopedContext scope(*gpu);
+    EXPECT_EQ(current(), primary);
+  }
+  EXPECT_EQ(fake().primary_contexts, 0);
+
   const auto mine = reinterpret_cast<CUcontext>(0x2000);
   RAMP_CU(cuCtxPushCurrent, mine);
   {
