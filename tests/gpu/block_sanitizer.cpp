@@ -59,9 +59,15 @@ TEST_P(GpuSmall, Batched) {
 
 // The stream kernels in every config: more depth than the ring holds, tiles that are not full, two slices for
 // the cluster's blocks; and, of the configs with small tiles, several tiles per expert.
-TEST(GpuSmallStream, EveryConfig) {
+class GpuSmallStream : public testing::TestWithParam<ramp_format> {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuSmallStream,
+                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                         RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL),
+                         [](const auto& p) { return std::string(format_name(p.param)); });
+
+TEST_P(GpuSmallStream, EveryConfig) {
   for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{128, 1152}}) {
-    CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 11);
+    CaseSpec s = small_spec(GetParam(), 11);
     s.hidden = hidden;
     s.intermediate = intermediate;
     s.ids = Ids::kSkewed;
@@ -82,8 +88,8 @@ TEST(GpuSmallStream, EveryConfig) {
   }
 }
 
-TEST(GpuSmallStream, Batched) {
-  CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 20);
+TEST_P(GpuSmallStream, Batched) {
+  CaseSpec s = small_spec(GetParam(), 20);
   s.top_k = 1;
   s.hidden = 256;
   s.intermediate = 128;

@@ -9,11 +9,11 @@
 #include <atomic>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/plain_block.hpp"
-#include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
@@ -68,37 +68,39 @@ class CudaBackend final : public Backend {
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
-        portable_(gpu_, *library_, prologue_, combine_) {
+        flat_(gpu_, *library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
     info_.isa = kFamilyNames[static_cast<size_t>(family_)];
     info_.device_name = facts.name;
     info_.workers = facts.sm_count;
+    if (family_ == Family::kSm90 || family_ == Family::kPortable) plain_.add_portable();
   }
 
   [[nodiscard]] const BackendInfo& info() const noexcept override { return info_; }
   [[nodiscard]] const DeviceMemory* memory() const noexcept override { return memory_.get(); }
 
-  // Of packed weights where the stream kernels apply (unpacked ones run what the backend chooses), else the
-  // portable kernels', else the plain one.
+  // Of packed weights where the stream kernels apply: unpacked weights have others, of which the backend
+  // chooses.
   [[nodiscard]] ConfigList configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                                    bool with_rejected) const override {
     ConfigList list;
     std::string reason = "the plain kernels were asked for";
     const bool stream = family_ == Family::kSm90 &&
-                        stream_applies(format, activation, model.hidden, model.intermediate, &reason);
-    if (!stream && has_portable() && portable_takes(format)) {
-      list.legal = portable_.configs(format);
-    } else if (!stream) {
-      list.legal.push_back(plain_config(activation));
-    }
-    for (const StreamVariant& v : stream_variants()) {
+                        tiles_apply(format, activation, model.hidden, model.intermediate, &reason);
+    if (!stream) list.legal = plain_.configs(format, activation);
+    const auto add = [&](const KernelConfig& config) {
       if (stream)
-        list.legal.push_back(v.config());
+        list.legal.push_back(config);
       else if (with_rejected)
-        list.rejected.push_back({v.config(), reason});
-    }
+        list.rejected.push_back({config, reason});
+    };
+    if (flat_format(format))
+      for (const FlatVariant& v : flat_variants(format, model.hidden, model.intermediate))
+        add(v.config(format));
+    else
+      for (const StreamVariant& v : stream_variants()) add(v.config());
     return list;
   }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
@@ -108,25 +110,26 @@ class CudaBackend final : public Backend {
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
                                     ramp_determinism determinism, int64_t top_k) const override {
-    if (!tiled(w) && !portable(w)) return plain_config(w.activation);
+    if (!tiled(w)) return plain_.choose(w, histogram, determinism, top_k);
     int64_t slots = 0;
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
-    if (portable(w)) return portable_.choose(w, (slots + k - 1) / k, k, determinism);
-    return StreamBlock::choose(w, (slots + k - 1) / k, k).config();
+    const int64_t tokens = (slots + k - 1) / k;
+    return flat_format(w.format) ? FlatBlock::choose(w, tokens, k).config(w.format)
+                                 : StreamBlock::choose(w, tokens, k).config();
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
-    if (portable(w)) return portable_.arithmetic(w.format);
-    if (!tiled(w)) return {};
-    return {RAMP_BF16, kFp8TensorUnit};
+    if (!tiled(w)) return plain_.arithmetic(w);
+    const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
+    return {flat_rows(w.format), half ? kHalfTensorUnit : kFp8TensorUnit};
   }
 
   void pack(ExpertWeights& w, void* stream) override {
     if (w.packed != nullptr) return;
     const ScopedContext scope(*gpu_);
     const bool tiles =
-        family_ == Family::kSm90 && stream_applies(w.format, w.activation, w.hidden, w.intermediate);
+        family_ == Family::kSm90 && tiles_apply(w.format, w.activation, w.hidden, w.intermediate, nullptr);
     prepare(w, RAMP_BF16, tiles);
     const TilePacker packer = make_packer();
     pack_weights(w, *memory_, tiles ? &packer : nullptr, stream);
@@ -145,23 +148,25 @@ class CudaBackend final : public Backend {
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    return workspace(w, max_tokens, top_k);
+    if (!tiled(w)) return PlainBlock::workspace(w, max_tokens, top_k);
+    return flat_format(w.format) ? FlatBlock::workspace(w, max_tokens, top_k)
+                                 : StreamBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
 
   [[nodiscard]] uint64_t batched_workspace(const ExpertWeights& w, int64_t max_tokens) const override {
-    return workspace(w, w.experts * max_tokens, 1);
+    return block_workspace(w, w.experts * max_tokens, 1);
   }
   void expert_block_batched(const BatchedCall& call) override {
     const ScopedContext scope(*gpu_);
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles)
+    if (tiles && flat_format(call.weights->format))
+      flat_.batched(call);
+    else if (tiles)
       stream_.batched(call);
-    else if (portable(*call.weights))
-      portable_.batched(call);
     else
       plain_.batched(call);
   }
@@ -186,26 +191,18 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles)
+    if (tiles && flat_format(call.weights->format))
+      flat_.block(call, routing);
+    else if (tiles)
       stream_.block(call, routing);
-    else if (portable(*call.weights))
-      portable_.block(call, routing);
     else
       plain_.block(call, routing);
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
-  // Whether these weights run the portable kernels: the automatic choice wherever the Hopper ones do not
-  // apply.
-  [[nodiscard]] bool has_portable() const noexcept {
-    return family_ == Family::kSm90 || family_ == Family::kPortable;
-  }
-  [[nodiscard]] bool portable(const ExpertWeights& w) const noexcept {
-    return has_portable() && !tiled(w) && portable_applies(w);
-  }
-  [[nodiscard]] uint64_t workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
-    return tiled(w)      ? StreamBlock::workspace(w, tokens, top_k)
-           : portable(w) ? PortableBlock::workspace(w, tokens, top_k)
-                         : PlainBlock::workspace(w, tokens, top_k);
+  [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
+                                        int64_t intermediate, std::string* reason) {
+    return flat_format(format) ? flat_applies(format, activation, hidden, intermediate, reason)
+                               : stream_applies(format, activation, hidden, intermediate, reason);
   }
   TilePacker make_packer() {
     return {*memory_, library_->get(pack_programs(arch_number()).front(), "pack_tiles")};
@@ -213,22 +210,20 @@ class CudaBackend final : public Backend {
 
   // Once per format, dtype of x and layout; afterwards a read of one flag.
   void prepare(const ExpertWeights& w, ramp_dtype x_dtype, bool tiles) {
-    const bool fast = !tiles && portable(w);
     std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)]
-                                       [tiles  ? 1 + static_cast<size_t>(w.activation)
-                                        : fast ? 5
-                                               : 0];
+                                       [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = tiles  ? stream_.programs(w.activation)
-                                          : fast ? portable_.programs(w.format)
-                                                 : plain_.programs(w.format);
+    std::vector<KernelProgram> programs = !tiles ? plain_.programs(w.format)
+                                          : flat_format(w.format)
+                                              ? FlatBlock::programs(w.format, w.activation)
+                                              : stream_.programs(w.activation);
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
-    if (tiles)
+    if (tiles && flat_format(w.format))
+      flat_.prepare(w, x_dtype);
+    else if (tiles)
       stream_.prepare(w, x_dtype);
-    else if (fast)
-      portable_.prepare(w, x_dtype);
     else
       plain_.prepare(w, x_dtype);
     done.store(true, std::memory_order_release);
@@ -243,9 +238,9 @@ class CudaBackend final : public Backend {
   Combine combine_;
   PlainBlock plain_;
   StreamBlock stream_;
-  PortableBlock portable_;
+  FlatBlock flat_;
   BackendInfo info_;
-  std::array<std::array<std::array<std::atomic<bool>, 6>, 16>, 8> prepared_{};
+  std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
 };
 
 }  // namespace

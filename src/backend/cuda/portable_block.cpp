@@ -138,15 +138,12 @@ std::vector<KernelProgram> portable_programs(int /*arch*/) {
   return list;
 }
 
-bool portable_takes(ramp_format format, std::string* reason) {
-  if (std::find(kFormats.begin(), kFormats.end(), format) != kFormats.end()) return true;
-  if (reason != nullptr)
-    *reason = fmt::format("format {} (tensor cores have no fp32 products)", format_name(format));
-  return false;
+bool portable_takes(ramp_format format) noexcept {
+  return std::find(kFormats.begin(), kFormats.end(), format) != kFormats.end();
 }
 
 bool portable_applies(const ExpertWeights& weights) noexcept {
-  if (std::find(kFormats.begin(), kFormats.end(), weights.format) == kFormats.end()) return false;
+  if (!portable_takes(weights.format)) return false;
   const WeightViews views = weight_views(weights);
   const int64_t bytes = dtype_bytes(weight_dtype(weights.format));
   return rows_aligned(views.w13.data, bytes, {views.w13.stride[0], views.w13.stride[1]}) &&
@@ -201,15 +198,21 @@ std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
 
 void PortableBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   prologue_.prepare(weights, x_dtype);
-  const auto at = static_cast<size_t>(weights.format);
+  load(weights.format);
+}
+
+// Also by calls: a handle whose weights the plain kernels took may have been what the format was prepared
+// for.
+void PortableBlock::load(ramp_format format) {
+  const auto at = static_cast<size_t>(format);
   if (state_->ready[at].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[at].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
     const PortableVariant& v = kVariants[i];
-    const auto shared = static_cast<int>(v.shared_bytes(weights.format));
-    for (size_t kind = 0; fits(v, weights.format) && kind < kKinds.size(); ++kind) {
-      CUfunction const f = library_.get(portable_program(v, weights.format, kind), "gemm");
+    const auto shared = static_cast<int>(v.shared_bytes(format));
+    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind) {
+      CUfunction const f = library_.get(portable_program(v, format, kind), "gemm");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
       int blocks = 0;
       RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
@@ -246,8 +249,8 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
 
 BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
   const GpuFacts& facts = gpu_->facts();
-  const bool native = (facts.major == 8 && facts.minor == 9) || facts.major == 9 || facts.major >= 12;
-  return {RAMP_BF16, native && is_fp8_format(format) ? kFp8TensorUnit : 0.0};
+  const bool native = (facts.major == 8 && facts.minor == 9) || facts.major >= 12;
+  return {RAMP_BF16, native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
 }
 
 size_t PortableBlock::number_of(const KernelConfig& config, ramp_format format) const {
@@ -363,6 +366,7 @@ struct PortableBlock::Run {
 
 void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
+  load(w.format);
   const KernelConfig config =
       call.config != nullptr ? *call.config : choose(w, call.tokens, call.top_k, call.determinism);
   const size_t number = number_of(config, w.format);
@@ -381,6 +385,7 @@ void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
 
 void PortableBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
+  load(w.format);
   const int64_t slots = w.experts * call.max_tokens;
   const KernelConfig config = call.config != nullptr ? *call.config : choose(w, slots, 1, call.determinism);
   const size_t number = number_of(config, w.format);

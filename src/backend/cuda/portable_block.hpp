@@ -7,12 +7,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "backend/backend.hpp"
 #include "backend/cuda/kernel_library.hpp"
-#include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/plain_block.hpp"  // Combine
 #include "backend/cuda/prologue.hpp"
 
 namespace ramp::core::cuda {
@@ -35,8 +34,8 @@ struct PortableVariant {
 
 std::vector<KernelProgram> portable_programs(int arch);
 
-// Whether the portable kernels have this format. Says why not in *reason.
-bool portable_takes(ramp_format format, std::string* reason = nullptr);
+// Whether the portable kernels have this format: all but f32, which tensor cores have no products for.
+bool portable_takes(ramp_format format) noexcept;
 // ... and these weights: rows have to begin at multiples of 16 bytes. A handle's answer never changes.
 bool portable_applies(const ExpertWeights& weights) noexcept;
 
@@ -59,6 +58,7 @@ class PortableBlock {
  private:
   struct State;
   struct Run;
+  void load(ramp_format format);
   [[nodiscard]] size_t number_of(const KernelConfig& config, ramp_format format) const;
   [[nodiscard]] bool fits(const PortableVariant& v, ramp_format format) const noexcept;
   std::shared_ptr<const Gpu> gpu_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <set>
 
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prologue.hpp"
@@ -26,6 +27,7 @@ constexpr Part kParts[] = {
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
+    flat_programs,      // flat_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {

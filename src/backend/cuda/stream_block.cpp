@@ -21,7 +21,8 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kSliceRows = 128, kThreads = 320;
+constexpr int64_t kSliceRows = 128;
+constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
 constexpr uint64_t kAlignment = 256;
 
 // Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers
@@ -36,13 +37,14 @@ uint64_t align_up(uint64_t n) noexcept {
 
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
-  KernelProgram p{fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
-                  "sm90/stream.cu",
-                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width),
-                   fmt::format("-DSTEP={}", v.width > 64 ? 16 : 8), fmt::format("-DSTAGES={}", v.stages),
-                   fmt::format("-DBLOCKS={}", v.blocks)},
-                  {"stream"},
-                  90};
+  KernelProgram p{
+      fmt::format("stream_gemm{}_w{}_s{}{}", gemm, v.width, v.stages, v.slices == 2 ? "_n256" : ""),
+      "sm90/stream.cu",
+      {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTEP={}", kStep),
+       fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks),
+       fmt::format("-DSLICES={}", v.slices)},
+      {"stream"},
+      90};
   if (gemm == 1) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
     if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
@@ -55,8 +57,9 @@ constexpr size_t kActivations = 3;  // the gated ones
 
 struct Parts {
   PrologueWorkspace prologue;
-  uint8_t* codes = nullptr;  // [T*k, I]
-  float* scales = nullptr;   // [T*k, I/128]
+  // GEMM 2's input, packed (kernels/sm90/stream.cu): tiles of up to tile_m rows, rounded up to kStep.
+  uint8_t* codes = nullptr;  // [packed rows, I]
+  float* scales = nullptr;   // [packed rows, I/128]
   uint16_t* rows = nullptr;  // bf16 [T*k, H]
 };
 
@@ -70,30 +73,36 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
     return p;
   };
   const auto i = static_cast<uint64_t>(w.intermediate);
-  parts.codes = static_cast<uint8_t*>(take(slots * i));
-  parts.scales = static_cast<float*>(take(slots * i / kGroup * sizeof(float)));
+  // A tile begins at most kStep rows later for each tile before it and for its own first row's rounding, and
+  // has at most kStep - 1 rows more.
+  const uint64_t packed =
+      slots + kStep * static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, tile_m) + 1);
+  parts.codes = static_cast<uint8_t*>(take(packed * i));
+  parts.scales = static_cast<float*>(take(packed * i / kGroup * sizeof(float)));
   parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
   return at;
 }
 
 }  // namespace
 
+// As kernels/sm90/stream.cu lays it out: the ring, GEMM 1's amax per warp, scales and (clusters) the other
+// block's amax, barriers.
 uint32_t StreamVariant::shared_bytes(int gemm) const noexcept {
   const auto w = static_cast<uint32_t>(width);
   const auto s = static_cast<uint32_t>(stages);
-  const uint32_t ring = s * (16384 + w * 128 + (w * 4 + 127) / 128 * 128);
-  const uint32_t out = w * (gemm == 1 ? 80 : 272);
-  const uint32_t amax = gemm == 1 ? w * 4 * (8 + 1 + 2) : 0;
-  return ring + out + amax + 16 * s + 16;
+  const auto n = static_cast<uint32_t>(slices);
+  const uint32_t ring = s * (n * 16384 + w * 128 + (w * 4 + 127) / 128 * 128);
+  const uint32_t group = gemm == 1 ? 4 * w * (8 * n + 2 + (n == 1 ? 2 : 0)) : 0;
+  return ring + group + 16 * s + 16;
 }
 
 KernelConfig StreamVariant::config() const noexcept {
   KernelConfig c;
   c.tile_m = width;
-  c.tile_n = kSliceRows;
+  c.tile_n = static_cast<int32_t>(kSliceRows) * slices;
   c.tile_k = kGroup;
   c.stages = stages;
-  c.threads = kThreads;
+  c.threads = 64 + 256 * slices;  // two copying warps
   return c;
 }
 
@@ -213,7 +222,7 @@ struct Run {
     // A multiple of the cluster size.
     const uint64_t blocks =
         static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
-    return {blocks / 2 * 2, 1, kThreads, variant.shared_bytes(gemm)};
+    return {blocks / 2 * 2, 1, static_cast<unsigned>(variant.config().threads), variant.shared_bytes(gemm)};
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
@@ -248,10 +257,7 @@ struct Run {
     p.ws_expert = w.w2_scale.stride[0];
     p.ws_row = w.w2_scale.stride[1];
     p.x = parts.codes;
-    p.x_stride = w.intermediate;
     p.x_scale = parts.scales;
-    p.x_scale_stride = w.intermediate / kGroup;
-    p.x_source = p.x_scale_source = kRowSorted;
     p.slices = static_cast<int>(w.hidden / kSliceRows);
     p.steps = static_cast<int>(w.intermediate / kGroup);
     p.rows = parts.rows;

@@ -23,6 +23,7 @@ struct StreamVariant {
   int32_t width = 8;   // token rows per tile at most
   int32_t stages = 4;  // ring depth in 16 KB tiles
   int32_t blocks = 3;  // per SM: as many as shared memory holds
+  int32_t slices = 1;  // of 128 weight rows that a block works on at once: 1 or 2
   friend bool operator==(const StreamVariant&, const StreamVariant&) = default;
   [[nodiscard]] uint32_t shared_bytes(int gemm) const noexcept;
   [[nodiscard]] KernelConfig config() const noexcept;
