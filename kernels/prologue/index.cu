@@ -43,10 +43,8 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   const u32 to = p.chunks - from < each ? p.chunks : from + each;
   const bool inside = e < p.experts;
   i32* const column = p.counts + e;
-  // The other way round than elsewhere: count_chunks has waited when this runs, so the kernel behind this one
-  // finds all in front of count_chunks completed even so, and its rows need not wait for the counts.
-  launch_dependents();
   dependency_wait();
+  launch_dependents();
   u32 sum = 0;
 #pragma unroll 8
   for (u32 c = from; c < to; ++c) sum += inside ? (u32)column[(i64)c * p.experts] : 0;

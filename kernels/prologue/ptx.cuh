@@ -40,8 +40,8 @@ __device__ __forceinline__ u32 e4m3_pair(float lo, float hi) {
 
 // Dependent launches. Every kernel here waits on every path before it ends, and, but for the prologue's
 // `early` rows, before it reads what another kernel may have written and before it writes global memory. It
-// lets its dependents start only after that (scan_chunks: before, see there): so whoever runs behind two of
-// these knows that all in front of the first has completed.
+// lets its dependents start only after that: so whoever runs behind two of these knows that all in front of
+// the first has completed.
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void dependency_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -178,7 +178,7 @@ void Prologue::route(const RouteCall& call) {
   } else {
     const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
     unsigned warps = tokens <= kFewTokens ? 4 : 8;
-    while (warps * warp_bytes > kMaxShared) warps /= 2;
+    while (warps > 1 && warps * warp_bytes > kMaxShared) warps /= 2;
     launch.grid_x = (p.tokens + warps - 1) / warps;
     launch.threads = 32 * warps;
     launch.shared = warps * warp_bytes;
