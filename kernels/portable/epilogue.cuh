@@ -94,11 +94,17 @@ __device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit
 #pragma unroll
         for (int i = 0; i < 8; ++i) v.v[i] *= weight;
       }
+#if FORMAT == 3
+      float* const to = (float*)p.out + (i64)row * p.out_stride + n;
+      *(float4*)to = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
+      *(float4*)(to + 4) = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
+#else
       u32 w[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         w[i] = (u32)f32_to_bf16(v.v[2 * i]) | ((u32)f32_to_bf16(v.v[2 * i + 1]) << 16);
       *(uint4*)((u16*)p.out + (i64)row * p.out_stride + n) = make_uint4(w[0], w[1], w[2], w[3]);
+#endif
       continue;
     }
     Eight up = v;

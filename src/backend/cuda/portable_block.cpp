@@ -58,6 +58,11 @@ bool requantizes(ramp_format format) noexcept {
   return format == RAMP_FORMAT_FP8_BLOCK || format == RAMP_FORMAT_FP8_CHANNEL;
 }
 
+// What GEMM 2 leaves: bf16 would cost fp16 three of its bits.
+ramp_dtype rows_dtype(ramp_format format) noexcept {
+  return format == RAMP_FORMAT_F16 ? RAMP_F32 : RAMP_BF16;
+}
+
 KernelProgram portable_program(const PortableVariant& v, ramp_format format, size_t kind) {
   return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), kKinds[kind], v.tokens, v.rows,
                       v.threads(), v.stages),
@@ -72,10 +77,10 @@ KernelProgram portable_program(const PortableVariant& v, ramp_format format, siz
 }
 struct Parts {
   PrologueWorkspace prologue;
-  float* h = nullptr;        // [T*k, I]: formats that requantise apart
-  void* codes = nullptr;     // [T*k, I] in the activation type
-  float* scales = nullptr;   // its scales
-  uint16_t* rows = nullptr;  // bf16 [T*k, H]
+  float* h = nullptr;       // [T*k, I]: formats that requantise apart
+  void* codes = nullptr;    // [T*k, I] in the activation type
+  float* scales = nullptr;  // its scales
+  void* rows = nullptr;     // [T*k, H], of rows_dtype
 };
 
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
@@ -89,7 +94,8 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
     return p;
   };
   parts.codes = take(slots * i * static_cast<uint64_t>(dtype_bytes(weight_dtype(w.format))));
-  parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
+  parts.rows = take(slots * static_cast<uint64_t>(w.hidden) *
+                    static_cast<uint64_t>(dtype_bytes(rows_dtype(w.format))));
   if (requantizes(w.format)) {
     parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
     parts.scales = static_cast<float*>(take(slots * ceil_div(i, kGroup) * sizeof(float)));
@@ -250,7 +256,7 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
 BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
   const GpuFacts& facts = gpu_->facts();
   const bool native = (facts.major == 8 && facts.minor == 9) || facts.major >= 12;
-  return {RAMP_BF16, native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
+  return {rows_dtype(format), native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
 }
 
 size_t PortableBlock::number_of(const KernelConfig& config, ramp_format format) const {
@@ -380,7 +386,7 @@ void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
                                          : prologue_.block(call, parts.prologue, stream);
   run.gemm1(x);
   run.gemm2(run.middle(), call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
-  combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+  combine_.block(call, parts.rows, rows_dtype(w.format), parts.prologue.index, stream);
 }
 
 void PortableBlock::batched(const BatchedCall& call) {
@@ -399,7 +405,7 @@ void PortableBlock::batched(const BatchedCall& call) {
   x.per_slot = x.scales_per_slot = true;
   run.gemm1(x);
   run.gemm2(run.middle(), call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
-  combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+  combine_.batched(call, parts.rows, rows_dtype(w.format), parts.prologue.index, stream);
 }
 
 }  // namespace ramp::core::cuda
