@@ -36,7 +36,8 @@ struct PortableParams {
   int up_scale_row;  // ... and in its scales
   int activation;    // ramp_activation
 
-  void* out;  // GEMM 1: h f32 (fp8_block, fp8_channel) or GEMM 2's input; GEMM 2: rows, bf16 (fp16: f32); in sorted order
+  void* out;  // GEMM 1: h f32 (fp8_block, fp8_channel) or GEMM 2's input; GEMM 2: rows, bf16 (fp16: f32); in
+              // sorted order
   long long out_stride;
   float out_scale;           // fp8_tensor, GEMM 1: the static scale of GEMM 2's input
   const float* slot_weight;  // GEMM 2; nullptr: 1
