@@ -51,6 +51,9 @@ using Type = F16;
 using Type = E4m3;
 #endif
 
+static_assert(WIDTH % STEP == 0 && (WIDTH / STEP == 1 || WIDTH / STEP == 2 || WIDTH / STEP == 4 ||
+                                    WIDTH / STEP == 6 || WIDTH / STEP == 8 || WIDTH / STEP == 12),
+              "a width without its cases in the switch below would hang");
 constexpr u32 kItemRows = HALVES ? 64 : 128 * SLICES;  // weight rows
 
 // Values that belong to an item's tokens lane, lane + 32, ...; loaded before the sums, so that nobody waits
@@ -136,7 +139,10 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring
     wgmma_wait<0>();
     release(ring, slot);
 #pragma unroll
-    for (int i = 0; i < N / 2; ++i) sum[i] += part[i];
+    for (int i = 0; i < N / 2; ++i) {
+      asm volatile("" : "+f"(part[i]));  // not read above the wait
+      sum[i] += part[i];
+    }
 #else
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<Type, N>(sum, a + 2 * j, b + 2 * j, 1);
@@ -152,6 +158,8 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring
 #if !FP8
   wgmma_wait<0>();
   release(ring, last);
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(sum[i]));  // not read above the wait
 #endif
 
 #pragma unroll
@@ -287,6 +295,8 @@ extern "C" __global__ void __launch_bounds__(kMathThreads + 64, BLOCKS)
         RAMP_WIDTH(12)
 #endif
 #undef RAMP_WIDTH
+        default:
+          __trap();
       }
     }
   }
