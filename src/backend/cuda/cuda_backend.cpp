@@ -24,12 +24,12 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90 };
-constexpr std::array<const char*, 3> kFamilyNames = {"plain", "plain_f64", "sm90"};
+enum class Family { kPlain, kPlainF64, kSm90, kPortable };
+constexpr std::array<const char*, 4> kFamilyNames = {"plain", "plain_f64", "sm90", "portable"};
 
 Family parse_family(const std::string& name, const GpuFacts& facts) {
   const bool hopper = facts.major == 9 && facts.minor == 0;
-  if (name.empty()) return hopper ? Family::kSm90 : Family::kPlain;
+  if (name.empty()) return hopper ? Family::kSm90 : Family::kPortable;
   for (size_t i = 0; i < kFamilyNames.size(); ++i) {
     if (name != kFamilyNames[i]) continue;
     const auto family = static_cast<Family>(i);
@@ -40,7 +40,7 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
                      facts.name, facts.major, facts.minor));
   }
   fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'plain' or 'plain_f64'",
+                "a kernel family of the CUDA backend: 'sm90', 'portable', 'plain' or 'plain_f64'",
                 "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
@@ -75,20 +75,21 @@ class CudaBackend final : public Backend {
     info_.isa = kFamilyNames[static_cast<size_t>(family_)];
     info_.device_name = facts.name;
     info_.workers = facts.sm_count;
+    if (family_ == Family::kSm90 || family_ == Family::kPortable) plain_.add_portable();
   }
 
   [[nodiscard]] const BackendInfo& info() const noexcept override { return info_; }
   [[nodiscard]] const DeviceMemory* memory() const noexcept override { return memory_.get(); }
 
-  // Of packed weights where the stream kernels apply: unpacked weights run the plain kernels, without a
-  // choice.
+  // Of packed weights where the stream kernels apply: unpacked weights have others, of which the backend
+  // chooses.
   [[nodiscard]] ConfigList configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                                    bool with_rejected) const override {
     ConfigList list;
     std::string reason = "the plain kernels were asked for";
     const bool stream = family_ == Family::kSm90 &&
                         tiles_apply(format, activation, model.hidden, model.intermediate, &reason);
-    if (!stream) list.legal.push_back(plain_config(activation));
+    if (!stream) list.legal = plain_.configs(format, activation);
     const auto add = [&](const KernelConfig& config) {
       if (stream)
         list.legal.push_back(config);
@@ -108,8 +109,8 @@ class CudaBackend final : public Backend {
     return std::find(legal.begin(), legal.end(), config) != legal.end();
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
-                                    ramp_determinism /*determinism*/, int64_t top_k) const override {
-    if (!tiled(w)) return plain_config(w.activation);
+                                    ramp_determinism determinism, int64_t top_k) const override {
+    if (!tiled(w)) return plain_.choose(w, histogram, determinism, top_k);
     int64_t slots = 0;
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
@@ -119,7 +120,7 @@ class CudaBackend final : public Backend {
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
-    if (!tiled(w)) return {};
+    if (!tiled(w)) return plain_.arithmetic(w);
     const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
     return {flat_rows(w.format), half ? kHalfTensorUnit : kFp8TensorUnit};
   }

@@ -8,6 +8,7 @@
 
 #include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "base/error.hpp"
@@ -19,6 +20,7 @@ namespace {
 using Part = std::vector<KernelProgram> (*)(int arch);
 constexpr Part kParts[] = {
     copy_programs,      // device_memory.cpp
+    portable_programs,  // portable_block.cpp
     plain_programs,     // plain_block.cpp
     combine_programs,   // plain_block.cpp
     prologue_programs,  // prologue_kernels.cpp
