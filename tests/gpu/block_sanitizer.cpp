@@ -59,9 +59,15 @@ TEST_P(GpuSmall, Batched) {
 
 // The stream kernels in every config: more depth than the ring holds, tiles that are not full, two slices for
 // the cluster's blocks; and, of the configs with small tiles, several tiles per expert.
-TEST(GpuSmallStream, EveryConfig) {
+class GpuSmallStream : public testing::TestWithParam<ramp_format> {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuSmallStream,
+                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                         RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL),
+                         [](const auto& p) { return std::string(format_name(p.param)); });
+
+TEST_P(GpuSmallStream, EveryConfig) {
   for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{128, 1152}}) {
-    CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 11);
+    CaseSpec s = small_spec(GetParam(), 11);
     s.hidden = hidden;
     s.intermediate = intermediate;
     s.ids = Ids::kSkewed;
@@ -82,9 +88,9 @@ TEST(GpuSmallStream, EveryConfig) {
   }
 }
 
-// The few-token kernels: items divided among blocks and blocks with several items, both tile widths, an
-// expert with two tiles.
-TEST(GpuSmallStream, FewTokens) {
+// The few-token kernels, all three: items in several pieces, blocks with several, an expert twice for a
+// token.
+TEST(GpuSmallFew, Block) {
   for (const int64_t tokens : {1, 3, 7, 11}) {
     for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{256, 1152}}) {
       for (const Ids ids : {Ids::kSkewed, Ids::kDuplicates, Ids::kOutOfRange}) {
@@ -108,8 +114,8 @@ TEST(GpuSmallStream, FewTokens) {
   }
 }
 
-TEST(GpuSmallStream, Batched) {
-  CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 20);
+TEST_P(GpuSmallStream, Batched) {
+  CaseSpec s = small_spec(GetParam(), 20);
   s.top_k = 1;
   s.hidden = 256;
   s.intermediate = 128;

@@ -7,7 +7,9 @@
 #include <set>
 
 #include "backend/cuda/few_block.hpp"
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "base/error.hpp"
@@ -19,6 +21,7 @@ namespace {
 using Part = std::vector<KernelProgram> (*)(int arch);
 constexpr Part kParts[] = {
     copy_programs,      // device_memory.cpp
+    portable_programs,  // portable_block.cpp
     plain_programs,     // plain_block.cpp
     combine_programs,   // plain_block.cpp
     prologue_programs,  // prologue_kernels.cpp
@@ -26,6 +29,7 @@ constexpr Part kParts[] = {
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
     few_programs,       // few_block.cpp
+    flat_programs,      // flat_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {
