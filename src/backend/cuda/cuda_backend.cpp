@@ -13,6 +13,7 @@
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
@@ -66,7 +67,8 @@ class CudaBackend final : public Backend {
         combine_(gpu_, *library_),
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
-        stream_(gpu_, *library_, prologue_, combine_) {
+        stream_(gpu_, *library_, prologue_, combine_),
+        prefill_(gpu_, *library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -93,6 +95,10 @@ class CudaBackend final : public Backend {
       else if (with_rejected)
         list.rejected.push_back({v.config(), reason});
     }
+    if (stream)
+      list.legal.push_back(prefill_config());
+    else if (with_rejected)
+      list.rejected.push_back({prefill_config(), reason});
     return list;
   }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
@@ -106,7 +112,9 @@ class CudaBackend final : public Backend {
     int64_t slots = 0;
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
-    return StreamBlock::choose(w, (slots + k - 1) / k, k).config();
+    const int64_t tokens = (slots + k - 1) / k;
+    if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
+    return StreamBlock::choose(w, tokens, k).config();
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
@@ -137,22 +145,23 @@ class CudaBackend final : public Backend {
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    return tiled(w) ? StreamBlock::workspace(w, max_tokens, top_k)
-                    : PlainBlock::workspace(w, max_tokens, top_k);
+    return tiled(w) ? tiled_workspace(w, max_tokens, top_k) : PlainBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
 
   [[nodiscard]] uint64_t batched_workspace(const ExpertWeights& w, int64_t max_tokens) const override {
     const int64_t slots = w.experts * max_tokens;
-    return tiled(w) ? StreamBlock::workspace(w, slots, 1) : PlainBlock::workspace(w, slots, 1);
+    return tiled(w) ? tiled_workspace(w, slots, 1) : PlainBlock::workspace(w, slots, 1);
   }
   void expert_block_batched(const BatchedCall& call) override {
     const ScopedContext scope(*gpu_);
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles)
+    if (tiles && PrefillBlock::takes(call.config, *call.weights, call.weights->experts * call.max_tokens, 1))
+      prefill_.batched(call);
+    else if (tiles)
       stream_.batched(call);
     else
       plain_.batched(call);
@@ -178,10 +187,16 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles)
+    if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
+      prefill_.block(call, routing);
+    else if (tiles)
       stream_.block(call, routing);
     else
       plain_.block(call, routing);
+  }
+  // For any number of tokens up to this one, whichever block runs it.
+  [[nodiscard]] static uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) {
+    return std::max(StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k));
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
   TilePacker make_packer() {
@@ -194,13 +209,18 @@ class CudaBackend final : public Backend {
                                        [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
     std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
+    if (tiles) {
+      for (KernelProgram& p : PrefillBlock::programs(w.activation)) programs.push_back(std::move(p));
+    }
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
-    if (tiles)
+    if (tiles) {
       stream_.prepare(w, x_dtype);
-    else
+      prefill_.prepare(w, x_dtype);
+    } else {
       plain_.prepare(w, x_dtype);
+    }
     done.store(true, std::memory_order_release);
   }
   [[nodiscard]] int arch_number() const { return 10 * gpu_->facts().major + gpu_->facts().minor; }
@@ -213,6 +233,7 @@ class CudaBackend final : public Backend {
   Combine combine_;
   PlainBlock plain_;
   StreamBlock stream_;
+  PrefillBlock prefill_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
 };

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "base/error.hpp"
@@ -24,6 +25,7 @@ constexpr Part kParts[] = {
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
+    prefill_programs,   // prefill_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {
