@@ -62,15 +62,30 @@ __device__ __forceinline__ u16 e4m3_pair(float low, float high) {
   return r;
 }
 
+__device__ __forceinline__ float reciprocal(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
 // a / scale as far as its code shows, given inverse = 1/scale rounded correctly: prologue/quantize.cuh.
 __device__ __forceinline__ float quotient(float a, float scale, float inverse) {
   const float q = __fmul_rn(a, inverse);
   return __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
 }
 
+// a / b, correctly rounded as the compiler's division is, but without its branches, which would run 64
+// elements of an epilogue one after the other. b between 1 and 2^126. An infinite a stays what it is.
+__device__ __forceinline__ float divide(float a, float b) {
+  float r = reciprocal(b);
+  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
+  const float q = __fmul_rn(a, r);
+  const float better = __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+  return fabsf(a) <= 3.4028235e38f ? better : q;
+}
 __device__ __forceinline__ float activate(float g, float u) {
 #if ACTIVATION == 0
-  return g / (1.0f + expf(-g)) * u;
+  return divide(g, fminf(1.0f + expf(-g), 0x1p126f)) * u;
 #elif ACTIVATION == 1
   return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
 #else
