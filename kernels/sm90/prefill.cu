@@ -122,7 +122,9 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
       const float even0 = even * token0, even1 = even * token1;
       const float odd0 = odd * token0, odd1 = odd * token1;
       wgmma_wait<0>();
-      if (i == SLICES - 1) barrier_arrive(s.empty + 8 * at.slot);
+      if (i == SLICES - 1) {
+        barrier_arrive(s.empty + 8 * at.slot);
+      }
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         sum[i][4 * j + 0] = fmaf(part[4 * j + 0], j % 2 == 0 ? even0 : odd0, sum[i][4 * j + 0]);
@@ -241,7 +243,7 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
 template <int SLICES>
 __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at,
                                          u32 exchange) {
-  const u32 group = threadIdx.x / 128;
+  const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   float weight[2] = {1.0f, 1.0f};
   int slot[2] = {0, 0};
   if (GEMM == 2 && p.slot_weight != nullptr) {

@@ -40,6 +40,10 @@ __device__ __forceinline__ void barrier_arrive_copies(u32 bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
+__device__ __forceinline__ void named_arrive(u32 id, u32 threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // Registers per thread of this warpgroup from here on.
 template <int COUNT>
 __device__ __forceinline__ void registers_take() {
