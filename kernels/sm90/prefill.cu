@@ -9,10 +9,15 @@
 //   rows. ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up) STAGES      ring depth:
 //   48 KB each
 //
+// Blocks run in clusters of two. Where an expert has two row tiles of more than 64 rows, the blocks of a
+// cluster take one each and share the weights: each brings one of the two tiles of a step for both
+// (multicast). What is left of an expert, a row tile or two, is divided between them by pairs of slices.
+//
 // Warpgroup 2 fills the ring: packed weight tiles (and GEMM 2's packed h) by bulk copies; GEMM 1's token rows
-// by index with 16-byte copies, swizzled by hand; scales beside them. The grid is persistent: blocks stride
-// over (row tile, pair of slices) items, ordered by expert, group of row tiles, pair, row tile, so that
-// blocks that run at the same time share weights and token rows in L2.
+// by index with 16-byte copies, swizzled by hand; scales beside them. Results leave by bulk copies, GEMM 2's
+// through a slot of the ring that is left empty for them. The grid is persistent: clusters stride over units,
+// ordered by expert, group of row tiles, pair of slices, row tile, so that what runs at the same time shares
+// weights and tokens in L2.
 #define WGMMA_E4M3
 #include "common/types.cuh"
 #include "params/block.hpp"
@@ -22,35 +27,72 @@
 #include "sm90/wgmma.cuh"
 
 using namespace ramp::core::cuda;
+#ifndef CLUSTER
+#define CLUSTER 2
+#endif
 
 constexpr u32 kTile = 16384;               // bytes of a packed tile: 128 rows x 128 bytes
 constexpr u32 kStage = 3 * kTile;          // tokens, two weight tiles
 constexpr u32 kScales = 4 * kPrefillRows;  // bytes of a stage's token scales
 constexpr u32 kWeightScales = 8;           // ... of its weight scales
 constexpr u32 kMathThreads = 256;
-constexpr u32 kStaging = 2048;  // bytes per math warp: 16 rows x 128
-constexpr u32 kRowGroup = 16;   // row tiles that pass a pair of slices before the next pair
+constexpr u32 kRowGroup =
+    16 / CLUSTER;  // row tiles (or couples) that pass a pair of slices before the next pair
+// Arrivals that free a slot: 8 lanes of 8 warps, and a lane of each of the partner's warps.
+constexpr u32 kArrivals = CLUSTER == 2 ? 72 : 64;
+constexpr u32 kPitch = 272;         // bytes of a staged row of 128 bf16
+constexpr u32 kArea = 16 * kPitch;  // ... of a warp's 16 rows
+constexpr u32 kAreasInSlot = kStage / kArea;
+constexpr u32 kStaging = 2048;  // GEMM 1, per math warp: 16 rows x 128
 
 struct Item {
   int tile, first, rows, pair, expert;
+  bool shared;  // the partner has the same slices
 };
 
-// Item number `unit` of num_tiles * pairs.
-__device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 pairs) {
-  const StreamTile base = p.tiles[unit / pairs];
-  const int begin = p.offsets[base.expert];
-  const int count = p.offsets[base.expert + 1] - begin;
+// Units of this launch: this block's cluster takes every gridDim.x / CLUSTER-th of them.
+__device__ __forceinline__ u32 pairs_of(const PrefillParams& p) {
+  return (u32)(p.slices + 2 * CLUSTER - 1) / (2 * CLUSTER) * CLUSTER;
+}
+__device__ __forceinline__ u32 units_of(const PrefillParams& p) {
+  return (u32)*p.num_tiles * (pairs_of(p) / CLUSTER);
+}
+
+// What block `rank` of the cluster does in unit `unit` of num_tiles * pairs / CLUSTER (a multiple of it).
+// rows 0: nothing, but as many steps of it as the partner has.
+__device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 pairs, u32 rank) {
+  const u32 base = CLUSTER * unit / pairs;
+  const StreamTile tile = p.tiles[base];
+  const int begin = p.offsets[tile.expert];
+  const int count = p.offsets[tile.expert + 1] - begin;
   const u32 tiles = (u32)(count + kPrefillRows - 1) / kPrefillRows;
-  const u32 first_tile = unit / pairs - (u32)(base.first - begin) / kPrefillRows;
-  const u32 local = unit - first_tile * pairs;
-  const u32 group = local / (kRowGroup * pairs) * kRowGroup;
-  const u32 inside = local - group * pairs;
-  const u32 width = tiles - group < kRowGroup ? tiles - group : kRowGroup;
-  const u32 tile = group + inside % width;
-  const int first = begin + (int)tile * kPrefillRows;
-  const int left = begin + count - first;
-  return {(int)(first_tile + tile), first, left < kPrefillRows ? left : kPrefillRows, (int)(inside / width),
-          base.expert};
+  const u32 first_tile = base - (u32)(tile.first - begin) / kPrefillRows;
+  const u32 local = unit - first_tile * (pairs / CLUSTER);
+  // Row tiles that are dealt with in couples; without clusters, one by one.
+  const u32 large = tiles - (count - (int)(tiles - 1) * kPrefillRows > 64 ? 0 : 1);
+  const u32 couples = CLUSTER == 2 ? large / 2 : tiles;
+  Item item;
+  item.expert = tile.expert;
+  item.shared = CLUSTER == 2 && local < couples * pairs;
+  u32 mine;
+  if (CLUSTER == 1 || item.shared) {
+    const u32 group = local / (kRowGroup * pairs) * kRowGroup;
+    const u32 inside = local - group * pairs;
+    const u32 width = couples - group < kRowGroup ? couples - group : kRowGroup;
+    mine = CLUSTER * (group + inside % width) + rank;
+    item.pair = (int)(inside / width);
+  } else {
+    const u32 inside = local - couples * pairs;
+    const u32 rest = tiles - 2 * couples;
+    mine = 2 * couples + inside % rest;
+    item.pair = (int)(2 * (inside / rest) + rank);
+  }
+  item.tile = (int)(first_tile + mine);
+  item.first = begin + (int)mine * kPrefillRows;
+  const int left = begin + count - item.first;
+  item.rows = left < kPrefillRows ? left : kPrefillRows;
+  if (2 * item.pair >= p.slices) item.rows = 0;
+  return item;
 }
 
 __device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, int sorted) {
@@ -59,7 +101,9 @@ __device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, in
 }
 
 struct Shared {
-  u32 ring, scales, weight_scales, items, staging, amax, full, empty;
+  u32 ring, amax, scales, staging, items, weight_scales, full, empty;
+  u32 staged, stored;  // GEMM 2: results lie there; they have been taken
+  u32 rank;            // in the cluster
 };
 
 // Where a role stands in the ring.
@@ -75,11 +119,19 @@ struct Place {
 
 // ---------------------------------------------------------------- math
 
-// One step of one slice: 64 rows x 128 weight rows x 128 deep, from zero.
-__device__ __forceinline__ void multiply(float (&part)[64], u64 a, u64 b) {
+// This warp has done with a slot: the lanes that have read scales from it say so here, one of them to the
+// partner, whose copies write into this block's slots too.
+__device__ __forceinline__ void release(const Shared& s, u32 slot) {
+  const u32 bar = s.empty + 8 * slot;
+  if (threadIdx.x % 4 == 0) barrier_arrive(bar);
+  if (CLUSTER == 2 && threadIdx.x % 32 == 0) barrier_arrive_remote(remote_address(bar, s.rank ^ 1));
+}
+// One step of one slice: 64 rows x 128 weight rows x 128 deep, from zero. Rows come from registers: they
+// serve both slices, and shared memory has no bandwidth left to bring them twice.
+__device__ __forceinline__ void multiply(float (&part)[64], const u32 (&a)[4][4], u64 b) {
   wgmma_fence();
 #pragma unroll
-  for (int j = 0; j < 4; ++j) wgmma<E4m3, 128>(part, a + 2 * j, b + 2 * j, j != 0);
+  for (int j = 0; j < 4; ++j) wgmma_rows(part, a[j], b + 2 * j, j != 0);
   wgmma_commit();
 }
 
@@ -90,6 +142,8 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
                                            const int (&slot)[2]) {
   const u32 lane = threadIdx.x % 32;
   const u32 row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const u32 a_row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + lane % 16;
+  const u32 rows_at = a_row * 128 + ((lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i)
 #pragma unroll
@@ -97,14 +151,22 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   for (int k = 0; k < p.steps; ++k) {
     const u32 stage = s.ring + at.slot * kStage;
     barrier_wait(s.full + 8 * at.slot, at.round);
-    const u64 a = descriptor(stage + (SLICES == 2 ? group * 8192 : 0));
+    u32 a[4][4];
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) load_rows(a[j], stage + (rows_at ^ (32 * j)));
     const u64 b = descriptor(stage + kTile + (SLICES == 2 ? 0 : group * kTile));
-    float token0, token1, scale[2];
+    float token0 = 0.0f, token1 = 0.0f, scale[2] = {0.0f, 0.0f};
     float part[64];
     multiply(part, a, b);
-    token0 = load_float(s.scales + at.slot * kScales + 4 * row);
-    token1 = load_float(s.scales + at.slot * kScales + 4 * row + 32);
-    load_pair(scale[0], scale[1], s.weight_scales + at.slot * kWeightScales);
+    if (lane % 4 == 0) {
+      token0 = load_float(s.scales + at.slot * kScales + 4 * row);
+      token1 = load_float(s.scales + at.slot * kScales + 4 * row + 32);
+      load_pair(scale[0], scale[1], s.weight_scales + at.slot * kWeightScales);
+    }
+    token0 = from_quad(token0);
+    token1 = from_quad(token1);
+    scale[0] = from_quad(scale[0]);
+    scale[1] = from_quad(scale[1]);
     if (GEMM == 2 && k == 0 && p.slot_weight != nullptr) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -123,7 +185,7 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
       const float odd0 = odd * token0, odd1 = odd * token1;
       wgmma_wait<0>();
       if (i == SLICES - 1) {
-        barrier_arrive(s.empty + 8 * at.slot);
+        release(s, at.slot);
       }
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
@@ -146,6 +208,8 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
   const u32 warp_row = threadIdx.x % 128 / 32 * 16;
   const u32 base = (SLICES == 2 ? group * 64 : 0) + warp_row;
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
+  bulk_wait_read();  // the staging is free again
+  __syncwarp();
   float h[SLICES][32];
   float amax[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -192,58 +256,56 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
     if (lane % 4 == 0 && (SLICES == 2 || group == 0) && base + 8 * r < (u32)item.rows)
       p.h_scale[tile * kPrefillRows + base + row] = scale;
   }
-  __syncwarp();
   u8* const to = p.h + tile * kTile + base * 128;
+  if (SLICES == 2) {
+    proxy_fence();
+    __syncwarp();
+    if (lane == 0 && base < (u32)item.rows) {
+      bulk_store(to, staging, base + 8 < (u32)item.rows ? 2048 : 1024);
+      bulk_commit();
+    }
+  } else {
+    __syncwarp();
 #pragma unroll
-  for (u32 i = 0; i < 2 * SLICES; ++i) {
-    const u32 c = lane + 32 * i;  // 16 bytes; of 8 or, of the warpgroup's half, 4 in a row
-    const u32 row = SLICES == 2 ? c / 8 : c / 4;
-    const u32 place = SLICES == 2 ? c % 8 : (4 * group + c % 4) ^ (row % 8);
-    if (base + row / 8 * 8 < (u32)item.rows)
-      *(uint4*)(to + row * 128 + place * 16) = load_words(staging + row * 128 + place * 16);
+    for (u32 i = 0; i < 2; ++i) {
+      const u32 row = lane / 4 + 8 * i;
+      const u32 place = (4 * group + lane % 4) ^ (row % 8);
+      if (base + 8 * i < (u32)item.rows)
+        store_global(to + row * 128 + place * 16, load_words(staging + row * 128 + place * 16));
+    }
   }
-  __syncwarp();
 }
 
-// Times the router weight, bf16, one row per row of the sorted index.
+// Where a math warp stages its 16 rows of one slice: in slot `slot`, which nothing fills, and behind the
+// ring.
+__device__ __forceinline__ u32 results_at(const Shared& s, u32 slot, u32 number) {
+  return number < kAreasInSlot ? s.ring + slot * kStage + number * kArea
+                               : s.staging + (number - kAreasInSlot) * kArea;
+}
+// Times the router weight, as bf16, staged for store_results().
 template <int SLICES>
-__device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared& s, const Item& item,
-                                           u32 group, float (&sum)[SLICES][64], const float (&weight)[2]) {
+__device__ __forceinline__ void stage_results(const Shared& s, u32 slot, float (&sum)[SLICES][64],
+                                              const float (&weight)[2]) {
   const u32 lane = threadIdx.x % 32;
-  const u32 base = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16;
-  const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
-    const u32 slice = 2 * (u32)item.pair + (SLICES == 2 ? i : group);
-    if (slice >= (u32)p.slices) break;
+    // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
+    const u32 to = results_at(s, slot, threadIdx.x / 32 * 2 + i) + lane % 16 * kPitch + lane / 16 * 16;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const u32 row = lane / 4 + 8 * r;
-          const int at = 32 * half + 4 * j + 2 * r;
-          store_u32(staging + row * 128 + (j ^ (row % 8)) * 16 + lane % 4 * 4,
-                    bf16_pair(sum[i][at] * weight[r], sum[i][at + 1] * weight[r]));
-        }
-      __syncwarp();
-#pragma unroll
-      for (u32 c = lane; c < 128; c += 32) {
-        const u32 row = c / 8;
-        if (base + row < (u32)item.rows)
-          *(uint4*)(p.rows + (i64)(item.first + (int)(base + row)) * p.out_stride + slice * 128 + half * 64 +
-                    c % 8 * 8) = load_words(staging + row * 128 + ((c % 8) ^ (row % 8)) * 16);
-      }
-      __syncwarp();
+    for (int j = 0; j < 16; j += 2) {
+      const float* const v = &sum[i][4 * j];
+      store_matrices(to + j * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
+                     bf16_pair(v[2] * weight[1], v[3] * weight[1]),
+                     bf16_pair(v[4] * weight[0], v[5] * weight[0]),
+                     bf16_pair(v[6] * weight[1], v[7] * weight[1]));
     }
   }
 }
 
 template <int SLICES>
 __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at,
-                                         u32 exchange) {
-  const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+                                         u32 turn, u32 exchange) {
+  const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
   float weight[2] = {1.0f, 1.0f};
   int slot[2] = {0, 0};
   if (GEMM == 2 && p.slot_weight != nullptr) {
@@ -254,34 +316,112 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
   }
   float sum[SLICES][64];
   accumulate<SLICES>(p, s, at, group, sum, weight, slot);
-  if (GEMM == 1)
+  if (GEMM == 1) {
     store_h<SLICES>(p, s, item, group, sum, exchange);
-  else
-    store_rows<SLICES>(p, s, item, group, sum, weight);
+  } else {
+    barrier_wait(s.full + 8 * at.slot, at.round);
+    barrier_wait(s.stored, turn ^ 1);
+    stage_results<SLICES>(s, at.slot, sum, weight);
+    barrier_arrive(s.staged);
+    at.next();
+  }
 }
 
-__device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s, u32 units) {
+__device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s) {
+  const u32 units = units_of(p);
   Place at;
+  u32 turn = 0;           // GEMM 2: parity of the items whose results have been staged
   u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
-  for (u32 unit = blockIdx.x; unit < units; unit += gridDim.x) {
+  for (u32 unit = blockIdx.x / CLUSTER; unit < units; unit += gridDim.x / CLUSTER) {
     barrier_wait(s.full + 8 * at.slot, at.round);
     const uint4 v = load_words(s.items + 16 * at.slot);
-    const Item item{(int)v.x, (int)v.y, (int)v.z, (int)v.w, 0};
+    const Item item{(int)v.x, (int)v.y, (int)v.z, (int)v.w, 0, false};
     if (item.rows > 64) {
-      run_item<2>(p, s, item, at, exchange);
-    } else {
-      run_item<1>(p, s, item, at, exchange);
+      run_item<2>(p, s, item, at, turn, exchange);
+      turn ^= 1;
+    } else if (item.rows > 0) {
+      run_item<1>(p, s, item, at, turn, exchange);
+      turn ^= 1;
       exchange ^= 512;
+    } else {
+      for (int k = 0; k < p.steps; ++k, at.next()) {
+        barrier_wait(s.full + 8 * at.slot, at.round);
+        release(s, at.slot);
+      }
+      if (GEMM == 2) at.next();
     }
+  }
+  if (GEMM == 1) bulk_wait();
+}
+
+// GEMM 2, two warps: from where the math warps stage results to memory, 16 bytes at a time, while the next
+// item's main loop runs. They free the slot that the results were in.
+__device__ __forceinline__ void store_results(const PrefillParams& p, const Shared& s) {
+  const u32 units = units_of(p);
+  const u32 lane = threadIdx.x % 32;
+  Place at;
+  u32 turn = 0;
+  for (u32 unit = blockIdx.x / CLUSTER; unit < units; unit += gridDim.x / CLUSTER, at.next()) {
+    for (int k = 0; k < p.steps; ++k) at.next();
+    barrier_wait(s.full + 8 * at.slot, at.round);
+    const uint4 v = load_words(s.items + 16 * at.slot);
+    const u32 rows = v.z;
+    if (rows > 0) {
+      barrier_wait(s.staged, turn);
+      // A warp's 16 rows of a slice, then the next but one's; two rows at a time.
+      const u32 slices = rows > 64 ? 2 : 1;
+#pragma unroll 1
+      for (u32 number = threadIdx.x / 32 % 2; number < 8 * slices; number += 2) {
+        const u32 warp = number / slices;
+        const u32 base = slices == 2 ? warp * 16 : warp % 4 * 16;
+        const u32 slice = 2 * v.w + (slices == 2 ? number % 2 : warp / 4);
+        if (base >= rows || slice >= (u32)p.slices) continue;
+        u32 from = results_at(s, at.slot, 2 * warp + number % slices) + lane / 16 * kPitch + lane % 16 * 16;
+        u16* to = p.rows + (i64)(v.y + base + lane / 16) * p.out_stride + slice * 128 + lane % 16 * 8;
+        int left = (int)(rows - base - lane / 16);
+#pragma unroll 1
+        for (int r = 0; r < 16 && left > 0; r += 4, left -= 4) {
+          uint4 words[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) words[j] = load_words(from + 2 * j * kPitch);
+          from += 4 * kPitch;
+#pragma unroll
+          for (int j = 0; j < 2; ++j, to += 2 * p.out_stride)
+            if (2 * j < left) store_global(to, words[j]);
+        }
+      }
+      barrier_arrive(s.stored);
+      turn ^= 1;
+    }
+    proxy_fence();  // what was staged there and the copies that will overwrite it
+    const u32 bar = s.empty + 8 * at.slot;
+    barrier_arrive(bar);
+    if (CLUSTER == 2 && lane < 4) barrier_arrive_remote(remote_address(bar, s.rank ^ 1));
   }
 }
 
 // ---------------------------------------------------------------- copies
 
-// Both weight tiles of a step. An odd number of slices: the last one's tile twice, once for nothing.
-__device__ __forceinline__ const u8* weight_slice(const PrefillParams& p, const Item& item, u32 slice) {
-  if (slice >= (u32)p.slices) slice = (u32)p.slices - 1;
+// The first weight tile that this block brings of an item: that of its own slice where the partner brings the
+// other's.
+__device__ __forceinline__ const u8* weight_tiles(const PrefillParams& p, const Item& item, u32 rank) {
+  const u32 slice = 2 * (u32)item.pair + (item.shared ? rank : 0);
   return p.weights + ((u64)item.expert * (u32)p.slices + slice) * (u32)p.steps * kTile;
+}
+// The weight tiles of a step. An odd number of slices: nothing for the last pair's second one, whose results
+// are not stored either.
+__device__ __forceinline__ void bring_weights(const PrefillParams& p, const Item& item, u32 rank, u32 stage,
+                                              u32 full, const u8* tile) {
+  if (item.shared) {
+    if (2 * item.pair + (int)rank < p.slices) bulk_copy_both(stage + kTile + rank * kTile, tile, kTile, full);
+  } else {
+    bulk_copy(stage + kTile, tile, kTile, full);
+    if (2 * item.pair + 1 < p.slices)
+      bulk_copy(stage + 2 * kTile, tile + (u64)(u32)p.steps * kTile, kTile, full);
+  }
+}
+__device__ __forceinline__ u32 weight_bytes(const PrefillParams& p, const Item& item) {
+  return 2 * item.pair + 1 < p.slices ? 2 * kTile : kTile;
 }
 __device__ __forceinline__ const float* weight_scales(const PrefillParams& p, const Item& item, u32 which) {
   i64 row = item.pair + (which != 0 ? p.up_scale_row : 0);
@@ -295,15 +435,33 @@ __device__ __forceinline__ void announce_item(const Shared& s, const Place& at, 
   store_words(s.items + 16 * at.slot, (u32)item.tile, (u32)item.first, (u32)item.rows, (u32)item.pair);
 }
 
-// GEMM 1, 128 threads: thread t brings 16 bytes of rows t/8, t/8 + 16, ... Slices come in pairs here.
-__device__ __forceinline__ void gather(const PrefillParams& p, const Shared& s, u32 units, u32 pairs) {
+// GEMM 1, 128 threads: thread t brings 16 bytes of rows t/8, t/8 + 16, ...
+__device__ __forceinline__ void gather(const PrefillParams& p, const Shared& s) {
+  const u32 units = units_of(p);
+  const u32 pairs = pairs_of(p);
   const u32 t = threadIdx.x - kMathThreads;
   const u32 place = t / 8 * 128 + ((t % 8) ^ (t / 8 % 8)) * 16;
   Place at;
-  u32 before = ~0u;  // the full barrier of the step whose copies have not been signalled yet
-  for (u32 unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const Item item = find_item(p, unit, pairs);
+  u32 before = 0;  // the full barrier of the step whose copies have not been signalled yet
+  for (u32 unit = blockIdx.x / CLUSTER; unit < units; unit += gridDim.x / CLUSTER) {
+    const Item item = find_item(p, unit, pairs, s.rank);
     const u32 rows = (u32)item.rows;
+    barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
+    if (t == 0) announce_item(s, at, item);
+    if (rows == 0) {
+      if (before != 0) {
+        copy_wait<0>();
+        proxy_fence();
+        barrier_arrive(before);
+        before = 0;
+      }
+      for (int k = p.steps; k > 0; --k, at.next()) {
+        barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
+        barrier_arrive(s.full + 8 * at.slot);
+        if (t == 0) barrier_arrive(s.full + 8 * at.slot);
+      }
+      continue;
+    }
     u32 row[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -314,18 +472,15 @@ __device__ __forceinline__ void gather(const PrefillParams& p, const Shared& s, 
         p.x_scale +
         (i64)source_row(p.x_scale_source, p, item.first + (t < rows ? (int)t : 0)) * p.x_scale_stride;
     const float* weight_scale = weight_scales(p, item, t % 2);
-    const u8* tile = weight_slice(p, item, 2 * (u32)item.pair);
+    const u8* tile = weight_tiles(p, item, s.rank);
     const u8* x = p.x + t % 8 * 16;
-    barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
-    if (t == 0) announce_item(s, at, item);
     for (int k = p.steps; k > 0; --k) {
       const u32 stage = s.ring + at.slot * kStage;
       const u32 full = s.full + 8 * at.slot;
       barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
       if (t == 0) {
-        barrier_expect(full, 2 * kTile);
-        bulk_copy(stage + kTile, tile, kTile, full);
-        bulk_copy(stage + 2 * kTile, tile + (u64)(u32)p.steps * kTile, kTile, full);
+        barrier_expect(full, weight_bytes(p, item));
+        bring_weights(p, item, s.rank, stage, full, tile);
         tile += kTile;
       }
 #pragma unroll
@@ -338,7 +493,7 @@ __device__ __forceinline__ void gather(const PrefillParams& p, const Shared& s, 
       ++weight_scale;
       copy_commit();
       // Signalled one step late, so that the copies' latency is hidden.
-      if (before != ~0u) {
+      if (before != 0) {
         copy_wait<1>();
         proxy_fence();
         barrier_arrive(before);
@@ -349,77 +504,87 @@ __device__ __forceinline__ void gather(const PrefillParams& p, const Shared& s, 
   }
   copy_wait<0>();
   proxy_fence();
-  if (before != ~0u) barrier_arrive(before);
+  if (before != 0) barrier_arrive(before);
 }
 
 // GEMM 2, one warp: everything by bulk copies but the weight scales.
-__device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s, u32 units, u32 pairs) {
+__device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
+  const u32 units = units_of(p);
+  const u32 pairs = pairs_of(p);
   const u32 lane = threadIdx.x % 32;
   Place at;
-  Item next{};
-  if (blockIdx.x < units) next = find_item(p, blockIdx.x, pairs);
-  for (u32 unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const Item item = next;
-    if (unit + gridDim.x < units) next = find_item(p, unit + gridDim.x, pairs);
+  for (u32 unit = blockIdx.x / CLUSTER; unit < units; unit += gridDim.x / CLUSTER) {
+    const Item item = find_item(p, unit, pairs, s.rank);
     const float* weight_scale = weight_scales(p, item, lane % 2);
-    const u8* tile0 = weight_slice(p, item, 2 * (u32)item.pair);
-    const u8* tile1 = weight_slice(p, item, 2 * (u32)item.pair + 1);
+    const u8* tile = weight_tiles(p, item, s.rank);
     const u64 h = (u64)(u32)item.tile * (u32)p.steps;
     const u32 atoms = (u32)(item.rows + 7) / 8;
-    for (u32 k = 0; k < (u32)p.steps; ++k) {
+    for (u32 k = 0; k <= (u32)p.steps; ++k, at.next()) {
       const u32 full = s.full + 8 * at.slot;
       const u32 stage = s.ring + at.slot * kStage;
       barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
+      if ((k == 0 || k == (u32)p.steps) && lane == 0) announce_item(s, at, item);
+      if (k == (u32)p.steps || item.rows == 0) {  // the slot for results
+        if (lane < 3) barrier_arrive(full);
+        continue;
+      }
       if (lane < 2) {
         copy4(s.weight_scales + at.slot * kWeightScales + 4 * lane, weight_scale + k);
         barrier_arrive_copies(full);
       }
       if (lane == 0) {
-        if (k == 0) announce_item(s, at, item);
-        barrier_expect(full, 2 * kTile + atoms * (1024 + 32));
-        bulk_copy(stage + kTile, tile0 + (u64)k * kTile, kTile, full);
-        bulk_copy(stage + 2 * kTile, tile1 + (u64)k * kTile, kTile, full);
+        barrier_expect(full, weight_bytes(p, item) + atoms * (1024 + 32));
+        bring_weights(p, item, s.rank, stage, full, tile + (u64)k * kTile);
         bulk_copy(stage, p.h + (h + k) * kTile, atoms * 1024, full);
         bulk_copy(s.scales + at.slot * kScales, p.h_scale + (h + k) * kPrefillRows, atoms * 32, full);
       }
       __syncwarp();
-      at.next();
     }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1) prefill(const __grid_constant__ PrefillParams p) {
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384, 1)
+    prefill(const __grid_constant__ PrefillParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   Shared s;
   s.ring = shared_address(memory);
-  s.staging = s.ring + STAGES * kStage;
-  s.scales = s.staging + 8 * kStaging;
-  s.amax = s.scales + STAGES * kScales;  // aligned to 1024 with an even number of stages: see `exchange`
-  s.items = s.amax + 1024;
+  s.amax = s.ring + STAGES * kStage;  // aligned to 1024: see `exchange`
+  s.scales = s.amax + 1024;
+  s.staging = s.scales + STAGES * kScales;
+  s.items = s.staging + (GEMM == 1 ? 8 * kStaging : (16 - kAreasInSlot) * kArea);
   s.weight_scales = s.items + 16 * STAGES;
   s.full = s.weight_scales + kWeightScales * STAGES;
   s.empty = s.full + 8 * STAGES;
+  s.staged = s.empty + 8 * STAGES;
+  s.stored = s.staged + 8;
+  s.rank = CLUSTER == 2 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {
       // GEMM 1: the gathering threads and the announcement of bytes; GEMM 2: that and two weight scales.
       barrier_init(s.full + 8 * i, GEMM == 1 ? 129 : 3);
-      barrier_init(s.empty + 8 * i, kMathThreads);
+      barrier_init(s.empty + 8 * i, kArrivals);
     }
+    barrier_init(s.staged, kMathThreads);
+    barrier_init(s.stored, 64);
     barrier_init_fence();
   }
-  __syncthreads();
+  if (CLUSTER == 2)
+    cluster_sync();
+  else
+    __syncthreads();
   dependency_wait();
   if (p.early) launch_dependents();
-  const u32 pairs = (u32)(p.slices + 1) / 2;
-  const u32 units = (u32)*p.num_tiles * pairs;
   if (threadIdx.x >= kMathThreads) {
     registers_release<GEMM == 1 ? 56 : 40>();
     if (GEMM == 1)
-      gather(p, s, units, pairs);
+      gather(p, s);
     else if (threadIdx.x < kMathThreads + 32)
-      bring(p, s, units, pairs);
+      bring(p, s);
+    else if (threadIdx.x < kMathThreads + 96)
+      store_results(p, s);
   } else {
     registers_take<GEMM == 1 ? 224 : 232>();
-    compute(p, s, units);
+    compute(p, s);
   }
+  if (CLUSTER == 2) cluster_sync();  // no block leaves while its partner may still write to it
 }

@@ -27,8 +27,9 @@ constexpr unsigned kThreads = 384, kStages = 4;
 constexpr uint64_t kAlignment = 256;
 constexpr size_t kActivations = 3;  // the gated ones
 // kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
-// once eight warps' staging and two exchanges of amax.
-constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 2048 + 1024;
+// once two exchanges of amax, and what results are staged in.
+constexpr unsigned kSharedBytes =
+    kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 1024 + 5 * 16 * 272 + 16;
 
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
@@ -100,7 +101,8 @@ struct Run {
     return p;
   }
   [[nodiscard]] Grid grid() const {
-    return {static_cast<uint64_t>(gpu.facts().sm_count), 1, kThreads, kSharedBytes};
+    return {static_cast<uint64_t>(gpu.facts().sm_count) / 2 * 2, 1, kThreads,
+            kSharedBytes};  // clusters of two
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
