@@ -40,10 +40,7 @@ constexpr u32 kRowGroup =
     16 / CLUSTER;  // row tiles (or couples) that pass a pair of slices before the next pair
 // Arrivals that free a slot: 8 lanes of 8 warps, and a lane of each of the partner's warps.
 constexpr u32 kArrivals = CLUSTER == 2 ? 72 : 64;
-constexpr u32 kPitch = 272;         // bytes of a staged row of 128 bf16
-constexpr u32 kArea = 16 * kPitch;  // ... of a warp's 16 rows
-constexpr u32 kAreasInSlot = kStage / kArea;
-constexpr u32 kStaging = 2048;  // GEMM 1, per math warp: 16 rows x 128
+constexpr u32 kStaging = GEMM == 1 ? 2048 : 4096;  // per math warp: 16 rows of h's 128 or a slice's 256 bytes
 
 struct Item {
   int tile, first, rows, pair, expert;
@@ -102,8 +99,7 @@ __device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, in
 
 struct Shared {
   u32 ring, amax, scales, staging, items, weight_scales, full, empty;
-  u32 staged, stored;  // GEMM 2: results lie there; they have been taken
-  u32 rank;            // in the cluster
+  u32 rank;  // in the cluster
 };
 
 // Where a role stands in the ring.
@@ -126,13 +122,29 @@ __device__ __forceinline__ void release(const Shared& s, u32 slot) {
   if (threadIdx.x % 4 == 0) barrier_arrive(bar);
   if (CLUSTER == 2 && threadIdx.x % 32 == 0) barrier_arrive_remote(remote_address(bar, s.rank ^ 1));
 }
-// One step of one slice: 64 rows x 128 weight rows x 128 deep, from zero. Rows come from registers: they
-// serve both slices, and shared memory has no bandwidth left to bring them twice.
-__device__ __forceinline__ void multiply(float (&part)[64], const u32 (&a)[4][4], u64 b) {
+// One step of half a slice: 64 rows x 64 weight rows x 128 deep, from zero. Rows come from registers, which
+// serve all four halves.
+__device__ __forceinline__ void multiply(float (&part)[32], const u32 (&a)[4][4], u64 b) {
   wgmma_fence();
 #pragma unroll
   for (int j = 0; j < 4; ++j) wgmma_rows(part, a[j], b + 2 * j, j != 0);
   wgmma_commit();
+}
+
+// What parts are multiplied by: token scales of the thread's two rows times the weight scales of even and odd
+// n8 blocks (GEMM 1: gate and up rows; GEMM 2: a slice has one scale).
+struct Factors {
+  float even[2], odd[2];
+};
+__device__ __forceinline__ void promote(float (&sum)[64], int half, const float (&part)[32],
+                                        const Factors& f) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      float& to = sum[32 * half + 4 * j + c];
+      to = fmaf(part[4 * j + c], j % 2 == 0 ? f.even[c / 2] : f.odd[c / 2], to);
+    }
 }
 
 // An item's main loop. SLICES: 2, or 1 where the warpgroups share an item of at most 64 rows.
@@ -148,6 +160,12 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   for (int i = 0; i < SLICES; ++i)
 #pragma unroll
     for (int j = 0; j < 64; ++j) sum[i][j] = 0.0f;
+  // Two halves of a slice are under way at any time: one is multiplied while the one before is promoted. The
+  // last one of a step is promoted behind the first one of the next step.
+  float part[2][32];
+#pragma unroll
+  for (int j = 0; j < 32; ++j) part[1][j] = 0.0f;
+  Factors last{};
   for (int k = 0; k < p.steps; ++k) {
     const u32 stage = s.ring + at.slot * kStage;
     barrier_wait(s.full + 8 * at.slot, at.round);
@@ -155,18 +173,36 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
 #pragma unroll
     for (u32 j = 0; j < 4; ++j) load_rows(a[j], stage + (rows_at ^ (32 * j)));
     const u64 b = descriptor(stage + kTile + (SLICES == 2 ? 0 : group * kTile));
-    float token0 = 0.0f, token1 = 0.0f, scale[2] = {0.0f, 0.0f};
-    float part[64];
-    multiply(part, a, b);
-    if (lane % 4 == 0) {
-      token0 = load_float(s.scales + at.slot * kScales + 4 * row);
-      token1 = load_float(s.scales + at.slot * kScales + 4 * row + 32);
-      load_pair(scale[0], scale[1], s.weight_scales + at.slot * kWeightScales);
-    }
-    token0 = from_quad(token0);
-    token1 = from_quad(token1);
+    multiply(part[0], a, b);
+    float token[2], scale[2];
+    load_scales(token, scale, s.scales + at.slot * kScales + 4 * row,
+                s.weight_scales + at.slot * kWeightScales, lane % 4 == 0);
+    if (SLICES == 2) promote(sum[SLICES - 1], 1, part[1], last);
+    multiply(part[1], a, b + 8192 / 16);
+    token[0] = from_quad(token[0]);
+    token[1] = from_quad(token[1]);
     scale[0] = from_quad(scale[0]);
     scale[1] = from_quad(scale[1]);
+#pragma unroll
+    for (int i = 0; i < SLICES; ++i) {
+      const float even = GEMM == 1 ? scale[0] : SLICES == 2 ? scale[i] : group != 0 ? scale[1] : scale[0];
+      const float odd = GEMM == 1 ? scale[1] : even;
+      const Factors f{{even * token[0], even * token[1]}, {odd * token[0], odd * token[1]}};
+      wgmma_wait<1>();
+      promote(sum[i], 0, part[0], f);
+      if (i + 1 < SLICES) {
+        multiply(part[0], a, b + kTile / 16);
+        wgmma_wait<1>();
+        promote(sum[i], 1, part[1], f);
+        multiply(part[1], a, b + (kTile + 8192) / 16);
+      } else {
+        last = f;
+      }
+    }
+    wgmma_wait<0>();
+    release(s, at.slot);
+    at.next();
+    if (SLICES == 1) promote(sum[0], 1, part[1], last);
     if (GEMM == 2 && k == 0 && p.slot_weight != nullptr) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -174,29 +210,8 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
         weight[i] = p.slot_weight[t * p.slot_weight_token + (slot[i] - t * p.top_k) * p.slot_weight_slot];
       }
     }
-#pragma unroll
-    for (int i = 0; i < SLICES; ++i) {
-      if (i > 0) multiply(part, a, b + kTile / 16);
-      // Columns of even n8 blocks are gate rows, of odd ones up rows (GEMM 1); a slice has one scale (GEMM
-      // 2).
-      const float even = GEMM == 1 ? scale[0] : SLICES == 2 ? scale[i] : group != 0 ? scale[1] : scale[0];
-      const float odd = GEMM == 1 ? scale[1] : even;
-      const float even0 = even * token0, even1 = even * token1;
-      const float odd0 = odd * token0, odd1 = odd * token1;
-      wgmma_wait<0>();
-      if (i == SLICES - 1) {
-        release(s, at.slot);
-      }
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        sum[i][4 * j + 0] = fmaf(part[4 * j + 0], j % 2 == 0 ? even0 : odd0, sum[i][4 * j + 0]);
-        sum[i][4 * j + 1] = fmaf(part[4 * j + 1], j % 2 == 0 ? even0 : odd0, sum[i][4 * j + 1]);
-        sum[i][4 * j + 2] = fmaf(part[4 * j + 2], j % 2 == 0 ? even1 : odd1, sum[i][4 * j + 2]);
-        sum[i][4 * j + 3] = fmaf(part[4 * j + 3], j % 2 == 0 ? even1 : odd1, sum[i][4 * j + 3]);
-      }
-    }
-    at.next();
   }
+  if (SLICES == 2) promote(sum[SLICES - 1], 1, part[1], last);
 }
 
 // silu(gate) * up, the group's scale, codes; packed as GEMM 2 reads them. `exchange`: 2 x 64 amax values,
@@ -276,35 +291,44 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
   }
 }
 
-// Where a math warp stages its 16 rows of one slice: in slot `slot`, which nothing fills, and behind the
-// ring.
-__device__ __forceinline__ u32 results_at(const Shared& s, u32 slot, u32 number) {
-  return number < kAreasInSlot ? s.ring + slot * kStage + number * kArea
-                               : s.staging + (number - kAreasInSlot) * kArea;
-}
-// Times the router weight, as bf16, staged for store_results().
+// Times the router weight, bf16, one row per row of the sorted index.
 template <int SLICES>
-__device__ __forceinline__ void stage_results(const Shared& s, u32 slot, float (&sum)[SLICES][64],
-                                              const float (&weight)[2]) {
+__device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared& s, const Item& item,
+                                           u32 group, float (&sum)[SLICES][64], const float (&weight)[2]) {
   const u32 lane = threadIdx.x % 32;
+  const u32 base = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16;
+  const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
+  // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
+  const u32 to = staging + lane % 16 * 256;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
-    // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
-    const u32 to = results_at(s, slot, threadIdx.x / 32 * 2 + i) + lane % 16 * kPitch + lane / 16 * 16;
+    const u32 slice = 2 * (u32)item.pair + (SLICES == 2 ? i : group);
+    if (slice >= (u32)p.slices) break;
 #pragma unroll
-    for (int j = 0; j < 16; j += 2) {
+    for (u32 j = 0; j < 16; j += 2) {
       const float* const v = &sum[i][4 * j];
-      store_matrices(to + j * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
+      store_matrices(to + ((j + lane / 16) ^ (lane % 8)) * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
                      bf16_pair(v[2] * weight[1], v[3] * weight[1]),
                      bf16_pair(v[4] * weight[0], v[5] * weight[0]),
                      bf16_pair(v[6] * weight[1], v[7] * weight[1]));
     }
+    __syncwarp();
+#pragma unroll
+    for (u32 r = 0; r < 16; r += 2) {
+      const u32 row = r + lane / 16;
+      const uint4 words = load_words(staging + row * 256 + ((lane % 16) ^ (row % 8)) * 16);
+      if (base + row < (u32)item.rows)
+        store_global(
+            p.rows + (i64)(item.first + (int)(base + row)) * p.out_stride + slice * 128 + lane % 16 * 8,
+            words);
+    }
+    __syncwarp();
   }
 }
 
 template <int SLICES>
 __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at,
-                                         u32 turn, u32 exchange) {
+                                         u32 exchange) {
   const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
   float weight[2] = {1.0f, 1.0f};
   int slot[2] = {0, 0};
@@ -316,88 +340,33 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
   }
   float sum[SLICES][64];
   accumulate<SLICES>(p, s, at, group, sum, weight, slot);
-  if (GEMM == 1) {
+  if (GEMM == 1)
     store_h<SLICES>(p, s, item, group, sum, exchange);
-  } else {
-    barrier_wait(s.full + 8 * at.slot, at.round);
-    barrier_wait(s.stored, turn ^ 1);
-    stage_results<SLICES>(s, at.slot, sum, weight);
-    barrier_arrive(s.staged);
-    at.next();
-  }
+  else
+    store_rows<SLICES>(p, s, item, group, sum, weight);
 }
 
 __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s) {
   const u32 units = units_of(p);
   Place at;
-  u32 turn = 0;           // GEMM 2: parity of the items whose results have been staged
   u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
   for (u32 unit = blockIdx.x / CLUSTER; unit < units; unit += gridDim.x / CLUSTER) {
     barrier_wait(s.full + 8 * at.slot, at.round);
     const uint4 v = load_words(s.items + 16 * at.slot);
     const Item item{(int)v.x, (int)v.y, (int)v.z, (int)v.w, 0, false};
     if (item.rows > 64) {
-      run_item<2>(p, s, item, at, turn, exchange);
-      turn ^= 1;
+      run_item<2>(p, s, item, at, exchange);
     } else if (item.rows > 0) {
-      run_item<1>(p, s, item, at, turn, exchange);
-      turn ^= 1;
+      run_item<1>(p, s, item, at, exchange);
       exchange ^= 512;
     } else {
       for (int k = 0; k < p.steps; ++k, at.next()) {
         barrier_wait(s.full + 8 * at.slot, at.round);
         release(s, at.slot);
       }
-      if (GEMM == 2) at.next();
     }
   }
   if (GEMM == 1) bulk_wait();
-}
-
-// GEMM 2, two warps: from where the math warps stage results to memory, 16 bytes at a time, while the next
-// item's main loop runs. They free the slot that the results were in.
-__device__ __forceinline__ void store_results(const PrefillParams& p, const Shared& s) {
-  const u32 units = units_of(p);
-  const u32 lane = threadIdx.x % 32;
-  Place at;
-  u32 turn = 0;
-  for (u32 unit = blockIdx.x / CLUSTER; unit < units; unit += gridDim.x / CLUSTER, at.next()) {
-    for (int k = 0; k < p.steps; ++k) at.next();
-    barrier_wait(s.full + 8 * at.slot, at.round);
-    const uint4 v = load_words(s.items + 16 * at.slot);
-    const u32 rows = v.z;
-    if (rows > 0) {
-      barrier_wait(s.staged, turn);
-      // A warp's 16 rows of a slice, then the next but one's; two rows at a time.
-      const u32 slices = rows > 64 ? 2 : 1;
-#pragma unroll 1
-      for (u32 number = threadIdx.x / 32 % 2; number < 8 * slices; number += 2) {
-        const u32 warp = number / slices;
-        const u32 base = slices == 2 ? warp * 16 : warp % 4 * 16;
-        const u32 slice = 2 * v.w + (slices == 2 ? number % 2 : warp / 4);
-        if (base >= rows || slice >= (u32)p.slices) continue;
-        u32 from = results_at(s, at.slot, 2 * warp + number % slices) + lane / 16 * kPitch + lane % 16 * 16;
-        u16* to = p.rows + (i64)(v.y + base + lane / 16) * p.out_stride + slice * 128 + lane % 16 * 8;
-        int left = (int)(rows - base - lane / 16);
-#pragma unroll 1
-        for (int r = 0; r < 16 && left > 0; r += 4, left -= 4) {
-          uint4 words[2];
-#pragma unroll
-          for (int j = 0; j < 2; ++j) words[j] = load_words(from + 2 * j * kPitch);
-          from += 4 * kPitch;
-#pragma unroll
-          for (int j = 0; j < 2; ++j, to += 2 * p.out_stride)
-            if (2 * j < left) store_global(to, words[j]);
-        }
-      }
-      barrier_arrive(s.stored);
-      turn ^= 1;
-    }
-    proxy_fence();  // what was staged there and the copies that will overwrite it
-    const u32 bar = s.empty + 8 * at.slot;
-    barrier_arrive(bar);
-    if (CLUSTER == 2 && lane < 4) barrier_arrive_remote(remote_address(bar, s.rank ^ 1));
-  }
 }
 
 // ---------------------------------------------------------------- copies
@@ -519,12 +488,12 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
     const u8* tile = weight_tiles(p, item, s.rank);
     const u64 h = (u64)(u32)item.tile * (u32)p.steps;
     const u32 atoms = (u32)(item.rows + 7) / 8;
-    for (u32 k = 0; k <= (u32)p.steps; ++k, at.next()) {
+    for (u32 k = 0; k < (u32)p.steps; ++k, at.next()) {
       const u32 full = s.full + 8 * at.slot;
       const u32 stage = s.ring + at.slot * kStage;
       barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
-      if ((k == 0 || k == (u32)p.steps) && lane == 0) announce_item(s, at, item);
-      if (k == (u32)p.steps || item.rows == 0) {  // the slot for results
+      if (k == 0 && lane == 0) announce_item(s, at, item);
+      if (item.rows == 0) {
         if (lane < 3) barrier_arrive(full);
         continue;
       }
@@ -549,14 +518,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
   Shared s;
   s.ring = shared_address(memory);
   s.amax = s.ring + STAGES * kStage;  // aligned to 1024: see `exchange`
-  s.scales = s.amax + 1024;
+  s.scales = s.amax + (GEMM == 1 ? 1024 : 0);
   s.staging = s.scales + STAGES * kScales;
-  s.items = s.staging + (GEMM == 1 ? 8 * kStaging : (16 - kAreasInSlot) * kArea);
+  s.items = s.staging + 8 * kStaging;
   s.weight_scales = s.items + 16 * STAGES;
   s.full = s.weight_scales + kWeightScales * STAGES;
   s.empty = s.full + 8 * STAGES;
-  s.staged = s.empty + 8 * STAGES;
-  s.stored = s.staged + 8;
   s.rank = CLUSTER == 2 ? cluster_rank() : 0;
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {
@@ -564,8 +531,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
       barrier_init(s.full + 8 * i, GEMM == 1 ? 129 : 3);
       barrier_init(s.empty + 8 * i, kArrivals);
     }
-    barrier_init(s.staged, kMathThreads);
-    barrier_init(s.stored, 64);
     barrier_init_fence();
   }
   if (CLUSTER == 2)
@@ -580,8 +545,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
       gather(p, s);
     else if (threadIdx.x < kMathThreads + 32)
       bring(p, s);
-    else if (threadIdx.x < kMathThreads + 96)
-      store_results(p, s);
   } else {
     registers_take<GEMM == 1 ? 224 : 232>();
     compute(p, s);

@@ -9,6 +9,18 @@ __device__ __forceinline__ float load_float(u32 address) {
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
   return v;
 }
+// Two token scales 8 rows apart and two weight scales, in the lanes that `mine` names. No branch, which would
+// make ptxas wait for the wgmmas under way.
+__device__ __forceinline__ void load_scales(float (&token)[2], float (&scale)[2], u32 tokens, u32 weights,
+                                            bool mine) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %6, 0;\n"
+      "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\nmov.f32 %2, 0f00000000;\nmov.f32 %3, 0f00000000;\n"
+      "@p ld.shared.f32 %0, [%4];\n@p ld.shared.f32 %1, [%4 + 32];\n@p ld.shared.v2.f32 {%2,%3}, [%5];\n}"
+      : "=&f"(token[0]), "=&f"(token[1]), "=&f"(scale[0]), "=&f"(scale[1])
+      : "r"(tokens), "r"(weights), "r"((u32)mine)
+      : "memory");
+}
 __device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
   asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address) : "memory");
 }
@@ -74,24 +86,19 @@ __device__ __forceinline__ void store_matrices(u32 address, u32 a, u32 b, u32 c,
                "r"(c), "r"(d)
                : "memory");
 }
-// One instruction: 64 rows in registers (load_rows) x 128 weight rows x 32 deep. add = 0 starts from zero.
-__device__ __forceinline__ void wgmma_rows(float (&d)[64], const u32 (&a)[4], u64 b, int add) {
+// One instruction: 64 rows in registers (load_rows) x 64 weight rows x 32 deep. add = 0 starts from zero.
+__device__ __forceinline__ void wgmma_rows(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 "
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%"
-      "27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%"
-      "52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-      "{%64,%65,%66,%67}, %68, p, 1, 1;\n}"
+      "27,%28,%29,%30,%31}, "
+      "{%32,%33,%34,%35}, %36, p, 1, 1;\n}"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
         "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
         "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
-        "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),
-        "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
-        "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),
-        "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        "+f"(d[30]), "+f"(d[31])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 // 16 rows x 32 bytes of a warp as the A operand of wgmma: lane l names the address of row l % 16, bytes 16 *

@@ -29,7 +29,7 @@ constexpr size_t kActivations = 3;  // the gated ones
 // kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
 // once two exchanges of amax, and what results are staged in.
 constexpr unsigned kSharedBytes =
-    kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 1024 + 5 * 16 * 272 + 16;
+    kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
 
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
