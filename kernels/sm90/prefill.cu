@@ -122,29 +122,12 @@ __device__ __forceinline__ void release(const Shared& s, u32 slot) {
   if (threadIdx.x % 4 == 0) barrier_arrive(bar);
   if (CLUSTER == 2 && threadIdx.x % 32 == 0) barrier_arrive_remote(remote_address(bar, s.rank ^ 1));
 }
-// One step of half a slice: 64 rows x 64 weight rows x 128 deep, from zero. Rows come from registers, which
-// serve all four halves.
-__device__ __forceinline__ void multiply(float (&part)[32], const u32 (&a)[4][4], u64 b) {
+// One step of one slice: 64 rows x 128 weight rows x 128 deep, from zero.
+__device__ __forceinline__ void multiply(float (&part)[64], u64 a, u64 b) {
   wgmma_fence();
 #pragma unroll
-  for (int j = 0; j < 4; ++j) wgmma_rows(part, a[j], b + 2 * j, j != 0);
+  for (int j = 0; j < 4; ++j) wgmma<E4m3, 128>(part, a + 2 * j, b + 2 * j, j != 0);
   wgmma_commit();
-}
-
-// What parts are multiplied by: token scales of the thread's two rows times the weight scales of even and odd
-// n8 blocks (GEMM 1: gate and up rows; GEMM 2: a slice has one scale).
-struct Factors {
-  float even[2], odd[2];
-};
-__device__ __forceinline__ void promote(float (&sum)[64], int half, const float (&part)[32],
-                                        const Factors& f) {
-#pragma unroll
-  for (int j = 0; j < 8; ++j)
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      float& to = sum[32 * half + 4 * j + c];
-      to = fmaf(part[4 * j + c], j % 2 == 0 ? f.even[c / 2] : f.odd[c / 2], to);
-    }
 }
 
 // An item's main loop. SLICES: 2, or 1 where the warpgroups share an item of at most 64 rows.
@@ -154,55 +137,38 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
                                            const int (&slot)[2]) {
   const u32 lane = threadIdx.x % 32;
   const u32 row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + lane / 4;
-  const u32 a_row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + lane % 16;
-  const u32 rows_at = a_row * 128 + ((lane / 16) ^ (lane % 8)) * 16;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i)
 #pragma unroll
     for (int j = 0; j < 64; ++j) sum[i][j] = 0.0f;
-  // Two halves of a slice are under way at any time: one is multiplied while the one before is promoted. The
-  // last one of a step is promoted behind the first one of the next step.
-  float part[2][32];
-#pragma unroll
-  for (int j = 0; j < 32; ++j) part[1][j] = 0.0f;
-  Factors last{};
   for (int k = 0; k < p.steps; ++k) {
     const u32 stage = s.ring + at.slot * kStage;
     barrier_wait(s.full + 8 * at.slot, at.round);
-    u32 a[4][4];
-#pragma unroll
-    for (u32 j = 0; j < 4; ++j) load_rows(a[j], stage + (rows_at ^ (32 * j)));
+    const u64 a = descriptor(stage + (SLICES == 2 ? group * 8192 : 0));
     const u64 b = descriptor(stage + kTile + (SLICES == 2 ? 0 : group * kTile));
-    multiply(part[0], a, b);
+    float part[64];
+    multiply(part, a, b);
     float token[2], scale[2];
     load_scales(token, scale, s.scales + at.slot * kScales + 4 * row,
                 s.weight_scales + at.slot * kWeightScales, lane % 4 == 0);
-    if (SLICES == 2) promote(sum[SLICES - 1], 1, part[1], last);
-    multiply(part[1], a, b + 8192 / 16);
     token[0] = from_quad(token[0]);
     token[1] = from_quad(token[1]);
     scale[0] = from_quad(scale[0]);
     scale[1] = from_quad(scale[1]);
 #pragma unroll
     for (int i = 0; i < SLICES; ++i) {
+      if (i > 0) multiply(part, a, b + kTile / 16);
+      // Columns of even n8 blocks are gate rows, of odd ones up rows (GEMM 1); a slice has one scale (GEMM
+      // 2).
       const float even = GEMM == 1 ? scale[0] : SLICES == 2 ? scale[i] : group != 0 ? scale[1] : scale[0];
       const float odd = GEMM == 1 ? scale[1] : even;
-      const Factors f{{even * token[0], even * token[1]}, {odd * token[0], odd * token[1]}};
-      wgmma_wait<1>();
-      promote(sum[i], 0, part[0], f);
-      if (i + 1 < SLICES) {
-        multiply(part[0], a, b + kTile / 16);
-        wgmma_wait<1>();
-        promote(sum[i], 1, part[1], f);
-        multiply(part[1], a, b + (kTile + 8192) / 16);
-      } else {
-        last = f;
-      }
+      const float factor[2][2] = {{even * token[0], even * token[1]}, {odd * token[0], odd * token[1]}};
+      wgmma_wait<0>();
+      if (i == SLICES - 1) release(s, at.slot);
+#pragma unroll
+      for (int j = 0; j < 64; ++j) sum[i][j] = fmaf(part[j], factor[j / 4 % 2][j / 2 % 2], sum[i][j]);
     }
-    wgmma_wait<0>();
-    release(s, at.slot);
     at.next();
-    if (SLICES == 1) promote(sum[0], 1, part[1], last);
     if (GEMM == 2 && k == 0 && p.slot_weight != nullptr) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -211,7 +177,6 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
       }
     }
   }
-  if (SLICES == 2) promote(sum[SLICES - 1], 1, part[1], last);
 }
 
 // silu(gate) * up, the group's scale, codes; packed as GEMM 2 reads them. `exchange`: 2 x 64 amax values,

@@ -86,30 +86,6 @@ __device__ __forceinline__ void store_matrices(u32 address, u32 a, u32 b, u32 c,
                "r"(c), "r"(d)
                : "memory");
 }
-// One instruction: 64 rows in registers (load_rows) x 64 weight rows x 32 deep. add = 0 starts from zero.
-__device__ __forceinline__ void wgmma_rows(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%"
-      "27,%28,%29,%30,%31}, "
-      "{%32,%33,%34,%35}, %36, p, 1, 1;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
-        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
-        "+f"(d[30]), "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-// 16 rows x 32 bytes of a warp as the A operand of wgmma: lane l names the address of row l % 16, bytes 16 *
-// (l / 16).
-__device__ __forceinline__ void load_rows(u32 (&a)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-               : "r"(address)
-               : "memory");
-}
-
 // The value that the first lane of this lane's quad has.
 __device__ __forceinline__ float from_quad(float v) {
   return __shfl_sync(0xffffffffu, v, (int)(threadIdx.x & 28u));
@@ -143,31 +119,23 @@ __device__ __forceinline__ float reciprocal(float v) {
   return r;
 }
 
-__device__ __forceinline__ float exp2_approx(float v) {
-  float r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
 // a / scale as far as its code shows, given inverse = 1/scale rounded correctly: prologue/quantize.cuh.
 __device__ __forceinline__ float quotient(float a, float scale, float inverse) {
   const float q = __fmul_rn(a, inverse);
   return __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
 }
 
-// a / b, correctly rounded as the compiler's division is, but without its branches, which would run 64
-// elements of an epilogue one after the other. b between 1 and 2^126. An infinite a stays what it is.
+// a / b, correctly rounded as the compiler's division is, but without its branches, which would run the 64
+// elements of an epilogue one after the other. b between 1 and 2^126. An infinite a gives NaN, which is what
+// becomes of its token anyway.
 __device__ __forceinline__ float divide(float a, float b) {
   float r = reciprocal(b);
   r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
   const float q = __fmul_rn(a, r);
-  const float better = __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
-  return fabsf(a) <= 3.4028235e38f ? better : q;
+  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
 }
 __device__ __forceinline__ float activate(float g, float u) {
 #if ACTIVATION == 0
-#ifdef FASTSILU
-  return g * u * reciprocal(1.0f + exp2_approx(-1.44269504f * g));
-#endif
   return divide(g, fminf(1.0f + expf(-g), 0x1p126f)) * u;
 #elif ACTIVATION == 1
   return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
