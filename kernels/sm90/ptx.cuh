@@ -72,6 +72,10 @@ template <int GROUPS>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
+// One of the arrivals that the barrier counts on, once every copy that this thread has begun has arrived.
+__device__ __forceinline__ void copy_arrive(u32 bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
 // Ordinary writes to shared memory before it become visible to wgmma and bulk copies after it.
 __device__ __forceinline__ void proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
