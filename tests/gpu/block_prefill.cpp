@@ -68,7 +68,7 @@ void check_some(BlockCase& c) {
   EXPECT_TRUE(result.ok()) << result.text();
 }
 
-// Beside an expert with a row per token, one that gets none (k = 1 of 2) and, from 150 rows on, the checker.
+// Every row goes to one expert of two; the checker has a look around the tile sizes.
 TEST_F(GpuPrefill, EveryNumberOfRowsGivesTheStreamKernelsBits) {
   CaseSpec s = prefill_spec(2, 1, 1, 384, 256);
   s.ids = Ids::kSingle;
