@@ -45,6 +45,10 @@ struct Walk {
 
 // What block `rank` of the cluster does in a unit. rows 0: nothing, but as many steps of it as the partner
 // has.
+//
+// Units of an expert: its couples of row tiles in groups, group by group, in a group by pair of slices; the
+// row tiles that are left over along with the last group, two pairs at a time, so that they find the weights
+// in L2.
 __device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 pairs, u32 rank) {
   const u32 base = 2 * unit / pairs;
   const StreamTile tile = p.tiles[base];
@@ -52,23 +56,32 @@ __device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 
   const int count = p.offsets[tile.expert + 1] - begin;
   const u32 tiles = (u32)(count + kPrefillRows - 1) / kPrefillRows;
   const u32 first_tile = base - (u32)(tile.first - begin) / kPrefillRows;
-  const u32 local = unit - first_tile * (pairs / 2);
   const u32 couples = (tiles - (count - (int)(tiles - 1) * kPrefillRows > 64 ? 0 : 1)) / 2;
+  const u32 grouped =
+      couples == 0 ? 0 : (couples - 1) / kCouples * kCouples;  // couples before the last group
+  u32 local = unit - first_tile * (pairs / 2);
   Item item;
   item.expert = tile.expert;
-  item.shared = local < couples * pairs;
+  item.shared = true;
   u32 mine;
-  if (item.shared) {
-    const u32 group = local / (kCouples * pairs) * kCouples;
-    const u32 inside = local - group * pairs;
-    const u32 width = couples - group < kCouples ? couples - group : kCouples;
-    mine = 2 * (group + inside % width) + rank;
-    item.pair = (int)(inside / width);
+  if (local < grouped * pairs) {
+    const u32 inside = local % (kCouples * pairs);
+    mine = 2 * (local / (kCouples * pairs) * kCouples + inside % kCouples) + rank;
+    item.pair = (int)(inside / kCouples);
   } else {
-    const u32 inside = local - couples * pairs;
-    const u32 rest = tiles - 2 * couples;
-    mine = 2 * couples + inside % rest;
-    item.pair = (int)(2 * (inside / rest) + rank);
+    local -= grouped * pairs;
+    const u32 width = couples - grouped;
+    const u32 round = 2 * width + tiles - 2 * couples;  // units of two pairs
+    const u32 inside = local % round;
+    item.pair = (int)(local / round * 2);
+    item.shared = inside < 2 * width;
+    if (item.shared) {
+      mine = 2 * (grouped + inside % width) + rank;
+      item.pair += (int)(inside / width);
+    } else {
+      mine = 2 * couples + inside - 2 * width;
+      item.pair += (int)rank;
+    }
   }
   item.tile = (int)(first_tile + mine);
   item.first = begin + (int)mine * kPrefillRows;
