@@ -64,6 +64,7 @@ __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s)
     } else {
       for (int k = 0; k < p.steps; ++k, at.next()) {
         barrier_wait(s.full + 8 * at.slot, at.round);
+        __syncwarp();  // every lane has read the item
         release(s, at.slot);
       }
     }

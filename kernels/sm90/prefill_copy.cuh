@@ -87,7 +87,7 @@ __device__ __forceinline__ void gather(const PrefillParams& p, const Shared& s) 
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (t / 8 + 16 * i < rows) copy16(stage + place + i * 2048, x + (u64)row[i] * (u64)p.x_stride);
+        if (t / 8 + 16 * i < rows) copy16(stage + place + i * 2048, x + (i64)row[i] * p.x_stride);
       x += 128;
       if (t < rows) copy4(s.scales + at.slot * kScales + 4 * t, token_scale);
       if (t < 2) copy4(s.weight_scales + at.slot * kWeightScales + 4 * t, weight_scale);
@@ -119,8 +119,8 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
     const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const float* weight_scale = weight_scales(p, item, lane % 2);
     const u8* tile = weight_tiles(p, item, s.rank);
-    const u64 h = (u64)(u32)item.tile * (u32)p.steps;
-    const u32 atoms = (u32)(item.rows + 7) / 8;
+    const u32 rows = h_rows(item);
+    u64 h = h_row(item) * (u32)p.steps;
     for (u32 k = 0; k < (u32)p.steps; ++k, at.next()) {
       const u32 full = s.full + 8 * at.slot;
       const u32 stage = s.ring + at.slot * kStage;
@@ -135,11 +135,12 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
         barrier_arrive_copies(full);
       }
       if (lane == 0) {
-        barrier_expect(full, weight_bytes(p, item) + atoms * (1024 + 32));
+        barrier_expect(full, weight_bytes(p, item) + rows * (128 + 4));
         bring_weights(p, item, s.rank, stage, full, tile + (u64)k * kTile);
-        bulk_copy(stage, p.h + (h + k) * kTile, atoms * 1024, full);
-        bulk_copy(s.scales + at.slot * kScales, p.h_scale + (h + k) * kPrefillRows, atoms * 32, full);
+        bulk_copy(stage, p.h + h * 128, rows * 128, full);
+        bulk_copy(s.scales + at.slot * kScales, p.h_scale + h, rows * 4, full);
       }
+      h += rows;
       __syncwarp();
     }
   }

@@ -91,6 +91,14 @@ __device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 
   return item;
 }
 
+// Where h of an item begins, and its rows there: params/prefill.hpp.
+__device__ __forceinline__ u64 h_row(const Item& item) {
+  return ((u32)item.first + 7 * (u32)item.tile) / 8 * 8;
+}
+__device__ __forceinline__ u32 h_rows(const Item& item) {
+  return (u32)(item.rows + 7) / 8 * 8;
+}
+
 __device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, int sorted) {
   const int slot = p.slots[sorted];
   return (u32)(source == kRowSlot ? slot : slot / p.top_k);

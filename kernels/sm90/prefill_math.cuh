@@ -53,6 +53,8 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
       const float odd = GEMM == 1 ? scale[1] : even;
       const float factor[2][2] = {{even * token[0], even * token[1]}, {odd * token[0], odd * token[1]}};
       wgmma_wait<0>();
+#pragma unroll
+      for (int j = 0; j < 64; ++j) pin(part[j]);
       if (i == SLICES - 1) release(s, at.slot);
 #pragma unroll
       for (int j = 0; j < 64; ++j) sum[i][j] = fmaf(part[j], factor[j / 4 % 2][j / 2 % 2], sum[i][j]);
@@ -107,7 +109,8 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
     amax[0] = fmaxf(amax[0], load_float(other));
     amax[1] = fmaxf(amax[1], load_float(other + 32));
   }
-  const u64 tile = (u64)(u32)item.tile * (u32)p.h_steps + (u32)item.pair;
+  const u64 place =
+      h_row(item) * (u32)p.h_steps + (u32)item.pair * h_rows(item) + base;  // in rows of 128 bytes
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float scale = amax_scale(amax[r]);
@@ -123,9 +126,9 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
                             quotient(h[i][4 * q + 2 * r + 1], scale, inverse)));
       }
     if (lane % 4 == 0 && (SLICES == 2 || group == 0) && base + 8 * r < (u32)item.rows)
-      p.h_scale[tile * kPrefillRows + base + row] = scale;
+      p.h_scale[place + row] = scale;
   }
-  u8* const to = p.h + tile * kTile + base * 128;
+  u8* const to = p.h + place * 128;
   if (SLICES == 2) {
     proxy_fence();
     __syncwarp();
@@ -138,9 +141,9 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
       const u32 row = lane / 4 + 8 * i;
-      const u32 place = (4 * group + lane % 4) ^ (row % 8);
+      const u32 chunk = (4 * group + lane % 4) ^ (row % 8);
       if (base + 8 * i < (u32)item.rows)
-        store_global(to + row * 128 + place * 16, load_words(staging + row * 128 + place * 16));
+        store_global(to + row * 128 + chunk * 16, load_words(staging + row * 128 + chunk * 16));
     }
   }
 }

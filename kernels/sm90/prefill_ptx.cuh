@@ -86,6 +86,10 @@ __device__ __forceinline__ void store_matrices(u32 address, u32 a, u32 b, u32 c,
                "r"(c), "r"(d)
                : "memory");
 }
+// No use of v moves up over this: for accumulators behind a wait for wgmma.
+__device__ __forceinline__ void pin(float& v) {
+  asm volatile("" : "+f"(v)::"memory");
+}
 // The value that the first lane of this lane's quad has.
 __device__ __forceinline__ float from_quad(float v) {
   return __shfl_sync(0xffffffffu, v, (int)(threadIdx.x & 28u));

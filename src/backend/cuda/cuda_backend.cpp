@@ -159,7 +159,7 @@ class CudaBackend final : public Backend {
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && PrefillBlock::takes(call.config, *call.weights, call.weights->experts * call.max_tokens, 1))
+    if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
       prefill_.batched(call);
     else if (tiles)
       stream_.batched(call);

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <limits>
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
@@ -22,14 +21,13 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kSliceRows = 128, kTileBytes = 16384;
+constexpr int64_t kSliceRows = 128;
 constexpr unsigned kThreads = 384, kStages = 4;
 constexpr uint64_t kAlignment = 256;
 constexpr size_t kActivations = 3;  // the gated ones
 // kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
 // once two exchanges of amax, and what results are staged in.
-constexpr unsigned kSharedBytes =
-    kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
+constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
 
 uint64_t align_up(uint64_t n) noexcept {
   return (n + kAlignment - 1) / kAlignment * kAlignment;
@@ -52,8 +50,8 @@ KernelProgram prefill_program(int gemm, ramp_activation activation) {
 
 struct Parts {
   PrologueWorkspace prologue;
-  uint8_t* h = nullptr;      // [tiles][I/128][16 KB]
-  float* h_scale = nullptr;  // [tiles][I/128][128]
+  uint8_t* h = nullptr;  // rows of I bytes, and their scales: kernels/params/prefill.hpp
+  float* h_scale = nullptr;
   uint16_t* rows = nullptr;  // bf16 [T*k, H]
 };
 
@@ -66,9 +64,10 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
     at += align_up(bytes);
     return p;
   };
-  const uint64_t steps = tiles * static_cast<uint64_t>(w.intermediate / kGroup);
-  parts.h = static_cast<uint8_t*>(take(steps * kTileBytes));
-  parts.h_scale = static_cast<float*>(take(steps * kPrefillRows * sizeof(float)));
+  const uint64_t rows = slots + 7 * tiles;
+  parts.h = static_cast<uint8_t*>(take(rows * static_cast<uint64_t>(w.intermediate)));
+  parts.h_scale =
+      static_cast<float*>(take(rows * static_cast<uint64_t>(w.intermediate / kGroup) * sizeof(float)));
   parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
   return at;
 }
@@ -106,10 +105,6 @@ struct Run {
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
-    if (static_cast<uint64_t>(in.stride) > std::numeric_limits<uint32_t>::max() && in.data != nullptr) {
-      fail_argument("x", fmt::format("a row stride of {}", in.stride), "less than 2^32 for this config",
-                    "leave the config out", RAMP_ERROR_UNSUPPORTED);
-    }
     const WeightViews views = weight_views(w);
     PrefillParams p = common();
     p.weights = static_cast<const unsigned char*>(views.w13.data);
@@ -118,7 +113,7 @@ struct Run {
     p.ws_row = w.w13_scale.stride[1];
     p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
     p.x = static_cast<const unsigned char*>(in.data);
-    p.x_stride = static_cast<unsigned>(in.stride);
+    p.x_stride = in.stride;
     p.x_scale = in.scales;
     p.x_scale_stride = in.scale_stride;
     p.x_source = in.per_slot ? kRowSlot : kRowToken;
@@ -213,6 +208,14 @@ bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weight
   // From T = 512 ... 8192 over four models (docs/kernel-log.md), by mean rows per expert.
   constexpr int64_t kRowsPerExpert = 32;
   return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
+}
+
+bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept {
+  if (config != nullptr) return *config == prefill_config();
+  // Decode steps come with capacities of up to 128 and few rows; full experts of the same size lose less on
+  // the stream kernels than those would lose here.
+  constexpr int64_t kDecodeCapacity = 128;
+  return max_tokens > kDecodeCapacity;
 }
 
 void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {

@@ -28,6 +28,8 @@ class PrefillBlock {
   // Whether this block runs such a step rather than the stream block. config: the caller's choice or nullptr.
   [[nodiscard]] static bool takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                                   int64_t top_k) noexcept;
+  // The same for the batched entry, whose row counts only the device knows.
+  [[nodiscard]] static bool takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
 
