@@ -1,10 +1,13 @@
 // The timing loop, and the sample that is kept for the check.
 #include "cli/block_bench.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 
+#include "cli/machine.hpp"
 #include "cli/progress.hpp"
 #include "geometry/config.hpp"
 #include "routing/sorted_rows.hpp"
@@ -96,11 +99,16 @@ CheckSample BlockBench::cut_sample(const LayerRouting& routing, int64_t tokens, 
 Measurement BlockBench::measure(const core::WorkloadSpec& spec, int64_t tokens, const std::string& config,
                                 const Sampling& sampling, double check_budget,
                                 const std::function<void(double)>& progress) {
+  const double row = static_cast<double>(shape_.hidden * core::dtype_bytes(natural_dtype(format_)));
+  check_memory("--tokens", fmt::format("x, y and the routing of {} tokens", tokens),
+               static_cast<double>(tokens) *
+                   (2 * row + 8.0 * static_cast<double>(shape_.top_k) * static_cast<double>(layers_.size())));
   Measurement m;
   m.tokens = tokens;
   m.routing = core::workload_name(spec);
   const std::vector<LayerRouting> routing = make_routing(spec, tokens);
   std::vector<std::vector<int32_t>> histograms;
+  histograms.reserve(routing.size());
   for (const LayerRouting& r : routing) histograms.push_back(r.histogram);
   describe_layers(histograms, shape_, format_, activation_, m);
 

@@ -100,7 +100,7 @@ double Source::measured(size_t point, size_t config) const {
   return c < 0 ? kUnknown : data->time(point, static_cast<size_t>(c));
 }
 
-Source make_source(core::Fit fit, std::optional<core::Dataset> data, const std::string& model,
+Source make_source(const core::Fit& fit, std::optional<core::Dataset> data, const std::string& model,
                    const std::string& point, const core::HardwareConstants& hardware) {
   Source s;
   s.hardware = hardware;

@@ -35,7 +35,7 @@ struct Source {
 
 // model: a name of the fit or data, or E,k,H,I; "" = the only one there is. point: "" or a point of the data,
 // which then decides the model. Exactly one of fit_file and fitted is used.
-Source make_source(core::Fit fit, std::optional<core::Dataset> data, const std::string& model,
+Source make_source(const core::Fit& fit, std::optional<core::Dataset> data, const std::string& model,
                    const std::string& point, const core::HardwareConstants& hardware);
 
 struct Step {

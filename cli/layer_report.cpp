@@ -145,6 +145,7 @@ std::string ratio_text(const std::vector<LayerRow>& rows, const Peers& peers) {
   std::string text;
   for (const ramp_format format : formats) {
     std::vector<std::pair<std::string, std::vector<Ratio>>> columns;
+    columns.reserve(modes.size() + 1);
     for (const ramp_determinism mode : modes)
       columns.emplace_back(determinism_name(mode), ratios(rows, [&](const LayerRow& r) {
                              return r.format == format && r.mode == mode;

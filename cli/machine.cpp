@@ -1,12 +1,16 @@
 // Facts about the machine from the system.
 #include "cli/machine.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include "base/env.hpp"
+#include "base/error.hpp"
+#include "cli/output.hpp"
 
 namespace ramp::cli {
 namespace {
@@ -77,17 +81,34 @@ int64_t available_memory() {
   while (file >> key >> value && std::getline(file, rest))
     if (key == "MemAvailable:") available = value * 1024;
   // A container's own limit is tighter than the machine's memory (cgroup v2, then v1).
-  for (const auto& [limit_path, used_path] :
-       {std::pair("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        std::pair("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                  "/sys/fs/cgroup/memory/memory.usage_in_bytes")}) {
+  struct Group {
+    const char *limit, *used, *statistics, *cache;
+  };
+  for (const Group& g :
+       {Group{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat",
+              "inactive_file"},
+        Group{"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+              "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"}}) {
     int64_t limit = 0;
     int64_t used = 0;
-    if (!(std::istringstream(first_line(limit_path)) >> limit)) continue;
-    if (!(std::istringstream(first_line(used_path)) >> used)) continue;
+    if (!(std::istringstream(first_line(g.limit)) >> limit)) continue;
+    if (!(std::istringstream(first_line(g.used)) >> used)) continue;
+    // Files that the system merely keeps count as used, and go when memory is wanted.
+    std::ifstream statistics(g.statistics);
+    while (statistics >> key >> value)
+      if (key == g.cache) used -= value;
     if (limit > used && (available == 0 || limit - used < available)) available = limit - used;
   }
   return available;
+}
+
+void check_memory(const std::string& argument, const std::string& what, double bytes) {
+  const int64_t available = available_memory();
+  if (available == 0 || bytes <= static_cast<double>(available)) return;
+  core::fail_argument(
+      argument, fmt::format("{}, {} at least", what, bytes_text(bytes)),
+      fmt::format("at most the {} of free memory", bytes_text(static_cast<double>(available))),
+      "use fewer tokens or a smaller model", RAMP_ERROR_OUT_OF_MEMORY);
 }
 
 std::vector<std::string> vector_extensions() {

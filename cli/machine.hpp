@@ -15,9 +15,12 @@ struct Cache {
   int64_t bytes = 0;
   int shared_by = 1;  // logical CPUs that share one instance
 };
-std::vector<Cache> caches();                   // of CPU 0; empty when the system does not tell
-int64_t last_level_cache_bytes();              // 0 when unknown
-int64_t available_memory();                    // bytes that can be taken without swapping; 0 when unknown
+std::vector<Cache> caches();       // of CPU 0; empty when the system does not tell
+int64_t last_level_cache_bytes();  // 0 when unknown
+int64_t available_memory();        // bytes that can be taken without swapping; 0 when unknown
+// Refuses what would not fit the free memory: as systems hand out memory that they do not have, the process
+// would be ended while it writes. `bytes`: at least what `what` takes.
+void check_memory(const std::string& argument, const std::string& what, double bytes);
 std::vector<std::string> vector_extensions();  // "sse4.2", "avx2", ..., those that compiled code may use
 
 struct Bandwidth {

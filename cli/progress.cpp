@@ -19,6 +19,7 @@ constexpr double kSilent = 1.0;          // seconds before the first sign of lif
 constexpr double kTerminalPeriod = 0.1;  // between rewrites of the line
 constexpr double kLogPeriod = 5.0;       // between lines where there is no terminal
 
+constexpr std::array<int, 3> kSignals = {SIGINT, SIGTERM, SIGHUP};
 volatile sig_atomic_t g_signalled = 0;  // set by the handler below, which may do nothing else
 void on_signal(int) {
   g_signalled = 1;
@@ -35,13 +36,14 @@ InterruptGuard::InterruptGuard() {
   struct sigaction action {};
   action.sa_handler = on_signal;
   action.sa_flags = static_cast<int>(SA_RESETHAND);
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  for (size_t i = 0; i < kSignals.size(); ++i) {
+    sigaction(kSignals[i], nullptr, &before_[i]);
+    if (before_[i].sa_handler != SIG_IGN) sigaction(kSignals[i], &action, nullptr);
+  }
 }
 
 InterruptGuard::~InterruptGuard() {
-  struct sigaction action {};
-  action.sa_handler = SIG_DFL;
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
 }
 
 void InterruptGuard::check() {

@@ -2,6 +2,9 @@
 // seconds, both with the time to go. Silent for the first second and with --quiet.
 #pragma once
 
+#include <signal.h>
+
+#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -20,8 +23,9 @@ class Interrupted : public std::exception {
   [[nodiscard]] const char* what() const noexcept override { return "interrupted"; }
 };
 
-// While it lives, the first SIGINT or SIGTERM only asks for an end (Progress::update throws Interrupted), so
-// that temporary files can be removed; a second one ends the process at once.
+// While it lives, the first SIGINT, SIGTERM or SIGHUP (a closed terminal) only asks for an end
+// (Progress::update throws Interrupted), so that temporary files can be removed; a second one ends the
+// process at once. Signals that the process was started to ignore (nohup) stay ignored.
 class InterruptGuard {
  public:
   InterruptGuard();
@@ -29,6 +33,9 @@ class InterruptGuard {
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
   static void check();  // throws Interrupted if a signal came
+
+ private:
+  std::array<struct sigaction, 3> before_{};
 };
 
 class Progress {

@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "cli/block_bench.hpp"
+#include "cli/machine.hpp"
 #include "cli/options.hpp"
 #include "routing/router.hpp"
 #include "routing/sorted_rows.hpp"
@@ -63,6 +64,9 @@ void load_map(const InputFlags& f, const LayerSource& source, const CheckpointSo
     HostTensor raw = read_tensor("--expert-map", f.expert_map,
                                  {{RAMP_I32, RAMP_I64}, {-1}, "[E_global]: local expert of each id, or -1"});
     const int64_t count = raw.view.shape[0];
+    if (count == 0)
+      core::fail_argument("--expert-map", fmt::format("no entries in {}", f.expert_map),
+                          "one per global expert", "leave it out where ids are local");
     in.expert_map = make_host_tensor(RAMP_I32, {count});
     for (int64_t i = 0; i < count; ++i) {
       const int64_t local = integer_at(raw.view, i);
@@ -184,6 +188,11 @@ RunInputs make_inputs(const InputFlags& f, const LayerSource& source, const Chec
                     {{RAMP_F32, RAMP_BF16, RAMP_F16}, {rows, columns}, fmt::format("[T, {}]", columns)});
   }
   in.tokens = token_count(f, in);
+  if (!in.x.present()) {  // x is generated: x and y
+    const double bytes = 2.0 * static_cast<double>(in.tokens) * static_cast<double>(hidden) *
+                         static_cast<double>(core::dtype_bytes(natural_dtype(source.format())));
+    check_memory("--tokens", fmt::format("x and y of {} tokens", in.tokens), bytes);
+  }
 
   if (f.router) {
     if (checkpoint == nullptr)

@@ -12,6 +12,7 @@
 #include "base/env.hpp"
 #include "base/error.hpp"
 #include "cli/gpu.hpp"
+#include "cli/machine.hpp"
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
 #include "dispatch/block_fit.hpp"
@@ -40,9 +41,9 @@ void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit) {
       ->group("Running");
   add_text(app, "--isa", choice.isa, "NAME",
            "ISA level of the CPU backend, as 'ramp info' lists them (default: RAMP_CPU_ISA, else the best); "
-           "kernel family of the CUDA backend: plain, plain_f64")
+           "kernel family of the CUDA backend: sm90, plain, plain_f64")
       ->group("Running");
-  add_integer(app, "--device", choice.device, {0, 1023}, "N", "which GPU (default: 0)")->group("Running");
+  add_integer(app, "--device", choice.device, {0, 1023}, "N", "which GPU")->group("Running");
   if (!with_fit) return;
   add_text(app, "--fit", choice.fit, "PATH",
            "fits to choose configs by: a file, a directory, 'none', or 'auto' for what 'ramp profile' wrote "
@@ -87,10 +88,14 @@ ContextPtr create_automatic(const BackendChoice& choice, const Io& io) {
     try {
       return create_context(choice, RAMP_BACKEND_CUDA, io);
     } catch (const core::Error& e) {
-      if (e.status() == RAMP_ERROR_INVALID_ARGUMENT) throw;  // a GPU that was asked for by number
+      if (e.status() == RAMP_ERROR_INVALID_ARGUMENT || choice.device != 0)
+        throw;  // a GPU that was asked for by number
       io.note(fmt::format("running on the CPU: {}", e.what()));
     }
   }
+  if (choice.device != 0)
+    core::fail_argument("--device", fmt::format("{} on the CPU", choice.device), "a machine with that GPU",
+                        "leave it out to run on the CPU", RAMP_ERROR_UNSUPPORTED);
   return create_context(choice, RAMP_BACKEND_AUTO, io);
 }
 
@@ -98,6 +103,9 @@ ContextPtr create_automatic(const BackendChoice& choice, const Io& io) {
 
 ContextPtr make_context(const BackendChoice& choice, const Io& io) {
   const ramp_backend backend = parse_backend(choice.backend);
+  if (choice.device != 0 && (backend == RAMP_BACKEND_CPU || backend == RAMP_BACKEND_REFERENCE))
+    core::fail_argument("--device", fmt::format("{} with --backend {}", choice.device, choice.backend),
+                        "it with a GPU", "leave it out, or say --backend cuda");
   ContextPtr owner =
       backend == RAMP_BACKEND_AUTO ? create_automatic(choice, io) : create_context(choice, backend, io);
   ramp_context* const context = owner.get();
@@ -170,6 +178,7 @@ void Workspace::reserve(uint64_t bytes) {
     return;
   }
   buffer_ = {};  // first, so that both are never held at once
+  check_memory("workspace", "scratch", static_cast<double>(bytes));
   buffer_ = core::AlignedBuffer(bytes + kAlignment);
   const auto address = reinterpret_cast<uintptr_t>(buffer_.data());
   data_ = buffer_.as<std::byte>() + (kAlignment - address % kAlignment) % kAlignment;

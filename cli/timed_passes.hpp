@@ -53,7 +53,7 @@ PassTimes timed_passes(int threads, double seconds, int least, const Work& work)
   std::vector<double> cpu(static_cast<size_t>(threads));
   const auto body = [&](int thread) {
     double before = 0;
-    while (more) {
+    while (more) {  // NOLINT(bugprone-infinite-loop): the barrier's step, run by one of the threads, ends it
       gate.arrive_and_wait();
       if (pass == 1) before = thread_cpu_seconds();
       work(thread, pass);

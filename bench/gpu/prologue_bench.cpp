@@ -1,10 +1,12 @@
 // What the prologue costs inside a CUDA graph: microseconds per prologue, for one model and number of tokens,
 // of a graph of several prologues with inputs of their own (no x is in the L2 cache from the replay before:
-// what the graph's inputs do not fill is flushed between replays). Columns: ids given; routed_block(); route()
-// and block() as two calls; the same ids given with x read in place, that is, the index alone. Bars beside
-// them, '!' where one is missed.
+// what the graph's inputs do not fill is flushed between replays). Columns: ids given; routed_block();
+// route() and block() as two calls; the same ids given with x read in place, that is, the index alone. Bars
+// beside them, '!' where one is missed.
 //
-//   prologue_bench [fp8_block|fp8_channel|fp8_tensor|bf16] [largest T]
+//   prologue_bench [fp8_block|fp8_channel|fp8_tensor|bf16] [largest T] [chosen|own] [f32|bf16]
+//
+// chosen: every model with a softmax over the chosen; own: with its own router. Then the type of the logits.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -32,11 +34,12 @@ using namespace ramp::core::cuda;  // NOLINT(google-build-using-namespace)
 struct Model {
   const char* name;
   int64_t experts, top_k, hidden;
+  bool renormalize;  // of its own router
 };
-constexpr Model kModels[] = {{"olmoe", 64, 8, 2048},
-                             {"qwen3-30b", 128, 8, 2048},
-                             {"mixtral-8x7b", 8, 2, 4096},
-                             {"dsv3", 256, 8, 7168}};
+constexpr Model kModels[] = {{"olmoe", 64, 8, 2048, false},
+                             {"qwen3-30b", 128, 8, 2048, true},
+                             {"mixtral-8x7b", 8, 2, 4096, true},
+                             {"dsv3", 256, 8, 7168, true}};
 constexpr int kReplays = 20;
 constexpr int64_t kDistinctBytes = int64_t{256} << 20;  // of inputs per graph, several times the L2 cache
 constexpr double kBytesPerUs = 3.5e6;                   // 3.5 TB/s
@@ -80,7 +83,7 @@ ramp_tensor view(const std::shared_ptr<void>& p, ramp_dtype dtype, int64_t rows,
 }
 
 Layer make_layer(Machine& m, const Model& model, const ExpertWeights& w, const ramp_router_config& router,
-                 int64_t tokens, uint64_t seed) {
+                 ramp_dtype logits_dtype, int64_t tokens, uint64_t seed) {
   Layer l;
   std::vector<uint16_t> x(static_cast<size_t>(tokens * model.hidden));
   // Repeats after 64 Ki values: random enough, and quick to make.
@@ -88,12 +91,18 @@ Layer make_layer(Machine& m, const Model& model, const ExpertWeights& w, const r
   for (size_t i = 0; i < values.size(); ++i)
     values[i] = f32_to_bf16(static_cast<float>(random_normal(seed, i)));
   for (size_t i = 0; i < x.size(); ++i) x[i] = values[(i + i / 65521) % values.size()];
-  std::vector<float> logits(static_cast<size_t>(tokens * model.experts));
-  for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(random_normal(seed + 1, i));
+  const int64_t count = tokens * model.experts;
+  std::vector<uint8_t> logits(static_cast<size_t>(count * dtype_bytes(logits_dtype)));
+  for (int64_t i = 0; i < count; ++i)
+    store_f32(logits.data(), logits_dtype, i,
+              static_cast<float>(random_normal(seed + 1, static_cast<uint64_t>(i))));
   std::vector<int32_t> ids(static_cast<size_t>(tokens * model.top_k));
   std::vector<float> weights(ids.size());
   std::vector<unsigned char> scratch(static_cast<size_t>(route_scratch_bytes(router, model.experts)));
-  route_tokens(router, make_tensor(logits.data(), RAMP_F32, {tokens, model.experts}),
+  ramp_router_config on_host = router;
+  const std::vector<float> bias(static_cast<size_t>(model.experts));
+  if (present(router.selection_bias)) on_host.selection_bias.data = const_cast<float*>(bias.data());
+  route_tokens(on_host, make_tensor(logits.data(), logits_dtype, {tokens, model.experts}),
                make_tensor(ids.data(), RAMP_I32, {tokens, model.top_k}),
                make_tensor(weights.data(), RAMP_F32, {tokens, model.top_k}), 0, tokens, scratch.data());
   l.x = upload(m, x);
@@ -111,7 +120,7 @@ Layer make_layer(Machine& m, const Model& model, const ExpertWeights& w, const r
   l.block.ids = view(l.ids, RAMP_I32, tokens, model.top_k);
   l.block.topk_weights = view(l.weights, RAMP_F32, tokens, model.top_k);
   l.route.router = router;
-  l.route.logits = view(l.logits, RAMP_F32, tokens, model.experts);
+  l.route.logits = view(l.logits, logits_dtype, tokens, model.experts);
   l.route.ids = l.block.ids;
   l.route.weights = l.block.topk_weights;
   l.route.workspace = l.scratch.get();
@@ -175,9 +184,12 @@ std::string against(double us, double bar) {
 void run(int argc, char** argv) {
   const ramp_format format = parse_format(argc > 1 ? argv[1] : "fp8_block");
   const int64_t largest = argc > 2 ? std::atoll(argv[2]) : 8192;
+  const bool own = argc > 3 && std::string_view(argv[3]) == "own";
+  const ramp_dtype logits = argc > 4 && std::string_view(argv[4]) == "bf16" ? RAMP_BF16 : RAMP_F32;
   Machine m;
-  fmt::print("{}, {}, x bf16, medians of {} replays, us per prologue\n", m.gpu->facts().name,
-             format_name(format), kReplays);
+  fmt::print("{}, {}, x bf16, logits {}, {}, medians of {} replays, us per prologue\n", m.gpu->facts().name,
+             format_name(format), dtype_name(logits), own ? "the models' routers" : "softmax over the chosen",
+             kReplays);
   fmt::print("{:14}{:>6}{:>8}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}\n", "model", "T", "layers", "ids", "bar",
              "routed", "separate", "bar", "index");
   for (const Model& model : kModels) {
@@ -189,7 +201,17 @@ void run(int argc, char** argv) {
     w.w13_input_scale = 0.01F;
     ramp_router_config router = ramp_router_config_init();
     router.top_k = static_cast<int32_t>(model.top_k);
-    router.renormalize = 1;
+    router.renormalize = !own || model.renormalize ? 1 : 0;
+    std::shared_ptr<void> bias;
+    if (own && model.experts == 256) {  // DeepSeek-V3
+      bias = upload(m, std::vector<float>(static_cast<size_t>(model.experts)));
+      router.scoring = RAMP_SCORING_SIGMOID;
+      router.num_groups = 8;
+      router.topk_groups = 4;
+      router.group_score = RAMP_GROUP_SCORE_TOP2_SUM;
+      router.routed_scaling_factor = 2.5F;
+      router.selection_bias = make_tensor(bias.get(), RAMP_F32, {model.experts});
+    }
     router = check_router(router, model.experts);
     ExpertWeights plain;
     plain.format = RAMP_FORMAT_BF16;  // x in place
@@ -198,13 +220,13 @@ void run(int argc, char** argv) {
     plain.intermediate = 1024;
     m.prologue.prepare(w, RAMP_BF16);
     m.prologue.prepare(plain, RAMP_BF16);
-    m.prologue.prepare_route(router, model.experts, RAMP_F32);
+    m.prologue.prepare_route(router, model.experts, logits);
     for (int64_t tokens = 1; tokens <= largest; tokens *= tokens < 512 ? 8 : tokens == 512 ? 2 : 8) {
       const int64_t x_bytes = tokens * model.hidden * 2;
       const int64_t count = std::clamp<int64_t>(kDistinctBytes / x_bytes, 4, 24);
       std::vector<Layer> layers;
       for (int64_t i = 0; i < count; ++i)
-        layers.push_back(make_layer(m, model, w, router, tokens, 10 * static_cast<uint64_t>(i)));
+        layers.push_back(make_layer(m, model, w, router, logits, tokens, 10 * static_cast<uint64_t>(i)));
       const double ids =
           time_graph(m, layers, [&](Layer& l) { m.prologue.block(l.block, l.parts, m.stream); });
       const double routed = time_graph(

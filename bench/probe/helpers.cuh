@@ -5,7 +5,7 @@
 // Stands for the combine: adds k fp32 rows per token in fixed order, writes bf16.
 extern "C" __global__ void combine(const float* __restrict__ rows, u16* __restrict__ y, u32 tokens, u32 k,
                                    u32 columns) {
-  dependents_launch();
+  launch_dependents();
   dependency_wait();
   for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < tokens * columns; i += gridDim.x * blockDim.x) {
     const u32 t = i / columns;

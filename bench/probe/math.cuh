@@ -43,7 +43,7 @@ __device__ __forceinline__ void issue(float (&part)[N / 2], u32 weights, u32 tok
   wgmma_fence();
 #pragma unroll
   for (int j = 0; j < 4; ++j)
-    wgmma<N>(part, descriptor(weights + 2 * j), descriptor(tokens + 2 * j), !from_zero || j != 0);
+    wgmma<N>(part, descriptor_of(weights + 2 * j), descriptor_of(tokens + 2 * j), !from_zero || j != 0);
   wgmma_commit();
 }
 
@@ -80,7 +80,7 @@ __device__ __forceinline__ void run_item(float (&sum)[N / 2], const Ring& ring, 
                                          u32 group) {
   sum[0] = 0.0f;
   for (u32 k = 0; k < steps; ++k, at.advance()) {
-    barrier_wait(ring.full + 8 * at.slot, at.phase);
+    watched_wait(ring.full + 8 * at.slot, at.phase);
     const u32 address = ring.stages + at.slot * kStage + group * 8192 + 4 * (threadIdx.x % 32);
     sum[0] += __uint_as_float(load_shared(address));
     release(ring, at.slot);
@@ -95,7 +95,7 @@ __device__ __forceinline__ void run_item(float (&sum)[N / 2], const Ring& ring, 
   for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
   u32 last = at.slot;
   for (u32 k = 0; k < steps; ++k, at.advance()) {
-    barrier_wait(ring.full + 8 * at.slot, at.phase);
+    watched_wait(ring.full + 8 * at.slot, at.phase);
     issue<N>(sum, weight_descriptor(ring, at.slot, group), token_descriptor(ring, at.slot), false);
 #if OVERLAP
     wgmma_wait<1>();
@@ -137,7 +137,7 @@ __device__ __forceinline__ void run_serial(float (&sum)[N / 2], const Ring& ring
                                            u32 odd, u32 group) {
   for (u32 k = 0; k < steps; ++k, at.advance(), odd ^= 1) {
     float part[N / 2];
-    barrier_wait(ring.full + 8 * at.slot, at.phase);
+    watched_wait(ring.full + 8 * at.slot, at.phase);
     issue<N>(part, weight_descriptor(ring, at.slot, group), token_descriptor(ring, at.slot), true);
     if constexpr (N <= 64) {
       const Scales<N, 0> scales(ring, at.slot, odd);
@@ -162,7 +162,7 @@ __device__ __forceinline__ void run_halves(float (&sum)[N / 2], const Ring& ring
   constexpr int kSkip = kLow * kRowBytes / 16;  // descriptor units from the first half's rows to the second's
   float low[kLow / 2];
   float high[kHigh / 2];
-  barrier_wait(ring.full + 8 * at.slot, at.phase);
+  watched_wait(ring.full + 8 * at.slot, at.phase);
   issue<kLow>(low, weight_descriptor(ring, at.slot, group), token_descriptor(ring, at.slot), true);
   for (u32 k = 1; k < steps; ++k, odd ^= 1) {
     const u32 slot = at.slot;
@@ -170,7 +170,7 @@ __device__ __forceinline__ void run_halves(float (&sum)[N / 2], const Ring& ring
     wgmma_wait<1>(low);
     promote_slot<kLow, 0>(sum, low, ring, slot, odd);
     at.advance();
-    barrier_wait(ring.full + 8 * at.slot, at.phase);
+    watched_wait(ring.full + 8 * at.slot, at.phase);
     issue<kLow>(low, weight_descriptor(ring, at.slot, group), token_descriptor(ring, at.slot), true);
     wgmma_wait<1>(high);
     promote_slot<kHigh, kLow>(sum, high, ring, slot, odd);
@@ -192,7 +192,7 @@ struct Turns {
   Cursor ahead;  // the next to begin
   u32 odd, group;
   __device__ __forceinline__ void begin(float (&part)[4]) {
-    barrier_wait(ring.full + 8 * ahead.slot, ahead.phase);
+    watched_wait(ring.full + 8 * ahead.slot, ahead.phase);
     issue<8>(part, weight_descriptor(ring, ahead.slot, group), token_descriptor(ring, ahead.slot), true);
     ahead.advance();
   }

@@ -168,7 +168,7 @@ class Kernels {
     nvrtcProgram program = nullptr;
     nvrtcCreateProgram(&program, text.c_str(), "probe.cu", 0, nullptr, nullptr);
     std::vector<std::string> options = {"-arch=sm_90a", "-std=c++17", "-I" + directory_,
-                                        "--ptxas-options=-v"};
+                                        "-I" + directory_ + "/../../kernels", "--ptxas-options=-v"};
     const auto define = [&](const char* name, int value) {
       options.push_back(fmt::format("-D{}={}", name, value));
     };

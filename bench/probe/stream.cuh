@@ -78,7 +78,7 @@ __device__ __forceinline__ void bring_weights(const Args& args, const Ring& ring
     for (u32 k = 0; k < steps; ++k, at.advance(), src += kPackedTile) {
       const u32 full = ring.full + 8 * at.slot;
       const u32 dst = ring.stages + at.slot * kStage;
-      barrier_wait(ring.empty + 8 * at.slot, at.phase ^ 1);
+      watched_wait(ring.empty + 8 * at.slot, at.phase ^ 1);
       barrier_expect(full, kTile + (FP8 && MATH ? 16 : 0));
 #if TENSOR
       tensor_copy(dst, &args.maps[item.gemm], (depth + k) * kRowBytes, item.weight_row, full);
@@ -116,12 +116,12 @@ __device__ __forceinline__ void bring_packed_tokens(const Args& args, const Ring
     if (item.need != 0) {
       const Watchdog dog;
       while (load_acquire(ready) < item.need) dog.check();
-      proxy_fence();
+      proxy_fence_all();
     }
 #endif
     for (u32 k = 0; k < steps; ++k, at.advance(), block += groups) {
       const u32 full = ring.full + 8 * at.slot;
-      barrier_wait(ring.empty + 8 * at.slot, at.phase ^ 1);
+      watched_wait(ring.empty + 8 * at.slot, at.phase ^ 1);
       barrier_expect(full, view.width * (FP8 ? 1024 + 32 : 1024));
       bulk_copy(ring.stages + at.slot * kStage + kTile, x + block * 1024, view.width * 1024, full);
       if (FP8) bulk_copy(ring.scales + at.slot * kScaleBytes, x_scales + block * 8, view.width * 32, full);
@@ -163,7 +163,7 @@ __device__ __forceinline__ void gather_tokens(const Args& args, const Ring& ring
       const u32 depth = (SPLIT > 1 ? rank * steps : 0) + k;
       const u32 dst = ring.stages + at.slot * kStage + kTile;
       const u8* src = gemm.x + depth * kRowBytes + lane % 8 * 16;
-      barrier_wait(ring.empty + 8 * at.slot, at.phase ^ 1);
+      watched_wait(ring.empty + 8 * at.slot, at.phase ^ 1);
 #pragma unroll
       for (u32 i = 0; i < WIDTH / 4; ++i) {
         const u32 r = lane / 8 + 4 * i;
@@ -181,7 +181,7 @@ __device__ __forceinline__ void gather_tokens(const Args& args, const Ring& ring
       copy_commit();
       if (late == kLag) {
         copy_wait<kLag>();
-        proxy_fence_shared();
+        proxy_fence();
         barrier_arrive(ring.full + 8 * signalled.slot);
         signalled.advance();
       } else {
@@ -190,7 +190,7 @@ __device__ __forceinline__ void gather_tokens(const Args& args, const Ring& ring
     }
   }
   copy_wait<0>();
-  proxy_fence_shared();
+  proxy_fence();
   for (; late > 0; --late, signalled.advance()) barrier_arrive(ring.full + 8 * signalled.slot);
 }
 #endif
@@ -201,7 +201,7 @@ template <int N>
 __device__ __forceinline__ bool reduce_split(float (&sum)[N / 2], const Shared& shared, u32 rank, u32 round) {
   constexpr u32 kGroup = kMathThreads * 16;  // bytes of one rank's 8-column group
   if (rank != 0) {
-    if (round > 0) barrier_wait(shared.drained, (round - 1) & 1);
+    if (round > 0) watched_wait(shared.drained, (round - 1) & 1);
     const u32 there = remote_address(shared.exchange, 0) + (rank - 1) * WIDTH * ROWS * 4 + threadIdx.x * 16;
     const u32 bar = remote_address(shared.arrived, 0);
 #pragma unroll
@@ -210,7 +210,7 @@ __device__ __forceinline__ bool reduce_split(float (&sum)[N / 2], const Shared& 
     return false;
   }
   if (threadIdx.x == 0) barrier_expect(shared.arrived, (SPLIT - 1) * (N / 8) * kGroup);
-  barrier_wait<true>(shared.arrived, round & 1);
+  watched_wait<true>(shared.arrived, round & 1);
 #pragma unroll
   for (int r = 1; r < SPLIT; ++r) {
 #pragma unroll
@@ -282,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __gr
   extern __shared__ __align__(1024) u8 memory[];
   Ring ring;
   Shared shared;
-  ring.stages = smem_address(memory);
+  ring.stages = shared_address(memory);
   ring.scales = ring.stages + STAGES * kStage;
   shared.exchange = ring.scales + STAGES * kScaleBytes;
   ring.full = shared.exchange + (SPLIT - 1) * WIDTH * ROWS * 4;  // [STAGES]
@@ -306,7 +306,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __gr
   else
     __syncthreads();
 #if PDL
-  dependents_launch();
+  launch_dependents();
 #endif
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(args, ring, rank);
@@ -340,7 +340,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) stream(const __gr
         if (SPLIT > 1 && rank != 0) continue;
         if (item.gemm == 0) {
           // Generic stores, to be read by other blocks' bulk copies: fence, then release at device scope.
-          proxy_fence();
+          proxy_fence_all();
           math_sync();
           if (threadIdx.x == 0) {
             __threadfence();

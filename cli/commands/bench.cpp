@@ -1,18 +1,17 @@
-// `ramp bench`: the expert block measured over models, formats, token counts, routing and configs.
+// `ramp bench`: the expert block measured over models, formats, token counts, routing and configs. Its
+// options, and which protocol measures: pass_bench.hpp on a CPU, layer_bench.hpp on a GPU.
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
+#include <charconv>
 #include <memory>
 
 #include "base/error.hpp"
 #include "cli/block_bench.hpp"
 #include "cli/command.hpp"
 #include "cli/layer_bench.hpp"
-#include "cli/machine.hpp"
 #include "cli/options.hpp"
-#include "cli/progress.hpp"
+#include "cli/pass_bench.hpp"
 
 namespace ramp::cli {
 namespace {
@@ -27,209 +26,6 @@ struct BenchOptions {
   double seconds = 1.0, read_gbps = 0;
   bool check = false, no_check = false;
 };
-
-// One model in one format: everything that shares weights.
-struct Case {
-  core::ModelShape model;
-  ramp_format format;
-  int64_t layers = 1;
-};
-
-// A share of the free memory that weights may take; the rest is for activations, workspace and the system.
-constexpr double kMemoryShare = 0.7;
-
-int64_t layer_bytes(const Case& c, ramp_activation activation) {
-  return c.model.experts * core::expert_bytes(c.model, c.format, activation);
-}
-
-// Layers: as asked for, else enough that one token's experts in all layers are twice the last-level cache, 2
-// to 5; in both cases no more than memory holds.
-void plan_layers(Case& c, const BenchOptions& o, ramp_activation activation, const Io& io) {
-  const int64_t bytes = layer_bytes(c, activation);
-  const int64_t token_bytes =
-      std::max<int64_t>(1, c.model.top_k * core::expert_bytes(c.model, c.format, activation));
-  const int64_t wanted =
-      o.layers > 0
-          ? o.layers
-          : std::clamp<int64_t>((2 * last_level_cache_bytes() + token_bytes - 1) / token_bytes, 2, 5);
-  const int64_t memory = available_memory();
-  const auto fits =
-      memory == 0
-          ? wanted
-          : static_cast<int64_t>(kMemoryShare * static_cast<double>(memory) / static_cast<double>(bytes));
-  if (fits < 1)
-    core::fail_argument(fmt::format("--model {}", c.model.name),
-                        fmt::format("{} of weights in {} for one layer",
-                                    bytes_text(static_cast<double>(bytes)), core::format_name(c.format)),
-                        fmt::format("at most {:.0f}% of the {} of free memory", 100 * kMemoryShare,
-                                    bytes_text(static_cast<double>(memory))),
-                        "take a smaller model or format", RAMP_ERROR_OUT_OF_MEMORY);
-  c.layers = std::min(wanted, fits);
-  if (c.layers < wanted)
-    io.note(fmt::format("{} in {}: {} layer{} instead of {}, limited by {:.0f}% of the free memory ({})",
-                        c.model.name, core::format_name(c.format), c.layers, c.layers == 1 ? "" : "s", wanted,
-                        100 * kMemoryShare, bytes_text(static_cast<double>(memory))));
-}
-
-std::vector<std::string> expand_configs(const BenchOptions& o, ramp_context* context,
-                                        const ramp_weights* weights) {
-  std::vector<std::string> list;
-  for (const std::string& text : o.configs) {
-    for (const std::string& name : split(text, ',')) {
-      if (name != "all") {
-        list.push_back(name);
-        continue;
-      }
-      const std::vector<std::string> all = config_names(context, weights);
-      list.insert(list.end(), all.begin(), all.end());
-    }
-  }
-  return list;
-}
-
-struct Row {
-  Measurement m;
-  ramp_determinism mode = RAMP_REPEATABLE;
-  std::string requested, fit;  // fit: the file that "auto" went by, "" = none
-  core::CheckResult check;
-  bool checked = false;
-};
-
-struct Bench {
-  Io& io;
-  const BenchOptions& o;
-  ramp_activation activation;
-  std::vector<ramp_determinism> modes;
-  std::vector<core::WorkloadSpec> routing;
-  std::vector<int64_t> tokens;
-  ContextPtr context;
-  ContextFacts facts;
-  double read_gbps = 0;
-  int64_t llc = 0;
-
-  [[nodiscard]] std::vector<Row> measure_case(const Case& c) const {
-    std::vector<Row> rows;
-    std::vector<RunnableLayer> layers;
-    for (int64_t l = 0; l < c.layers; ++l) layers.push_back(source(c, l).runnable(context.get(), true, io));
-    const RandomSource first = source(c, 0);
-    const std::vector<std::string> configs = expand_configs(o, context.get(), layers.front().handle.get());
-    const std::string fit = fit_of(context.get(), values_of(layers.front().handle.get()), c.model.top_k);
-    Progress progress(io, fmt::format("measuring {} in {}", c.model.name, core::format_name(c.format)));
-    const double budget = o.no_check ? 0 : o.check ? kFullBudget : kQuickBudget;
-    const double total = static_cast<double>(modes.size() * tokens.size() * routing.size() * configs.size());
-    std::atomic<double> done{0};
-    const Ticker ticker(progress, [&] { return done.load(); });
-    for (const ramp_determinism mode : modes) {
-      BlockBench bench(context.get(), layers, first, mode, static_cast<uint64_t>(o.seed));
-      for (const int64_t t : tokens) {
-        for (const core::WorkloadSpec& spec : routing) {
-          for (const std::string& config : configs) {
-            done = static_cast<double>(rows.size()) / total;
-            progress.update(done, fmt::format("T = {}, {}, {}", t, core::workload_name(spec), config));
-            const auto moved = [&](double f) { done = (static_cast<double>(rows.size()) + f) / total; };
-            rows.push_back({bench.measure(spec, t, config, {o.seconds, o.repeats}, budget, moved),
-                            mode,
-                            config,
-                            config == "auto" ? fit : std::string(),
-                            {},
-                            false});
-          }
-        }
-      }
-    }
-    return rows;
-  }
-
-  // After the packed weights are gone: layer 0 once more, as plain values.
-  void check_case(const Case& c, std::vector<Row>& rows) const {
-    const std::unique_ptr<LayerValues> values = source(c, 0).values(io);
-    Progress progress(io, "checking against fp64");
-    for (size_t i = 0; i < rows.size(); ++i) {
-      progress.update(static_cast<double>(i) / static_cast<double>(rows.size()));
-      rows[i].check =
-          check_sample(rows[i].m.sample, *values->weights,
-                       [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
-      rows[i].checked = true;
-      rows[i].m.sample = {};
-    }
-  }
-
-  [[nodiscard]] RandomSource source(const Case& c, int64_t layer) const {
-    return {c.model, c.format, activation,
-            static_cast<uint64_t>(o.seed) + 1000 + static_cast<uint64_t>(layer)};
-  }
-
-  [[nodiscard]] double floor_us(const Measurement& m) const { return m.weight_bytes / read_gbps / 1e3; }
-
-  [[nodiscard]] Json to_json(const Case& c, const Row& row) const {
-    const Measurement& m = row.m;
-    return {{"model", c.model.name},
-            {"experts", c.model.experts},
-            {"top_k", c.model.top_k},
-            {"hidden", c.model.hidden},
-            {"intermediate", c.model.intermediate},
-            {"format", core::format_name(c.format)},
-            {"activation", core::activation_name(activation)},
-            {"backend", facts.backend},
-            {"device", facts.device},
-            {"isa", facts.isa},
-            {"threads", facts.workers},
-            {"determinism", determinism_name(row.mode)},
-            {"tokens", m.tokens},
-            {"routing", m.routing},
-            {"active", m.active},
-            {"max_load", m.max_load},
-            {"max_over_mean", m.max_over_mean},
-            {"normalised_entropy", m.entropy},
-            {"config", m.config},
-            {"config_requested", row.requested},
-            {"fit", row.fit.empty() ? Json() : Json(row.fit)},
-            {"us", m.us.median},
-            {"p10_us", m.us.p10},
-            {"p90_us", m.us.p90},
-            {"gbps", m.gbps()},
-            {"tflops", m.tflops()},
-            {"rel_error", row.checked ? Json(row.check.relative_error) : Json()},
-            {"bound_ratio", row.checked ? Json(bound_ratio(row.check)) : Json()},
-            {"checked_rows", row.check.rows},
-            {"floor_us", floor_us(m)},
-            {"read_gbps", read_gbps},
-            {"layers", c.layers},
-            {"passes", m.passes},
-            {"weights_beyond_cache", beyond_cache(c, m)},
-            {"protocol",
-             fmt::format("median of {} passes over {} layer{} with distinct weights and routing, after one "
-                         "warm-up pass; time per layer, whole block",
-                         m.passes, c.layers, c.layers == 1 ? "" : "s")}};
-  }
-  // Whether the active experts of one pass are more than the last-level cache holds.
-  [[nodiscard]] bool beyond_cache(const Case& c, const Measurement& m) const {
-    return llc > 0 && m.weight_bytes * static_cast<double>(c.layers) > static_cast<double>(llc);
-  }
-};
-
-std::vector<std::string> cells(const Bench& b, const Case& c, const Row& r) {
-  const Measurement& m = r.m;
-  const double floor = b.floor_us(m);
-  return {c.model.name,
-          core::format_name(c.format),
-          std::to_string(m.tokens),
-          m.routing,
-          count_text(m.active),
-          count_text(m.max_load),
-          m.config,
-          number(m.us.median),
-          number(m.us.p10),
-          number(m.us.p90),
-          number(m.gbps()),
-          number(1e3 * m.tflops()),
-          number(floor),
-          number(m.us.median / floor),
-          r.checked ? fmt::format("{:.1e}", r.check.relative_error) : "-",
-          !r.checked     ? "-"
-          : r.check.ok() ? "ok"
-                         : "FAILED"};
-}
 
 ramp_format format_from(const std::string& name) {
   const std::vector<std::string> names = format_names();
@@ -247,8 +43,11 @@ std::vector<ramp_determinism> modes_from(const std::string& list) {
 }
 
 // Whether the layers of a point run as one CUDA graph.
-bool check_protocol(const std::string& protocol, const std::string& backend) {
+bool check_protocol(const std::string& protocol, const std::string& peers, const std::string& backend) {
   const bool gpu = backend == "cuda";
+  if (!gpu && !peers.empty())
+    core::fail_argument("--peers", fmt::format("'{}' on the {} backend", core::printable(peers), backend),
+                        "it with GPU measurements", "leave it out, or say --backend cuda");
   if (protocol != "auto" && (protocol == "layers") != gpu)
     core::fail_argument("--protocol", fmt::format("{} on the {} backend", protocol, backend),
                         gpu ? "layers" : "passes", "leave it out: auto takes the one that the backend has",
@@ -256,115 +55,40 @@ bool check_protocol(const std::string& protocol, const std::string& backend) {
   return gpu;
 }
 
-int layers_on_gpu(Io& io, const BenchOptions& o, const Bench& b, const std::vector<Case>& cases) {
-  LayerBenchOptions l;
-  l.cases.reserve(cases.size());
-  for (const Case& c : cases) l.cases.emplace_back(c.model, c.format);
-  l.tokens = b.tokens;
-  l.routing = b.routing;
+// What both protocols ask for.
+template <typename Options>
+Options points_of(const BenchOptions& o) {
+  Options p;
+  p.modes = modes_from(o.determinism);
+  p.routing = workloads_from(o.routing);
+  p.tokens = integers_from("--tokens", o.tokens, {1, int64_t{1} << 30});
+  p.activation = core::parse_activation(o.activation);
+  for (const core::ModelShape& model : models_from("--model", o.models))
+    for (const std::string& list : o.formats)
+      for (const std::string& format : split(list, ',')) p.cases.emplace_back(model, format_from(format));
   for (const std::string& list : o.configs)
-    for (const std::string& name : split(list, ',')) l.configs.push_back(name);
-  l.modes = b.modes;
-  l.activation = b.activation;
-  l.layers = o.layers;
-  l.replays = o.repeats;
-  l.read_gbps = o.read_gbps;
-  l.check_budget = o.no_check ? 0 : o.check ? kFullBudget : kQuickBudget;
-  l.seed = static_cast<uint64_t>(o.seed);
-  l.peers = o.peers;
-  return bench_layers(io, b.context.get(), l);
-}
-
-// What "auto" went by, in one line.
-std::string fit_line(const Bench& b, const Json& points) {
-  std::vector<std::string> files;
-  bool without = false;
-  for (const Json& p : points) {
-    if (p["config_requested"] != "auto") continue;
-    if (p["fit"].is_null()) {
-      without = true;
-    } else if (const auto file = p["fit"].get<std::string>();
-               std::find(files.begin(), files.end(), file) == files.end()) {
-      files.push_back(file);
-    }
-  }
-  if (files.empty() && !without) return {};
-  if (files.empty())
-    return fmt::format("config auto: the analytic default{}\n",
-                       backend_of(b.context.get()).fits() == nullptr
-                           ? ""
-                           : "; no fit for these weights here ('ramp profile' makes one)");
-  return fmt::format("config auto: chosen by {}{}\n", join(files, ", "),
-                     without ? "; the analytic default where no fit is for the weights" : "");
+    for (const std::string& name : split(list, ',')) p.configs.push_back(name);
+  p.layers = o.layers;
+  p.read_gbps = o.read_gbps;
+  p.check_budget = o.no_check ? 0 : o.check ? kFullBudget : kQuickBudget;
+  p.seed = static_cast<uint64_t>(o.seed);
+  return p;
 }
 
 int bench(Io& io, const BenchOptions& o) {
   if (o.check && o.no_check) core::fail_argument("--check", "it together with --no-check", "one of the two");
-  Bench b{io,
-          o,
-          core::parse_activation(o.activation),
-          modes_from(o.determinism),
-          workloads_from(o.routing),
-          integers_from("--tokens", o.tokens, {1, int64_t{1} << 30}),
-          nullptr,
-          {},
-          0,
-          last_level_cache_bytes()};
-  std::vector<Case> cases;
-  for (const core::ModelShape& model : models_from("--model", o.models))
-    for (const std::string& list : o.formats)
-      for (const std::string& format : split(list, ',')) cases.push_back({model, format_from(format)});
-  b.context = make_context(o.backend, io);
-  b.facts = facts_of(b.context.get());
-  if (check_protocol(o.protocol, b.facts.backend)) return layers_on_gpu(io, o, b, cases);
-  for (Case& c : cases) plan_layers(c, o, b.activation, io);
-
-  b.read_gbps = o.read_gbps;
-  if (b.read_gbps == 0) {
-    Progress progress(io, "measuring read bandwidth");
-    b.read_gbps = measure_read_bandwidth(b.facts.workers, 0.4, [&](double f) { progress.update(f); }).gbps;
+  // Before the context, which may take seconds: arguments that are wrong fail at once.
+  auto passes = points_of<PassBenchOptions>(o);
+  const ContextPtr context = make_context(o.backend, io);
+  if (check_protocol(o.protocol, o.peers, facts_of(context.get()).backend)) {
+    auto layers = points_of<LayerBenchOptions>(o);
+    layers.replays = o.repeats;
+    layers.peers = o.peers;
+    return bench_layers(io, context.get(), layers);
   }
-  Json list = Json::array();
-  Table table({{"model", Table::Align::kLeft},
-               {"format", Table::Align::kLeft},
-               {"tokens"},
-               {"routing", Table::Align::kLeft},
-               {"active"},
-               {"max load"},
-               {"config", Table::Align::kLeft},
-               {"us"},
-               {"p10"},
-               {"p90"},
-               {"GB/s"},
-               {"GFLOP/s"},
-               {"floor us"},
-               {"x floor"},
-               {"rel error"},
-               {"check"}});
-  int failed = 0;
-  bool cached = false;
-  for (const Case& c : cases) {
-    std::vector<Row> rows = b.measure_case(c);
-    if (!o.no_check) b.check_case(c, rows);
-    for (const Row& row : rows) {
-      list.push_back(b.to_json(c, row));
-      table.add(cells(b, c, row));
-      failed += row.checked && !row.check.ok() ? 1 : 0;
-      cached = cached || !b.beyond_cache(c, row.m);
-    }
-  }
-  io.print(fmt::format("{}, {}; {}\n", backend_text(b.facts), b.facts.device, o.determinism));
-  io.print(table.text());
-  io.print(fit_line(b, list));
-  io.print(fmt::format("us: median per layer, whole block. floor: active weight bytes / {} GB/s {}.\n",
-                       number(b.read_gbps), o.read_gbps == 0 ? "measured read bandwidth" : "as given"));
-  if (cached)
-    io.note("the active weights of some points fit the last-level cache: those may run below the floor");
-  if (failed > 0)
-    say(fmt::format("check: got {} of {} points beyond their error bound, expected none", failed,
-                    list.size()));
-  io.emit(std::move(list));
-  return failed > 0 ? kFailed : kOk;
+  passes.repeats = o.repeats;
+  passes.seconds = o.seconds;
+  return bench_passes(io, context.get(), passes);
 }
 
 Body setup(CLI::App& app) {
@@ -406,8 +130,10 @@ Body setup(CLI::App& app) {
                      "take this read bandwidth for floor_us instead of measuring it (about a second)");
   bandwidth->type_name("X")->group(kProtocol)->check(CLI::Validator(
       [](std::string& text) {
-        const double value = std::strtod(text.c_str(), nullptr);
-        return value > 0 && value < 1e9
+        double value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [at, error] = std::from_chars(text.data(), end, value);
+        return error == std::errc() && at == end && value > 0 && value < 1e9
                    ? std::string()
                    : fmt::format("got '{}', expected a bandwidth in GB/s above 0", core::printable(text));
       },

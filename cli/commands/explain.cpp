@@ -108,7 +108,7 @@ Source load(Io& io, const ExplainOptions& o) {
         "ramp explain", "neither --fit nor --data", "one of them",
         "for example: ramp explain --data tests/data/alpha_moe_h200 --model olmoe --tokens 64");
   }
-  return make_source(std::move(fit), std::move(data), o.model, o.point, hw);
+  return make_source(fit, std::move(data), o.model, o.point, hw);
 }
 
 int explain_command(Io& io, const ExplainOptions& o) {

@@ -1,10 +1,12 @@
 // `ramp run`: one expert block on real or made-up inputs, from weights to y.npy.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
 #include <span>
 
 #include "base/error.hpp"
+#include "base/file.hpp"
 #include "base/npy.hpp"
 #include "cli/command.hpp"
 #include "cli/device_tensor.hpp"
@@ -182,7 +184,16 @@ core::CheckResult verify(const RunOptions& o, const LayerSource& source, const R
   return core::check_block(call, options);
 }
 
+// Fails before the work where its result could not be written after it. Devices and pipes are left alone:
+// opening one may block, and closing it again ends its reader.
+void check_place(const std::string& path) {
+  std::error_code ignored;  // then the writer says what is wrong
+  if (path.empty() || std::filesystem::is_other(path, ignored)) return;
+  const core::AtomicFile probe(path);
+}
+
 int run(Io& io, const RunOptions& o) {
+  for (const std::string* path : {&o.output, &o.save_ids, &o.save_weights}) check_place(*path);
   const std::unique_ptr<LayerSource> source = make_source(o);
   const auto* checkpoint = dynamic_cast<const CheckpointSource*>(source.get());
   RunInputs in = make_inputs(o.inputs, *source, checkpoint, io);
@@ -231,6 +242,7 @@ int run(Io& io, const RunOptions& o) {
                          counters[1]));
 
   j["output"] = nullptr;
+  InterruptGuard guard;  // ^C while files are written is heeded after them: no temporary file stays behind
   if (!o.output.empty()) {
     core::write_npy(o.output, out.y.view);
     j["output"] = {
@@ -244,6 +256,8 @@ int run(Io& io, const RunOptions& o) {
     core::write_npy(*path, tensor->view);
     io.print(fmt::format("wrote {}: {}\n", *path, core::shape_text(tensor->view)));
   }
+
+  InterruptGuard::check();
 
   int code = kOk;
   j["check"] = nullptr;

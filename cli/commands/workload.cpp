@@ -11,6 +11,7 @@
 #include "base/npy.hpp"
 #include "base/tensor.hpp"
 #include "cli/command.hpp"
+#include "cli/machine.hpp"
 #include "cli/options.hpp"
 #include "cli/tensors.hpp"
 #include "routing/sorted_rows.hpp"
@@ -184,6 +185,8 @@ int describe_trace(Io& io, const WorkloadOptions& o, const std::string& path) {
 int generate(Io& io, const WorkloadOptions& o, const core::WorkloadSpec& spec) {
   const core::ModelShape shape = shape_of(o, false);
   if (o.tokens == 0) core::fail_argument("--tokens", "nothing", "a whole number >= 1");
+  check_memory("--tokens", fmt::format("ids and weights of {} tokens", o.tokens),
+               8.0 * static_cast<double>(o.tokens) * static_cast<double>(shape.top_k));
   core::Routing routing =
       core::make_routing(spec, shape.experts, shape.top_k, o.tokens, static_cast<uint64_t>(o.seed));
   const ramp_tensor ids = core::make_tensor(routing.ids.data(), RAMP_I32, {routing.tokens, routing.top_k});

@@ -1,9 +1,9 @@
 /* ramp: the expert block of a Mixture-of-Experts layer, as fast as the hardware allows for this step's
  * routing.
  *
- * This is the whole C ABI of the library. Shapes are written [rows, columns], row-major unless strides say
- * otherwise. Names: T tokens, E experts, k top-k, H hidden size, I intermediate size (per expert, after
- * tensor parallelism), c_e tokens routed to expert e (the histogram).
+ * This is the C ABI (dispatch.h adds the dispatcher for kernels of your own). Shapes are written [rows,
+ * columns], row-major unless strides say otherwise. T tokens, E experts, k top-k, H hidden, I intermediate
+ * (per expert, after tensor parallelism), c_e tokens routed to expert e (the histogram).
  *
  * Conventions that hold for every function here:
  *
@@ -22,9 +22,9 @@
  *  - Silence. The library never prints, never exits, and reads no environment variable but those that
  *    ramp_context_create documents. Log lines go to the sink given to the context, or nowhere.
  *
- *  - Handles are created and destroyed by the caller. A handle must outlive the calls that use it. NULL is
- *    accepted by every destroy/close function; elsewhere a NULL or foreign handle is INVALID_ARGUMENT.
- *    Weights and checkpoints do not depend on the context that they were made with: it may go first.
+ *  - Handles are created and destroyed by the caller and must outlive the calls that use them (on a GPU: the
+ *    work enqueued, captured graphs too). Destroying NULL does nothing; a NULL or foreign handle elsewhere is
+ *    INVALID_ARGUMENT. Weights and checkpoints do not depend on the context that made them: it may go first.
  *
  *  - Tensors. An output must not overlap an input, another output, the workspace, the weights or itself
  *    (interleaved views, such as two column ranges of one matrix, do not overlap). Every tensor lies on the
@@ -127,7 +127,7 @@ typedef enum ramp_backend {
  *   fp8_block      weights e4m3; scales f32 (they multiply) per 128x128 block: w13 [E, G*ceil(I/128),
  *                  ceil(H/128)] with G = 2 for gated activations (gate and up are quantised apart), w2
  *                  [E, ceil(H/128), ceil(I/128)]; activations e4m3 with one f32 scale per 1x128 group
- *   bf16/f16/f32   no scales; activations of the same type (f32: CPU only)
+ *   bf16/f16/f32   no scales; activations of the same type
  *   fp8_tensor     weights e4m3; scales f32 [E] (w13 also [E,2]: gate, up); activations e4m3, one static
  *                  scale per GEMM
  *   fp8_channel    weights e4m3; scales f32 [E, rows]; activations e4m3 with one dynamic scale per token row
@@ -494,3 +494,29 @@ RAMP_API ramp_status ramp_checkpoint_load_weights(ramp_context* context, const r
 } /* extern "C" */
 #endif
 #endif /* RAMP_RAMP_H_ */
+
+/* Function by function (besides what stands beside the declaration):
+ *
+ * errors. Every function may return INVALID_ARGUMENT, OUT_OF_MEMORY and INTERNAL, on a GPU also DEVICE; and:
+ *   ramp_context_create               UNSUPPORTED: no such backend, ISA level or GPU here
+ *   ramp_context_load_fit             IO, BAD_FILE, UNSUPPORTED: a backend without configs
+ *   ramp_weights_create               UNSUPPORTED: a format of a later version
+ *   ramp_weights_update               UNSUPPORTED: a BORROW handle that was not packed
+ *   ramp_expert_block, _batched,      WORKSPACE_TOO_SMALL, UNSUPPORTED: a config or option that the backend
+ *     ramp_moe_forward                lacks
+ *   ramp_checkpoint_open, _layer_info IO, BAD_FILE, UNSUPPORTED: a format or architecture that is not known
+ *   ramp_checkpoint_load_weights      the same
+ * ramp_config_name returns NULL instead. A failed create, open or load leaves *out as it was; a failed pack
+ * leaves the handle unpacked. After a failed update the experts in question hold unknown values where its
+ * arguments were right (DEVICE, INTERNAL), else their old ones.
+ *
+ * blocking. On the CPU every call is complete when it returns. On a GPU create, pack, update and load are
+ * too; ramp_weights_unpack, ramp_expert_block, ramp_expert_block_batched, ramp_moe_forward and ramp_route
+ * enqueue work on `stream` and return (the first call of a kind compiles or loads kernels first). Queries
+ * (info, workspace, config names) never wait for the device.
+ *
+ * concurrency. Every function may be called from any thread. Readers of a weights handle (unpack, get_info,
+ * workspace, config names and the calls that compute) may run side by side; pack, update and destroy need it
+ * to themselves, on a GPU with no work of other streams under way that uses it. destroy and close need their
+ * handle to themselves.
+ */

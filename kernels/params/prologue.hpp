@@ -73,6 +73,16 @@ struct BatchParams {
   unsigned max_tokens;
 };
 
+// What of the router's options a kernel knows when it is compiled.
+enum RouteKind : unsigned {
+  kRouteChosen = 0,   // softmax over the chosen (Mixtral, Qwen3)
+  kRouteSoftmax = 1,  // softmax over all (OLMoE)
+  kRouteSigmoid = 2,  // sigmoids, perhaps with a bias
+  kRouteGrouped = 3,  // the same with up to 8 groups of 32 experts each (DeepSeek-V3)
+  kRouteAny = 4,      // every router; the kinds above have neither a bias nor groups where nothing is said
+};
+constexpr unsigned kRouteKinds = 5;
+
 // Routing of tokens from given logits (kernels/prologue/route_token.cuh).
 struct RouteParams {
   const void* logits;
@@ -113,7 +123,6 @@ struct PrologueParams {
   SortParams sort;
   RowsParams rows;
   BatchParams batch;
-  RouteParams route;  // only read by programs that route
 };
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,
@@ -128,6 +137,10 @@ RAMP_PARAMS_FN unsigned sort_shared_words(unsigned experts, unsigned entries) {
 // Scratch of a routing warp in words: a key per expert, and a score and a flag per group.
 RAMP_PARAMS_FN unsigned route_shared_words(unsigned experts, unsigned num_groups) {
   return num_groups > 1 ? experts + 2 * num_groups : 0;
+}
+// Scratch of a block that routes one token by groups: a key and a logit per expert, a score per group.
+RAMP_PARAMS_FN unsigned route_groups_words(unsigned experts, unsigned num_groups) {
+  return 2 * experts + num_groups;
 }
 
 }  // namespace ramp::core::cuda

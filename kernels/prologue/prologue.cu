@@ -2,14 +2,10 @@
 // input by the others (PrologueMode says how), in one launch for few slots and as the last of three for many.
 //
 //   X_TYPE  0: x is read in place, there is nothing to convert; else as in quantize.cuh, with FORMAT
-//   ROUTED  1: ids and weights do not exist yet; the sorting blocks route their tokens first
 #if X_TYPE != 0
 #include "prologue/quantize.cuh"
 #endif
 #include "prologue/sort_few.cuh"
-#if ROUTED
-#include "prologue/route_token.cuh"
-#endif
 
 extern __shared__ __align__(16) u32 g_shared[];
 
@@ -40,48 +36,24 @@ __device__ __forceinline__ void batched_index(const PrologueParams& p, const Sor
   }
 }
 
-#if ROUTED
-// The tokens of this block's slots, a warp each; ids also go to the entries, where the sort reads them. The
-// warps' scratch lies behind the entries. At most 256 experts: 8 logits per lane. Not inlined:
-// its registers and the sort's do not fit together.
-__device__ __noinline__ void route_block(const RouteParams& r, const SortParams& p, u32* entry) {
-  const u32 warp = threadIdx.x / 32;
-  u32 begin, end;
-  block_slots(p, 0, begin, end);
-  u32* const scratch = entry + p.chunk + warp * route_shared_words(r.experts, r.num_groups);
-  const u32 first = begin / p.top_k;
-  for (u32 t = first + warp; t < end / p.top_k; t += kPrologueWarps)
-    store_slots(r, t, route_token<8>(r, t, scratch), entry + (t - first) * p.top_k);
-}
-#endif
-
 __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortShared& s) {
-  const bool counted = !ROUTED && p.mode == kSortCounted;
+  const bool counted = p.mode == kSortCounted;
   const bool alone = !counted && p.sort.chunks == 1;
   const bool tiny = alone && p.sort.slots <= kTinySlots;
   const bool few = alone && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
   const TileDivider tile(p.sort.tile_m);
   if (!tiny) clear_sort(s);
-#if ROUTED
-  prefetch_logits(p.route, threadIdx.x / 32, kPrologueWarps);
-#else
   if (!counted) prefetch_ids(p.sort, blockIdx.x);
-#endif
   dependency_wait();
   if (p.trigger != 0) launch_dependents();
-#if ROUTED
-  route_block(p.route, p.sort, s.entry);
-  __syncthreads();
-#endif
-  // Routed calls are few slots always (Prologue::fuses).
   if (tiny) {
     if (p.sort.slots <= 32) {
-      sort_tiny<1, ROUTED != 0>(p.sort, s.entry, tile);
+      sort_tiny<1>(p.sort, tile);
     } else {
-      sort_tiny<2, ROUTED != 0>(p.sort, s.entry, tile);
+      sort_tiny<2>(p.sort, tile);
     }
-  } else if (few || ROUTED) {
-    sort_few<ROUTED != 0>(p.sort, s, tile);
+  } else if (few) {
+    sort_few(p.sort, s, tile);
   } else {
     // Carved again rather than kept in registers across the other two.
     sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), counted);
@@ -93,8 +65,7 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   const SortShared s = carve_sort(g_shared, p.sort.experts);
   u32 part = blockIdx.x;
   u32 parts = gridDim.x;
-  // Routing happens in one launch only (kSortHere).
-  const bool batched = !ROUTED && p.mode == kBatched;
+  const bool batched = p.mode == kBatched;
   if (batched) {
     dependency_wait();
     if (p.trigger != 0) launch_dependents();

@@ -1,126 +1,7 @@
-// One token's routing by one warp: from logits to expert ids and weights. Device twin of
-// src/routing/router.cpp, bit for bit (what is computed is told in src/routing/router.hpp). Lane l holds the
-// logits l, l+32, l+64, ...; slot j of the result ends up in lane j.
+// One token's routing by one warp: from logits to expert ids and weights.
 #pragma once
 
-#include "params/prologue.hpp"
-#include "prologue/ptx.cuh"
-#include "routing/score_math.hpp"
-
-using namespace ramp::core::cuda;
-
-constexpr u32 kWarpAll = 0xffffffffu;
-// Keys as integers: order-preserving bits (src/routing/select.hpp), where NaN becomes 1, below -inf's
-// 0x007fffff, and 0 says that there is nothing to choose.
-constexpr u32 kNothing = 0;
-constexpr u32 kNanKey = 1;
-constexpr float kSigmoidIsExp = -64.0f;  // as in router.cpp
-
-__device__ __forceinline__ u32 key_bits(float x) {
-  if (x != x) return kNanKey;
-  const u32 bits = __float_as_uint(x + 0.0f);  // -0 becomes +0: they tie
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-__device__ __forceinline__ float infinity() {
-  return __uint_as_float(0x7f800000u);
-}
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (u32 d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(kWarpAll, v, d));
-  return v;
-}
-// The butterfly of warp_order_sum.
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-  for (u32 d = 16; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
-  return v;
-}
-// The same where lanes from `slots` on hold +0 and none a NaN or less than +0: adding +0 changes nothing, so
-// that for few slots the first distances are left out. Of use to the lanes below `slots` alone.
-__device__ __forceinline__ float slot_sum(float v, u32 slots) {
-  if (slots > 8) return warp_sum(v);
-#pragma unroll
-  for (u32 d = 4; d > 0; d /= 2) v = __fadd_rn(v, __shfl_xor_sync(kWarpAll, v, d));
-  return v;
-}
-__device__ __forceinline__ float plain_sigmoid(float x) {
-  const float s = ramp::core::sigmoid_f32(x);
-  return s >= 0.0f ? s : 0.0f;  // false for NaN
-}
-
-// Scores; with many logits per lane as calls, which compile in a fraction of the time.
-__device__ __noinline__ float sigmoid_call(float x) {
-  return plain_sigmoid(x);
-}
-template <int N>
-__device__ __forceinline__ float sigmoid_score(float x) {
-  return N > 8 ? sigmoid_call(x) : plain_sigmoid(x);
-}
-__device__ __noinline__ float term_call(float x, float m) {
-  return ramp::core::softmax_term(x, m);
-}
-template <int N>
-__device__ __forceinline__ float term(float x, float m) {
-  return N > 8 ? term_call(x, m) : ramp::core::softmax_term(x, m);
-}
-
-// Of expert lane + 32 i; NaN past the last one. The loads of all are in flight together.
-template <int N>
-__device__ __forceinline__ void load_logits(const RouteParams& p, i64 at, float (&x)[N]) {
-  const u32 lane = threadIdx.x % 32;
-  if (p.logits_dtype == 1) {
-    const float* const from = static_cast<const float*>(p.logits) + at;
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      x[i] = lane + 32 * i < p.experts ? from[lane + 32 * i] : __uint_as_float(0x7fc00000u);
-    return;
-  }
-  const u16* const from = static_cast<const u16*>(p.logits) + at;
-  u16 bits[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i)
-    bits[i] = lane + 32 * i < p.experts ? from[lane + 32 * i] : (u16)0x7fffu;  // NaN in both
-#pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = p.logits_dtype == 3 ? bf16_to_f32(bits[i]) : f16_to_f32(bits[i]);
-}
-
-// Brings the logits of tokens first, first + step, ... to L2.
-__device__ __forceinline__ void prefetch_logits(const RouteParams& p, u32 first, u32 step) {
-  const u32 bytes = p.logits_dtype == 1 ? 4 : 2;
-  for (u64 t = first; t < p.tokens; t += step) {
-    for (u32 e = threadIdx.x % 32 * 32; e < p.experts; e += 32 * 32)
-      prefetch_line(static_cast<const u8*>(p.logits) + ((i64)t * p.logits_stride + (i64)e) * bytes);
-  }
-}
-
-// The two largest keys of a group that are numbers, of any lane or warp; kNothing where there is none.
-struct Best2 {
-  u32 first, second;
-};
-__device__ __forceinline__ void offer(Best2& b, u32 key) {
-  if (key > b.first) {
-    b.second = b.first;
-    b.first = key;
-  } else if (key > b.second) {
-    b.second = key;
-  }
-}
-__device__ __forceinline__ float key_value(u32 key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
-}
-// warp_max in one step. Zeros lose their sign.
-__device__ __forceinline__ float warp_max_by_key(float v) {
-  const u32 lowest = key_bits(-infinity());  // NaN does not count
-  const u32 key = key_bits(v);
-  return key_value(__reduce_max_sync(kWarpAll, key > lowest ? key : lowest));
-}
-// A group's score as a key. NaN keys never come in, so kNothing stands for the host's NaN.
-__device__ __forceinline__ u32 group_key(const Best2& b, bool top2) {
-  if (b.first == kNothing) return kNanKey;
-  const float best = key_value(b.first);
-  if (!top2 || b.second == kNothing || best == infinity()) return b.first;
-  return key_bits(__fadd_rn(best, key_value(b.second)));
-}
+#include "prologue/route_choose.cuh"
 
 // Which of this lane's experts are in one of the topk_groups best groups (bit i: expert lane + 32 i), by the
 // keys that score the groups. shared: route_shared_words of this warp.
@@ -158,8 +39,10 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
       if (lane + 32 * i < p.experts) keys[lane + 32 * i] = key[i];
     }
     __syncwarp();
+#pragma unroll 1
     for (u32 g = lane; g < p.num_groups; g += 32) {
       Best2 b{kNothing, kNothing};
+#pragma unroll 1
       for (u32 e = g * size; e < (g + 1) * size; ++e) {
         if (keys[e] != kNanKey) offer(b, keys[e]);
       }
@@ -168,9 +51,11 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
   }
   __syncwarp();
   // A group stays if fewer than topk_groups come before it; ties go to the lower group.
+#pragma unroll 1
   for (u32 g = lane; g < p.num_groups; g += 32) {
     const u32 score = scores[g];
     u32 better = 0;
+#pragma unroll 1
     for (u32 o = 0; o < p.num_groups; ++o)
       better += scores[o] > score || (scores[o] == score && o < g) ? 1u : 0u;
     keep[g] = better < p.topk_groups ? 1u : 0u;
@@ -185,126 +70,62 @@ __device__ __forceinline__ u32 kept_by_groups(const RouteParams& p, const u32 (&
   return kept;
 }
 
-// Up to 8 keys per lane: every lane sorts its own, so that a round takes one maximum over the warp and a
-// ballot instead of a search through the lane.
-template <int N>
-__device__ __forceinline__ u32 choose_of_sorted(const u32 (&key)[N], u32 top_k) {
-  const u32 lane = threadIdx.x % 32;
-  u64 v[N];  // the key above 31 - i: the order of (key, lower id)
-#pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = (u64)key[i] << 32 | (u64)(31 - i);
-    // Batcher's odd-even merge sort, largest first.
-#pragma unroll
-  for (int run = 1; run < N; run *= 2) {
-#pragma unroll
-    for (int k = run; k > 0; k /= 2) {
-#pragma unroll
-      for (int at = 0; at + k < N; ++at) {
-        // Pairs of one merge: at, at + k in the same double run, at in the lower half of its stride.
-        const bool pair =
-            at >= k % run && (at - k % run) / k % 2 == 0 && at / (2 * run) == (at + k) / (2 * run);
-        if (!pair || v[at] >= v[at + k]) continue;
-        const u64 larger = v[at + k];
-        v[at + k] = v[at];
-        v[at] = larger;
-      }
-    }
-  }
-  u32 id = 0;
-  for (u32 j = 0; j < top_k; ++j) {
-    const u32 head = (u32)(v[0] >> 32);
-    const u32 mine = lane + 32 * (31 - (u32)v[0]);
-    const u32 largest = __reduce_max_sync(kWarpAll, head);
-    const u32 holders = __ballot_sync(kWarpAll, head == largest);
-    u32 winner = __ffs(holders) - 1;
-    if ((holders & (holders - 1)) != 0)  // the same for the whole warp
-      winner = __reduce_min_sync(kWarpAll, head == largest ? mine : 0xffffffffu) % 32;
-    const u32 chosen = __shfl_sync(kWarpAll, mine, winner);
-    if (lane == j) id = chosen;
-    const bool taken = lane == winner;
-#pragma unroll
-    for (int i = 0; i + 1 < N; ++i) v[i] = taken ? v[i + 1] : v[i];
-    v[N - 1] = taken ? 0 : v[N - 1];
-  }
-  return id;
-}
-template <int N>
-__device__ __forceinline__ u32 choose_of_many(u32 (&key)[N], u32 top_k) {
-  const u32 lane = threadIdx.x % 32;
-  u32 id = 0;
-  for (u32 j = 0; j < top_k; ++j) {
-    u32 best = key[0];
-    u32 where = 0;
-#pragma unroll
-    for (int i = 1; i < N; ++i) {
-      if (key[i] > best) {
-        best = key[i];
-        where = i;
-      }
-    }
-    const u32 largest = __reduce_max_sync(kWarpAll, best);
-    const u32 winner = __reduce_min_sync(kWarpAll, best == largest ? lane + 32 * where : 0xffffffffu);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (winner == lane + 32 * i) key[i] = kNothing;
-    }
-    if (lane == j) id = winner;
-  }
-  return id;
-}
-// The top_k largest keys of the warp (expert lane + 32 i), ties to the lower id, best first: slot j to lane
-// j. There are at least top_k keys above kNothing.
-template <int N>
-__device__ __forceinline__ u32 choose(u32 (&key)[N], u32 top_k) {
-  if constexpr (N <= 8) return choose_of_sorted<N>(key, top_k);
-  return choose_of_many<N>(key, top_k);
-}
-
 struct Chosen {
   u32 id;        // of slot `lane`; 0 in lanes from top_k on
   float weight;  // likewise
 };
 
-template <int N>
+template <int N, RouteKind kKind>
 __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u32* shared) {
   const u32 lane = threadIdx.x % 32;
   const i64 at = (i64)token * p.logits_stride;
   float x[N];
   u32 key[N];
   load_logits<N>(p, at, x);
-  const bool groups = p.num_groups > 1;
-  const bool sigmoid = p.scoring == 2;
-  const bool biased_keys = p.bias != nullptr || (groups && p.group_score != 0);
+  float bias[N] = {};
+  constexpr bool kAny = kKind == kRouteAny;
+  constexpr bool kSigmoid = kKind == kRouteSigmoid;
+  const bool biased = (kSigmoid || kAny) && p.bias != nullptr;
+  if (biased) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) bias[i] = lane + 32 * i < p.experts ? p.bias[lane + 32 * i] : 0.0f;
+  }
+  const bool sigmoid = kSigmoid || (kAny && p.scoring == 2);
+  const bool groups = kAny && p.num_groups > 1;
+  const bool biased_keys = biased || (groups && p.group_score != 0);
   // The largest logit and the sum over all: where the softmax over all of them is needed.
   float m = 0.0f;
   float sum = 0.0f;
-  if (p.scoring == 0 && (biased_keys || p.renormalize == 0)) {
+  if (kKind == kRouteSoftmax || (kAny && p.scoring == 0 && (biased_keys || p.renormalize == 0))) {
     m = -infinity();
 #pragma unroll
     for (int i = 0; i < N; ++i) m = fmaxf(m, x[i]);
-    m = warp_max(m);
+    m = warp_max_by_key(m);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (lane + 32 * i < p.experts) sum = __fadd_rn(sum, term<N>(x[i], m));
+      const float one = term<N>(x[i], m);  // of the NaN past the last expert: +0, which changes no sum
+      sum = __fadd_rn(sum, one);
     }
     sum = warp_sum(sum);
   }
 #pragma unroll
-  for (int i = 0; i < N; ++i) key[i] = lane + 32 * i < p.experts ? key_bits(x[i]) : kNothing;
+  for (int i = 0; i < N; ++i) {
+    const u32 bits = key_bits(x[i]);
+    key[i] = lane + 32 * i < p.experts ? bits : kNothing;
+  }
   if (biased_keys) {
     const float divisor = sum > 0.0f ? sum : 1.0f;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const u32 e = lane + 32 * i;
-      if (e >= p.experts) continue;
       float score = x[i];
       if (sigmoid) {
         score = sigmoid_score<N>(x[i]);
       } else if (p.scoring == 0) {
         score = __fdiv_rn(term<N>(x[i], m), divisor);
       }
-      if (p.bias != nullptr) score = __fadd_rn(score, p.bias[e]);
-      key[i] = x[i] == x[i] ? key_bits(score) : kNanKey;
+      const u32 bits = key_bits(__fadd_rn(score, bias[i]));  // + 0 without a bias: the same key
+      const u32 one = x[i] == x[i] ? bits : kNanKey;
+      key[i] = lane + 32 * i < p.experts ? one : kNothing;
     }
   }
   if (groups) {
@@ -317,33 +138,24 @@ __device__ __forceinline__ Chosen route_token(const RouteParams& p, u32 token, u
     }
   }
 
-  const u32 id = choose<N>(key, p.top_k);
-
-  // Their logits, then weights.
-  float chosen = 0.0f;
+  const u32 low = free_bits(p, biased);
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const float v = __shfl_sync(kWarpAll, x[i], id % 32);
-    if (id / 32 == (u32)i) chosen = v;
+  for (int i = 0; i < N; ++i) key[i] = key_with_expert(key[i], low, lane + 32 * i);
+  const Picked picked = choose<N>(key, p.top_k, ties_likely(p, biased));
+  const u32 id = picked.id;
+
+  // Their logits. Without a bias the keys are the logits', best first.
+  float chosen = logit_of_key(picked.key, low);
+  float best = warp_first_number(chosen);
+  if (biased) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float v = __shfl_sync(kWarpAll, x[i], id % 32);
+      if (id / 32 == (u32)i) chosen = v;
+    }
+    best = warp_max_by_key(lane < p.top_k ? chosen : -infinity());
   }
-  const bool mine = lane < p.top_k;
-  float weight = 0.0f;
-  float divisor = 1.0f;
-  bool divide = true;
-  const float best = warp_max_by_key(mine ? chosen : -infinity());
-  if (sigmoid && !(p.renormalize != 0 && best < kSigmoidIsExp)) {
-    if (mine) weight = sigmoid_score<N>(chosen);
-    divide = p.renormalize != 0;
-    if (divide) divisor = slot_sum(weight, p.top_k);
-  } else if (p.scoring == 0 && p.renormalize == 0) {
-    if (mine) weight = ramp::core::softmax_term(chosen, m);
-    divisor = sum;
-  } else {
-    if (mine) weight = ramp::core::softmax_term(chosen, best);
-    divisor = slot_sum(weight, p.top_k);
-  }
-  if (divide) weight = divisor > 0.0f ? __fdiv_rn(weight, divisor) : 0.0f;
-  return Chosen{id, __fmul_rn(weight, p.scaling)};
+  return Chosen{id, weight_of<N, kKind>(p, chosen, best, m, sum)};
 }
 
 __device__ __forceinline__ void store_id(const RouteParams& p, i64 at, u32 id) {
@@ -353,14 +165,13 @@ __device__ __forceinline__ void store_id(const RouteParams& p, i64 at, u32 id) {
     static_cast<i32*>(p.ids)[at] = (i32)id;
   }
 }
-// Slots of a token: the chosen, then the shared experts with weight 1. `entries`: where a sorting block keeps
-// the ids as well, or nullptr.
-__device__ __forceinline__ void store_slots(const RouteParams& p, u32 token, const Chosen& c, u32* entries) {
+// Slots of a token: the chosen, then the shared experts with weight 1.
+__device__ __forceinline__ void store_slots(const RouteParams& p, u32 token, const Chosen& c) {
   const u32 lane = threadIdx.x % 32;
+#pragma unroll 1
   for (u32 j = lane; j < p.top_k + p.shared_experts; j += 32) {
     const u32 id = j < p.top_k ? c.id : p.experts + (j - p.top_k);
     store_id(p, (i64)token * p.ids_stride + (i64)j, id);
     p.weights[(i64)token * p.weights_stride + (i64)j] = j < p.top_k ? c.weight : 1.0f;
-    if (entries != nullptr) entries[j] = id;
   }
 }

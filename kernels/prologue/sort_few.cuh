@@ -27,10 +27,9 @@ struct TileDivider {
   __device__ __forceinline__ u32 quotient(u32 n) const { return magic == 0 ? n : __umulhi(n, magic); }
 };
 
-template <bool kIdsInEntries>
-__device__ __forceinline__ i32 expert_of_slot(const SortParams& p, const u32* entries, u32 slot) {
+__device__ __forceinline__ i32 expert_of_slot(const SortParams& p, u32 slot) {
   if (slot >= p.slots) return kNoSlot;
-  return local_expert(kIdsInEntries ? (i64)(i32)entries[slot] : load_id(slot, p), p);
+  return local_expert(load_id(slot, p), p);
 }
 
 // The slots of a warp, W per lane (slot 32 w + lane), as masks: those with a valid expert, and those whose
@@ -70,15 +69,14 @@ __device__ __forceinline__ u32 count_bits(const u32 (&mask)[W]) {
   return n;
 }
 
-// entries: the ids, where routing left them (kIdsInEntries), visible to the whole block.
-template <u32 W, bool kIdsInEntries>
-__device__ __forceinline__ void sort_tiny(const SortParams& p, const u32* entries, const TileDivider& tile) {
+template <u32 W>
+__device__ __forceinline__ void sort_tiny(const SortParams& p, const TileDivider& tile) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
   if (warp >= W && 32 * warp > p.experts) return;  // neither slots nor experts
   i32 expert[W];
 #pragma unroll
-  for (u32 w = 0; w < W; ++w) expert[w] = expert_of_slot<kIdsInEntries>(p, entries, 32 * w + lane);
+  for (u32 w = 0; w < W; ++w) expert[w] = expert_of_slot(p, 32 * w + lane);
   SlotMasks<W> m;
 #pragma unroll
   for (u32 w = 0; w < W; ++w) {
@@ -136,13 +134,12 @@ __device__ __forceinline__ void sort_tiny(const SortParams& p, const u32* entrie
 }
 
 // clear_sort() has been called. s.first holds rows in the low half and tiles in the high one.
-template <bool kIdsInEntries>
 __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& s, const TileDivider& tile) {
   constexpr u32 kBlockWarps = kPrologueWarps;
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
   const u32 slot = threadIdx.x;
-  const i32 expert = expert_of_slot<kIdsInEntries>(p, s.entry, slot);
+  const i32 expert = expert_of_slot(p, slot);
   const u32 peers = __match_any_sync(kAllLanes, expert);
   const u32 lower = __popc(peers & ((1u << lane) - 1u));
   u16* const ranks = s.ranks + warp * s.pitch;

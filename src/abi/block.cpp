@@ -137,8 +137,12 @@ BlockExtras check_extras(const ramp_tensor& expert_map, const ramp_tensor& share
                          const ramp_tensor& counters, int64_t tokens, const ExpertWeights& weights,
                          ramp_device device) {
   BlockExtras e;
-  if (present(expert_map)) {
+  if (present(expert_map) || (expert_map.ndim == 1 && expert_map.shape[0] == 0)) {
     const ramp_tensor map = check_tensor(expert_map, "expert_map", {RAMP_I32}, {-1}, device);
+    // Neither a map nor none: taken for the latter, its ids would reach experts that they do not name.
+    if (map.shape[0] == 0)
+      fail_argument("expert_map", shape_text(map), "i32 [E_global], an entry per global id",
+                    "leave it all zero where ids are local ids");
     e.map = {static_cast<const int32_t*>(map.data), static_cast<size_t>(map.shape[0])};
   }
   e.addend = check_optional(shared_addend, "shared_addend", {RAMP_BF16, RAMP_F16, RAMP_F32},

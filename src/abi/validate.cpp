@@ -203,14 +203,23 @@ void check_workspace(const void* workspace, uint64_t bytes, uint64_t needed, std
 }
 
 // On a GPU calls are only enqueued when they return: one stream at a time may use the context's workspace, so
-// a change of stream, and growing, wait for what the last one still has to do. (Not while a graph is
-// captured: a captured call must find its workspace big enough and its stream in use already, or bring its
-// own.)
+// a change of stream, and growing, wait for what the last one still has to do. A capture cannot wait: a
+// captured call must find its workspace big enough and its stream in use already, or bring its own; else it
+// is refused, which leaves context and capture as they were.
 void own_device_workspace(ramp_context& context, const DeviceMemory& memory, uint64_t needed, void* stream,
                           OwnWorkspace& own) {
   const bool grow = context.device_workspace_bytes < needed;
-  if (context.workspace_used && (grow || context.workspace_stream != stream))
-    memory.synchronize_all();  // (the stream itself may be gone)
+  const bool wait = context.workspace_used && (grow || context.workspace_stream != stream);
+  if ((grow || wait) && memory.capturing(stream)) {
+    fail_argument(
+        "workspace",
+        fmt::format("NULL on a stream that is being captured, with {} bytes in the context{}",
+                    context.device_workspace_bytes, wait ? " that another stream may be using" : ""),
+        fmt::format("{} bytes of the caller's own", needed),
+        "ask the call's workspace query for the size and pass a workspace, or run the call once on this "
+        "stream before the capture");
+  }
+  if (wait) memory.synchronize_all();  // (the stream itself may be gone)
   if (grow) {
     if (context.log.fn != nullptr) {
       context.log(RAMP_LOG_DEBUG, fmt::format("context workspace on the device: {} -> {} bytes",

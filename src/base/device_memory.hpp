@@ -26,6 +26,8 @@ class DeviceMemory {
   virtual void synchronize(void* stream) const = 0;
   virtual void synchronize_all() const = 0;  // every stream of the device's context
   [[nodiscard]] virtual uint64_t free_bytes() const = 0;
+  // Whether what is enqueued on `stream` goes to a graph instead of the device.
+  [[nodiscard]] virtual bool capturing(void* /*stream*/) const { return false; }
 };
 
 // How to reach memory of a context's device: nothing for the host.

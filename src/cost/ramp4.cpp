@@ -18,7 +18,6 @@ namespace ramp::core {
 namespace {
 
 constexpr int kSchema = 1;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Coefficients {
   double a = 0, b = 0, c = 0, d = 0, e = 0;

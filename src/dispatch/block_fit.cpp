@@ -207,7 +207,7 @@ BlockFitReport load_block_fits(const std::string& directory, const BlockMachine&
     const std::string name = it->path().filename().string();
     if (name.ends_with(".fit.json")) files.push_back(it->path().string());
   }
-  if (error && error != std::errc::no_such_file_or_directory) {
+  if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory) {
     fail_argument(directory, error.message(), "a directory that can be read", "correct its permissions",
                   RAMP_ERROR_IO);
   }

@@ -74,6 +74,7 @@ std::string rejection(const KernelConfig& c, const ModelShape& model, ramp_forma
   }
   if (format == RAMP_FORMAT_F32) return "wgmma has no fp32 inputs";
   const int32_t width = bytes_per_value(format);
+  if (width <= 0) return "no weight format is given";
   const int32_t mma_k = 32 / width;
   if (c.tile_k % mma_k != 0)
     return fmt::format("tile_k {} is not a multiple of wgmma's k = {}", c.tile_k, mma_k);

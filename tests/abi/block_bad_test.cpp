@@ -258,6 +258,26 @@ std::vector<BadCall> bad_calls() {
        },
        kInvalid,
        {"expert_map: got i64"}},
+      // no entries: neither a map nor none
+      {"MapEmpty",
+       kB,
+       kX,
+       [](BlockWorld& w) {
+         w.args().expert_map = w.map.view();
+         w.args().expert_map.shape[0] = 0;
+       },
+       kInvalid,
+       {"expert_map: got i32 [0]", "an entry per global id"}},
+      {"MapEmptyAndNull",
+       kB,
+       kX,
+       [](BlockWorld& w) {
+         w.args().expert_map = w.map.view();
+         w.args().expert_map.shape[0] = 0;
+         w.args().expert_map.data = nullptr;
+       },
+       kInvalid,
+       {"expert_map: got i32 [0]"}},
       {"MapTwoDims",
        kB,
        kX,

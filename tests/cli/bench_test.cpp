@@ -138,15 +138,19 @@ TEST_P(BadBench, IsRefused) {
 }
 INSTANTIATE_TEST_SUITE_P(
     All, BadBench,
-    testing::Values(Bad{"model", {"--model", "olmoe,qwen3-30"}, "did you mean 'qwen3-30b'"},
-                    Bad{"quartet", {"--model", "8,2,64"}, "--model: got '8,2,64'"},
-                    Bad{"tokens", {"--model", "4,2,64,32", "--tokens", "1,,2"}, "--tokens: got ''"},
-                    Bad{"zero", {"--model", "4,2,64,32", "--tokens", "1,0"}, "--tokens: got '0'"},
-                    Bad{"routing", {"--model", "4,2,64,32", "--routing", "uniform;nosuch"}, "--routing: got"},
-                    Bad{"format", {"--model", "4,2,64,32", "--format", "int3"}, "--format: got 'int3'"},
-                    Bad{"config", {"--model", "4,2,64,32", "--config", "m1"}, "--config: got 'm1'"},
-                    Bad{"bandwidth", {"--model", "4,2,64,32", "--read-gbps", "-3"}, "--read-gbps"},
-                    Bad{"both_checks", {"--model", "4,2,64,32", "--check", "--no-check"}, "--check"}),
+    testing::Values(
+        Bad{"model", {"--model", "olmoe,qwen3-30"}, "did you mean 'qwen3-30b'"},
+        Bad{"quartet", {"--model", "8,2,64"}, "--model: got '8,2,64'"},
+        Bad{"tokens", {"--model", "4,2,64,32", "--tokens", "1,,2"}, "--tokens: got ''"},
+        Bad{"zero", {"--model", "4,2,64,32", "--tokens", "1,0"}, "--tokens: got '0'"},
+        Bad{"routing", {"--model", "4,2,64,32", "--routing", "uniform;nosuch"}, "--routing: got"},
+        Bad{"format", {"--model", "4,2,64,32", "--format", "int3"}, "--format: got 'int3'"},
+        Bad{"config", {"--model", "4,2,64,32", "--config", "m1"}, "--config: got 'm1'"},
+        Bad{"bandwidth", {"--model", "4,2,64,32", "--read-gbps", "-3"}, "--read-gbps"},
+        Bad{"bandwidth_tail", {"--model", "4,2,64,32", "--read-gbps", "5x"}, "--read-gbps: got '5x'"},
+        Bad{"peers", {"--model", "4,2,64,32", "--backend", "cpu", "--peers", "/p.json"}, "--peers: got"},
+        Bad{"device", {"--model", "4,2,64,32", "--backend", "cpu", "--device", "1"}, "--device: got 1"},
+        Bad{"both_checks", {"--model", "4,2,64,32", "--check", "--no-check"}, "--check"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(CliBench, LongRunsShowProgressOnStderrAlone) {
@@ -155,11 +159,34 @@ TEST(CliBench, LongRunsShowProgressOnStderrAlone) {
                                          "1.2",   "--read-gbps", "10",          "--json"};
   const Result r = ramp(slow);
   ASSERT_EQ(r.code, 0) << r.err;
-  EXPECT_NO_THROW(r.parsed());
+  EXPECT_NO_THROW(static_cast<void>(r.parsed()));
   EXPECT_TRUE(contains(r.err, "ramp: measuring 8,2,512,512 in bf16")) << r.err;
   EXPECT_TRUE(contains(r.err, "to go")) << r.err;
   const Result quiet = ramp(slow + std::vector<std::string>{"--quiet"});
   EXPECT_EQ(quiet.err, "");
+}
+
+// The table tells the rows of one point apart.
+TEST(CliBench, TableNamesTheMode) {
+  const Result r = ramp({"bench", "--model", "4,2,64,32", "--tokens", "1", "--determinism", "repeatable,fast",
+                         "--backend", "cpu", "--repeats", "3", "--read-gbps", "10"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_TRUE(contains(r.out, " repeatable ")) << r.out;
+  EXPECT_TRUE(contains(r.out, " fast ")) << r.out;
+}
+
+// A terminal that closes (SIGHUP) leaves no files behind, unless the process was told to outlive it (nohup).
+TEST(CliDemo, HangupCleansUp) {
+  const Scratch s;
+  const auto demo = [&](const std::string& before) {
+    return shell(before + "\"$RAMP\" demo --dir '" + s.directory() +
+                 "' --json & pid=$!; i=0; while [ -z \"$(ls '" + s.directory() +
+                 "')\" ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done; kill -HUP $pid; wait $pid");
+  };
+  EXPECT_EQ(demo("").code, 130);
+  EXPECT_TRUE(s.files().empty());
+  EXPECT_EQ(demo("trap '' HUP; ").code, 0);
+  EXPECT_TRUE(s.files().empty());
 }
 
 TEST(CliDemo, PassesAndCleansUp) {

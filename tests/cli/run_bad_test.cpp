@@ -101,6 +101,16 @@ TEST(CliRunFiles, WrongShapesNameOptionFileAndShapes) {
   save_i32(s.path("map.npy"), {4}, {0, 1, 2, 4});
   expect_refused(ramp(model + std::vector<std::string>{"--tokens", "4", "--expert-map", s.path("map.npy")}),
                  2, "--expert-map: got 4 for id 3");
+  // Said before the work, not after it (which would be refused here).
+  expect_refused(
+      ramp(model + std::vector<std::string>{"--tokens", "4", "--config", "nosuch", "-o", s.path("no/y.npy")}),
+      3, "no/y.npy: cannot write");
+  // More than any machine has: refused before anything is made.
+  expect_refused(ramp({"run", "--model", "2,1,65536,32", "--tokens", "1073741824", "--backend", "cpu"}), 4,
+                 "--tokens: got x and y of 1073741824 tokens, 281.47 TB at least");
+  save_i32(s.path("none.npy"), {0}, {});
+  expect_refused(ramp(model + std::vector<std::string>{"--tokens", "4", "--expert-map", s.path("none.npy")}),
+                 2, "--expert-map: got no entries");
   save_f32(s.path("a.npy"), {4, 63}, noise(4 * 63, 1));
   expect_refused(ramp(model + std::vector<std::string>{"--tokens", "4", "--shared-addend", s.path("a.npy")}),
                  2, "--shared-addend: got f32 [4, 63]");

@@ -75,6 +75,22 @@ TEST(FakeGpu, PrimaryContextUnlessTheCallerHasOne) {
   }
   EXPECT_EQ(fake().primary_contexts, 0);
 
+  // The caller's may be the primary one, which the caller may let go of.
+  CUcontext primary = nullptr;
+  RAMP_CU(cuDevicePrimaryCtxRetain, &primary, 7);
+  RAMP_CU(cuCtxPushCurrent, primary);
+  {
+    const auto gpu = cuda::Gpu::open(0);
+    EXPECT_EQ(gpu->context(), primary);
+    CUcontext theirs = nullptr;
+    RAMP_CU(cuCtxPopCurrent, &theirs);
+    RAMP_CU(cuDevicePrimaryCtxRelease, 7);
+    EXPECT_EQ(fake().primary_contexts, 1);
+    const cuda::ScopedContext scope(*gpu);
+    EXPECT_EQ(current(), primary);
+  }
+  EXPECT_EQ(fake().primary_contexts, 0);
+
   const auto mine = reinterpret_cast<CUcontext>(0x2000);
   RAMP_CU(cuCtxPushCurrent, mine);
   {
@@ -110,7 +126,7 @@ TEST(FakeMemory, OutOfMemoryTellsWhatIsFree) {
   const auto device = cuda::make_device_memory(cuda::Gpu::open(0));
   const auto some = device->allocate(1000);
   try {
-    device->allocate(uint64_t{1} << 40);
+    static_cast<void>(device->allocate(uint64_t{1} << 40));
     FAIL();
   } catch (const core::Error& e) {
     EXPECT_EQ(e.status(), RAMP_ERROR_OUT_OF_MEMORY);

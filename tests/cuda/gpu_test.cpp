@@ -71,7 +71,7 @@ TEST(Gpu, OutOfMemoryIsAnErrorAndNotTheEnd) {
   RAMP_NEEDS_GPU();
   const auto device = cuda::make_device_memory(cuda::Gpu::open(0));
   try {
-    device->allocate(uint64_t{1} << 45);
+    static_cast<void>(device->allocate(uint64_t{1} << 45));
     FAIL();
   } catch (const core::Error& e) {
     EXPECT_EQ(e.status(), RAMP_ERROR_OUT_OF_MEMORY);

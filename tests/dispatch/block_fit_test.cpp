@@ -251,6 +251,11 @@ TEST(BlockFit, TheCacheDirectoryIsWhereItLooks) {
     EXPECT_EQ(r.load(nullptr), 0) << "no directory yet";
     EXPECT_TRUE(r.log.warnings.empty());
   }
+  {
+    write_text(cache.path() + "/file", "");
+    Runner r(cache.path() + "/file");
+    EXPECT_EQ(r.load(nullptr), 0) << "a file in place of the cache";
+  }
   const std::string fits = fit_directory(cache.path());
   std::filesystem::create_directories(fits);
   Runner r(cache.path());

@@ -69,7 +69,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Refusal{"m8_n128_k128_s8_sk4", "olmoe", RAMP_FORMAT_FP8_BLOCK, "8 stages"},
                     Refusal{"m8_n512_k128", "256,8,7168,128", RAMP_FORMAT_FP8_BLOCK, "tile_n 512"},
                     Refusal{"m8_n256_k128", "128,4,2880,2880", RAMP_FORMAT_BF16, "multiple of 128"},
-                    Refusal{"m8_n256_k128", "olmoe", RAMP_FORMAT_F32, "fp32"}));
+                    Refusal{"m8_n256_k128", "olmoe", RAMP_FORMAT_F32, "fp32"},
+                    Refusal{"m8_n256_k128", "olmoe", RAMP_FORMAT_NONE, "no weight format"}));
 
 // By hand: 128 threads x 64 registers = 8192 -> 8 blocks by registers; smem 20 KB + 1 KB -> 10; threads 16.
 TEST(Residency, IsTheTightestLimit) {

@@ -9,31 +9,12 @@
 
 #include "base/rng.hpp"
 #include "gpu/support.hpp"
+#include "numerics/grid_levels.hpp"
 
 namespace ramp::core::test {
 namespace {
 
-constexpr std::array kActivations = {RAMP_ACTIVATION_SILU_AND_MUL, RAMP_ACTIVATION_GELU_AND_MUL,
-                                     RAMP_ACTIVATION_GELU_TANH_AND_MUL, RAMP_ACTIVATION_RELU2};
-constexpr std::array kX = {RAMP_BF16, RAMP_F16, RAMP_F32, RAMP_E4M3};
-constexpr std::array kY = {RAMP_BF16, RAMP_F16, RAMP_F32};
-constexpr std::array kShared = {RAMP_DTYPE_NONE, RAMP_BF16, RAMP_F16, RAMP_F32};
-constexpr std::array kIds = {Ids::kDistinct, Ids::kSkewed,    Ids::kSingle,    Ids::kDuplicates,
-                             Ids::kMasked,   Ids::kAllMasked, Ids::kOutOfRange};
-constexpr std::array kDeterminism = {RAMP_REPEATABLE, RAMP_BATCH_INVARIANT, RAMP_FAST};
 constexpr std::array kOwnership = {RAMP_COPY, RAMP_BORROW, RAMP_IN_PLACE};
-constexpr std::array<std::array<int64_t, 2>, 12> kExperts = {{{1, 1},
-                                                              {6, 2},
-                                                              {8, 2},
-                                                              {16, 4},
-                                                              {60, 4},
-                                                              {64, 4},
-                                                              {64, 8},
-                                                              {128, 8},
-                                                              {160, 6},
-                                                              {256, 8},
-                                                              {384, 8},
-                                                              {512, 10}}};
 constexpr std::array<int64_t, 9> kTokens = {0, 1, 2, 32, 63, 64, 65, 128, 512};
 // Whole tiles of 64, multiples of 128, and tails in H, in I and in both.
 constexpr std::array<std::array<int64_t, 2>, 9> kShapes = {

@@ -1,5 +1,7 @@
 // What runs under compute-sanitizer (tests/gpu/run.sh): every kernel once on shapes small enough for its
 // pace, with tails in every dimension. The tools judge; the results are checked as well.
+#include <algorithm>
+
 #include "cli/gpu.hpp"
 #include "gpu/support.hpp"
 
@@ -173,6 +175,54 @@ TEST(GpuSmallRows, Forward) {
       EXPECT_TRUE(result.ok()) << result.text();
       EXPECT_TRUE(scratch.guard_intact());
     }
+  }
+}
+
+// A kernel of each kind of router; ids against the CPU's (prologue_route_test.cpp has the bits).
+TEST(GpuSmallRows, Routers) {
+  constexpr int64_t kTokens = 9;
+  constexpr int64_t kExperts = 64;
+  constexpr int64_t kTopK = 4;
+  OwnedTensor logits(RAMP_F32, {kTokens, kExperts});
+  fill_activations(logits.view.data, RAMP_F32, kTokens, kExperts, 5);
+  OwnedTensor bias(RAMP_F32, {kExperts});
+  fill_activations(bias.view.data, RAMP_F32, 1, kExperts, 6);
+  const OnDevice gpu_logits(gpu(), logits);
+  const OnDevice gpu_bias(gpu(), bias);
+  struct Kind {
+    ramp_scoring scoring;
+    int32_t renormalize, groups;
+    bool bias;
+  };
+  for (const Kind& kind : {Kind{RAMP_SCORING_SOFTMAX, 1, 1, false}, Kind{RAMP_SCORING_SOFTMAX, 0, 1, false},
+                           Kind{RAMP_SCORING_SIGMOID, 1, 1, true}, Kind{RAMP_SCORING_SIGMOID, 1, 2, true},
+                           Kind{RAMP_SCORING_SOFTMAX, 0, 4, true}}) {
+    SCOPED_TRACE(testing::Message() << "scoring " << kind.scoring << ", groups " << kind.groups);
+    ramp_router_config r = ramp_router_config_init();
+    r.top_k = kTopK;
+    r.scoring = kind.scoring;
+    r.renormalize = kind.renormalize;
+    if (kind.groups > 1) {
+      r.num_groups = kind.groups;
+      r.topk_groups = kind.groups / 2;
+      r.group_score = RAMP_GROUP_SCORE_TOP2_SUM;
+    }
+    OwnedTensor want_ids(RAMP_I32, {kTokens, kTopK});
+    OwnedTensor want(RAMP_F32, {kTokens, kTopK});
+    if (kind.bias) r.selection_bias = bias.view;
+    require(ramp_route(cpu(), &r, &logits.view, &want_ids.view, &want.view, nullptr));
+    OwnedTensor ids(RAMP_I32, {kTokens, kTopK});
+    OwnedTensor weights(RAMP_F32, {kTokens, kTopK});
+    const OnDevice gpu_ids(gpu(), ids);
+    const OnDevice gpu_weights(gpu(), weights);
+    if (kind.bias) r.selection_bias = gpu_bias.view();
+    require(ramp_route(gpu(), &r, &gpu_logits.view(), &gpu_ids.view(), &gpu_weights.view(), nullptr));
+    memory(gpu()).synchronize_all();
+    gpu_ids.download();
+    EXPECT_TRUE(std::equal(want_ids.memory.as<uint8_t>(),
+                           want_ids.memory.as<uint8_t>() + want_ids.memory.size(), ids.memory.as<uint8_t>()));
+    EXPECT_TRUE(gpu_ids.guard_intact());
+    EXPECT_TRUE(gpu_weights.guard_intact());
   }
 }
 

@@ -28,6 +28,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kDirectory = "RAMP_TEST_CACHE";  // the children's cache
+constexpr const char* kWarm = "RAMP_TEST_WARM";        // whether it is full already
 constexpr const char* kLimit = "RAMP_TEST_LIMIT_S";    // their time limit
 
 double seconds_since(Clock::time_point start) {
@@ -203,6 +204,43 @@ TEST(GpuCache, AFileInItsPlaceIsOneWarning) {
   EXPECT_TRUE(fs::is_regular_file(file));
 }
 
+// As a user who may read the cache and not write it, which root always may.
+TEST(GpuChild, DISABLED_ReadsItsCacheOnly) {
+  constexpr unsigned kNobody = 65534;
+  if (geteuid() == 0) {
+    ASSERT_EQ(setgid(kNobody), 0);
+    ASSERT_EQ(setuid(kNobody), 0);
+  }
+  Log log;
+  const ContextPtr context = make_gpu_context("", env(kDirectory).value_or(""), log.sink());
+  run_block(context.get());
+  const bool warm = env(kWarm).value_or("") == "1";
+  EXPECT_EQ(log.compiled == 0, warm);
+  EXPECT_EQ(log.warnings.size(), warm ? 0U : 1U) << (log.warnings.empty() ? "" : log.warnings.front());
+}
+
+void set_permissions(const std::string& directory, fs::perms directories, fs::perms files) {
+  fs::permissions(directory, directories);
+  for (const auto& entry : fs::recursive_directory_iterator(directory))
+    fs::permissions(entry.path(), entry.is_directory() ? directories : files);
+}
+
+TEST(GpuCache, AReadOnlyDirectoryIsReadAndElseOneWarning) {
+  const TemporaryDirectory cache;
+  const auto child = [&](const char* warm) {
+    return wait_for(
+        start_child("GpuChild.DISABLED_ReadsItsCacheOnly", {{kDirectory, cache.path()}, {kWarm, warm}}));
+  };
+  const auto everyone_reads = fs::perms(0555);
+  set_permissions(cache.path(), everyone_reads, fs::perms(0444));
+  EXPECT_EQ(child("0"), 0) << "empty";
+  set_permissions(cache.path(), fs::perms(0755), fs::perms(0644));
+  run_block(make_gpu_context("", cache.path()).get());
+  set_permissions(cache.path(), everyone_reads, fs::perms(0444));
+  EXPECT_EQ(child("1"), 0) << "full";
+  set_permissions(cache.path(), fs::perms(0755), fs::perms(0644));
+}
+
 TEST(GpuChild, DISABLED_RunsABlock) {
   const ContextPtr context = make_gpu_context("", env(kDirectory).value_or(""));
   run_block(context.get(), 1 + static_cast<uint64_t>(getpid()) % 7);
@@ -252,6 +290,15 @@ TEST(GpuChild, DISABLED_FaultsInAKernel) {
 
 TEST(GpuFaults, AFaultInAKernelIsAnErrorOfTheNextCall) {
   EXPECT_EQ(wait_for(start_child("GpuChild.DISABLED_FaultsInAKernel", {})), 0);
+}
+
+// ---------------------------------------------------------------- whose CUDA context (capture_test.cpp)
+
+TEST(GpuContexts, ThePrimaryOneStaysWithItsHandles) {
+  EXPECT_EQ(wait_for(start_child("GpuChild.DISABLED_KeepsThePrimaryContext", {})), 0);
+}
+TEST(GpuContexts, OneOfTheCallersIsUsed) {
+  EXPECT_EQ(wait_for(start_child("GpuChild.DISABLED_RunsInAContextOfTheCallers", {})), 0);
 }
 
 // ---------------------------------------------------------------- time

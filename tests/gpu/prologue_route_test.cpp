@@ -1,8 +1,9 @@
 // Routing on the device against route_tokens and apply_capacity, bit for bit (ids and weights), over every
-// kind of router, shapes, special values and exact ties; the router GEMM against fp64; and routing together
-// with the row index in one launch.
+// kind of router, shapes, special values and exact ties; the router GEMM against fp64; and routing with the
+// row index right behind it.
 #include <fmt/format.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -223,7 +224,7 @@ TEST_P(Route, EqualsHost) {
 INSTANTIATE_TEST_SUITE_P(All, Route, testing::Combine(testing::ValuesIn(kKinds), testing::ValuesIn(kShapes)),
                          case_name);
 
-// One launch for routing, index and conversion: ids and weights as from the host, the index of those ids.
+// Routing, index and conversion: ids and weights as from the host, the index of those ids.
 class RoutedBlock : public testing::TestWithParam<std::tuple<Kind, Shape>> {};
 
 TEST_P(RoutedBlock, EqualsHost) {
@@ -323,6 +324,31 @@ TEST_P(RoutedBlock, EqualsHost) {
 
 INSTANTIATE_TEST_SUITE_P(All, RoutedBlock,
                          testing::Combine(testing::ValuesIn(kKinds), testing::ValuesIn(kShapes)), case_name);
+
+// Sigmoids of floats of every magnitude: all of a token's experts are chosen.
+TEST(Sigmoid, EqualsHostEverywhere) {
+  const int64_t experts = 32;
+  const int64_t tokens = 1 << 15;
+  std::vector<float> logits(static_cast<size_t>(tokens * experts));
+  for (size_t i = 0; i < logits.size(); ++i)
+    logits[i] = std::bit_cast<float>(static_cast<uint32_t>(i) * 4099U);  // odd: steps over all 2^32 patterns
+  ramp_router_config config = ramp_router_config_init();
+  config.scoring = RAMP_SCORING_SIGMOID;
+  config.top_k = static_cast<int32_t>(experts);
+  config = check_router(config, experts);
+  Routed want(RAMP_I32, tokens, experts, 0);
+  route_on_host(config, make_tensor(logits.data(), RAMP_F32, {tokens, experts}), want);
+  const Buffer device_logits = Buffer::of(logits);
+  const Buffer ids(want.id_bytes.size());
+  const Buffer weights(want.weight_bytes.size());
+  RouteCall call;
+  call.router = config;
+  call.logits = device_tensor(device_logits.data(), RAMP_F32, {tokens, experts});
+  call.ids = device_tensor(ids.data(), RAMP_I32, {tokens, experts});
+  call.weights = device_tensor(weights.data(), RAMP_F32, {tokens, experts});
+  Device::get().prologue.route(call);
+  expect_same(want, ids, weights, tokens);
+}
 
 // Logits computed from x and the router's weight: any order of fp32 sums of H exact products is within
 // gamma_H * sum |x w| of the exact value (Higham, Accuracy and Stability, 3.1). To see them, every expert is

@@ -14,7 +14,7 @@ sections=(
   "big:150:real model sizes, T = 8192, offsets beyond 32 bits"
   "leak:40:10,000 calls, contexts that come and go"
   "faults:60:memory, cache and kernel faults; first calls and host time"
-  "cli:60:ramp info, demo, run and bench"
+  "cli:60:ramp info, demo, run, bench and cache list"
   "memcheck:60:compute-sanitizer: addresses and leaks of the kernels"
   "racecheck:60:compute-sanitizer: shared memory hazards"
   "synccheck:40:compute-sanitizer: barriers"
@@ -87,7 +87,8 @@ run_cli() {
     "$ramp" run --backend cuda --model 16,4,512,256 --format bf16 --tokens 9 --per-slot --check-all --quiet &&
     "$ramp" configs --backend cuda --model olmoe --quiet &&
     "$ramp" bench --backend cuda --model olmoe --tokens 1,64 --routing 'uniform;zipf:1.2' \
-      --determinism repeatable,fast --quiet
+      --determinism repeatable,fast --quiet &&
+    "$ramp" cache list --quiet
 }
 run_memcheck() { sanitizer memcheck --leak-check full; }
 run_racecheck() { sanitizer racecheck; }

@@ -189,6 +189,7 @@ TEST(Check, NoTokens) {
   const CheckResult r = c.check();
   EXPECT_TRUE(r.ok());
   EXPECT_EQ(r.rows, 0);
+  EXPECT_EQ(r.text().find("worst"), std::string::npos) << r.text();  // there is no worst element
 }
 
 // Slot rows stored as bf16 before the sum: wrong by fp32's bounds, right when the checker is told.

@@ -12,6 +12,7 @@
 
 #include "base/rng.hpp"
 #include "numerics/cpu_support.hpp"
+#include "numerics/grid_levels.hpp"
 
 namespace ramp::core::test {
 namespace {
@@ -28,28 +29,6 @@ struct GridCase {
   }
 };
 
-constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16,       RAMP_FORMAT_F16,
-                                 RAMP_FORMAT_F32,       RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
-constexpr std::array kActivations = {RAMP_ACTIVATION_SILU_AND_MUL, RAMP_ACTIVATION_GELU_AND_MUL,
-                                     RAMP_ACTIVATION_GELU_TANH_AND_MUL, RAMP_ACTIVATION_RELU2};
-constexpr std::array kX = {RAMP_BF16, RAMP_F16, RAMP_F32, RAMP_E4M3};
-constexpr std::array kY = {RAMP_BF16, RAMP_F16, RAMP_F32};
-constexpr std::array kShared = {RAMP_DTYPE_NONE, RAMP_BF16, RAMP_F16, RAMP_F32};
-constexpr std::array kIds = {Ids::kDistinct, Ids::kSkewed,    Ids::kSingle,    Ids::kDuplicates,
-                             Ids::kMasked,   Ids::kAllMasked, Ids::kOutOfRange};
-constexpr std::array kDeterminism = {RAMP_REPEATABLE, RAMP_BATCH_INVARIANT, RAMP_FAST};
-constexpr std::array<std::array<int64_t, 2>, 12> kExperts = {{{1, 1},
-                                                              {6, 2},
-                                                              {8, 2},
-                                                              {16, 4},
-                                                              {60, 4},
-                                                              {64, 4},
-                                                              {64, 8},
-                                                              {128, 8},
-                                                              {160, 6},
-                                                              {256, 8},
-                                                              {384, 8},
-                                                              {512, 10}}};
 // Around the row counts at which kernels and tiles change: 1, the register block, 4, 8, 16, 32, 64 and 128.
 constexpr std::array<int64_t, 15> kTokens = {0, 1, 2, 3, 5, 7, 8, 9, 12, 13, 31, 33, 63, 65, 130};
 constexpr std::array<std::array<int64_t, 2>, 9> kShapes = {

@@ -204,7 +204,8 @@ void CpuBackend::expert_block_batched(const BatchedCall& call) {
                                                         : static_cast<const int32_t*>(call.counts.data)[at];
     const auto valid = static_cast<int32_t>(std::clamp<int64_t>(count, 0, call.max_tokens));
     for (int32_t i = 0; i < valid; ++i) {
-      j.sorted_slots[static_cast<size_t>(rows + i)] = static_cast<int32_t>(e * call.max_tokens + i);
+      j.sorted_slots[static_cast<size_t>(rows) + static_cast<size_t>(i)] =
+          static_cast<int32_t>(e * call.max_tokens + i);
     }
     rows += valid;
     j.offsets[static_cast<size_t>(e) + 1] = rows;

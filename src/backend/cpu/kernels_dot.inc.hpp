@@ -162,9 +162,9 @@ constexpr int kDirectQuadRows = 8;
 template <class W, bool kPrefetch>
 void dot_rows(const GemmArgs* g, const Piece* p, int row, int rows) {
   switch (rows) {
-#define RAMP_CASE(M)                                                                  \
-  case M:                                                                             \
-    if (W::kPack == 2 || M <= kDirectQuadRows) dot_block<W, M, kPrefetch>(g, p, row); \
+#define RAMP_CASE(M)                                                                    \
+  case M:                                                                               \
+    if (W::kPack == 2 || (M) <= kDirectQuadRows) dot_block<W, M, kPrefetch>(g, p, row); \
     return;
     RAMP_ROW_CASES(RAMP_CASE)
 #undef RAMP_CASE

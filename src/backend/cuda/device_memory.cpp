@@ -28,6 +28,7 @@ class CudaMemory : public DeviceMemory {
 
   [[nodiscard]] std::shared_ptr<void> allocate(uint64_t bytes) const override {
     const ScopedContext scope(*gpu_);
+    const RelaxedCapture relaxed;
     CUdeviceptr p = 0;
     const uint64_t asked = std::max<uint64_t>(bytes, 1);  // the driver refuses 0
     const CUresult r = driver().cuMemAlloc(&p, asked);
@@ -46,6 +47,7 @@ class CudaMemory : public DeviceMemory {
     return std::shared_ptr<void>(reinterpret_cast<void*>(p), [gpu = std::move(gpu)](void* memory) {
       try {
         const ScopedContext freeing(*gpu);
+        const RelaxedCapture capture;
         static_cast<void>(driver().cuMemFree(address(memory)));
       } catch (const std::exception&) {
         // The caller's context is gone, and the memory with it.
@@ -102,6 +104,13 @@ class CudaMemory : public DeviceMemory {
     size_t total = 0;
     RAMP_CU(cuMemGetInfo, &free, &total);
     return free;
+  }
+
+  [[nodiscard]] bool capturing(void* stream) const override {
+    const ScopedContext scope(*gpu_);
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    RAMP_CU(cuStreamIsCapturing, stream_of(stream), &status);
+    return status != CU_STREAM_CAPTURE_STATUS_NONE;
   }
 
  private:

@@ -9,31 +9,27 @@
 
 namespace ramp::core::cuda {
 
-// Every driver function in use, once. X(name): the name as cuda.h declares it.
-#define RAMP_CUDA_FUNCTIONS(X)                                                                              \
-  X(cuInit)                                                                                                 \
-  X(cuDriverGetVersion)                                                                                     \
-  X(cuGetErrorName)                                                                                         \
-  X(cuGetErrorString)                                                                                       \
-  X(cuDeviceGetCount)                                                                                       \
-  X(cuDeviceGet)                                                                                            \
-  X(cuDeviceGetName)                                                                                        \
-  X(cuDeviceGetUuid)                                                                                        \
-  X(cuDeviceTotalMem)                                                                                       \
-  X(cuDeviceGetAttribute)                                                                                   \
-  X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease) X(cuCtxGetCurrent) X(cuCtxGetDevice)             \
-      X(cuCtxPushCurrent) X(cuCtxPopCurrent) X(cuCtxSynchronize) X(cuModuleLoadData) X(cuModuleUnload)      \
-          X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuFuncSetAttribute)                                \
-              X(cuOccupancyMaxActiveBlocksPerMultiprocessor) X(cuLaunchKernel) X(cuLaunchKernelEx)          \
-                  X(cuMemAlloc) X(cuMemFree) X(cuMemGetInfo) X(cuMemAllocHost) X(cuMemFreeHost)             \
-                      X(cuMemcpyHtoDAsync) X(cuMemcpyDtoHAsync) X(cuMemcpyDtoDAsync) X(cuMemcpy3DAsync)     \
-                          X(cuMemsetD8Async) X(cuMemsetD32Async) X(cuStreamCreate) X(cuStreamDestroy)       \
-                              X(cuStreamSynchronize) X(cuStreamQuery) X(cuStreamWaitEvent)                  \
-                                  X(cuStreamIsCapturing) X(cuStreamBeginCapture) X(cuStreamEndCapture)      \
-                                      X(cuGraphInstantiateWithFlags) X(cuGraphLaunch) X(cuGraphDestroy)     \
-                                          X(cuGraphExecDestroy) X(cuEventCreate) X(cuEventRecord)           \
-                                              X(cuEventSynchronize) X(cuEventElapsedTime) X(cuEventDestroy) \
-                                                  X(cuTensorMapEncodeTiled)
+// Every driver function in use, once. X(name): the name as cuda.h declares it. (clang-format lays such a list
+// out otherwise every time.)
+// clang-format off
+#define RAMP_CUDA_FUNCTIONS(X) \
+  X(cuInit) X(cuDriverGetVersion) X(cuGetErrorName) X(cuGetErrorString) X(cuDeviceGetCount) \
+  X(cuDeviceGet) X(cuDeviceGetName) X(cuDeviceGetUuid) X(cuDeviceTotalMem) \
+  X(cuDeviceGetAttribute) X(cuDevicePrimaryCtxGetState) \
+  X(cuThreadExchangeStreamCaptureMode) X(cuDevicePrimaryCtxRetain) \
+  X(cuDevicePrimaryCtxRelease) X(cuCtxGetCurrent) X(cuCtxGetDevice) X(cuCtxPushCurrent) \
+  X(cuCtxPopCurrent) X(cuCtxSynchronize) X(cuModuleLoadData) X(cuModuleUnload) \
+  X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuFuncSetAttribute) \
+  X(cuOccupancyMaxActiveBlocksPerMultiprocessor) X(cuLaunchKernel) X(cuLaunchKernelEx) \
+  X(cuMemAlloc) X(cuMemFree) X(cuMemGetInfo) X(cuMemAllocHost) X(cuMemFreeHost) \
+  X(cuMemcpyHtoDAsync) X(cuMemcpyDtoHAsync) X(cuMemcpyDtoDAsync) X(cuMemcpy3DAsync) \
+  X(cuMemsetD8Async) X(cuMemsetD32Async) X(cuStreamCreate) X(cuStreamDestroy) \
+  X(cuStreamSynchronize) X(cuStreamQuery) X(cuStreamWaitEvent) X(cuStreamIsCapturing) \
+  X(cuStreamBeginCapture) X(cuStreamEndCapture) X(cuGraphInstantiateWithFlags) \
+  X(cuGraphLaunch) X(cuGraphDestroy) X(cuGraphExecDestroy) X(cuEventCreate) \
+  X(cuEventRecord) X(cuEventSynchronize) X(cuEventElapsedTime) X(cuEventDestroy) \
+  X(cuTensorMapEncodeTiled)
+// clang-format on
 
 struct Driver {
 // NOLINTNEXTLINE(bugprone-macro-parentheses): a declarator takes none.

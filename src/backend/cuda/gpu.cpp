@@ -32,6 +32,18 @@ int attribute_or_zero(CUdevice device, CUdevice_attribute which) {
   return driver().cuDeviceGetAttribute(&value, which, device) == CUDA_SUCCESS ? value : 0;
 }
 
+// Asks without making the primary context where there is none yet: it takes time and memory.
+bool is_primary(CUcontext context, CUdevice device) {
+  unsigned flags = 0;
+  int active = 0;
+  RAMP_CU(cuDevicePrimaryCtxGetState, device, &flags, &active);
+  if (active == 0) return false;
+  CUcontext primary = nullptr;
+  RAMP_CU(cuDevicePrimaryCtxRetain, &primary, device);
+  RAMP_CU(cuDevicePrimaryCtxRelease, device);
+  return primary == context;
+}
+
 }  // namespace
 
 std::string GpuFacts::arch() const {
@@ -68,13 +80,12 @@ std::shared_ptr<const Gpu> Gpu::open(int ordinal) {
   RAMP_CU(cuDeviceGet, &gpu->device_, ordinal);
   CUcontext current = nullptr;
   RAMP_CU(cuCtxGetCurrent, &current);
-  if (current != nullptr) {
-    CUdevice device = 0;
-    RAMP_CU(cuCtxGetDevice, &device);
-    if (device == gpu->device_) {
-      gpu->context_ = current;
-      return gpu;
-    }
+  CUdevice device = 0;
+  if (current != nullptr) RAMP_CU(cuCtxGetDevice, &device);
+  const bool mine = current != nullptr && device == gpu->device_;
+  if (mine && !is_primary(current, device)) {
+    gpu->context_ = current;
+    return gpu;
   }
   RAMP_CU(cuDevicePrimaryCtxRetain, &gpu->context_, gpu->device_);
   gpu->retained_ = true;
@@ -93,6 +104,14 @@ ScopedContext::ScopedContext(const Gpu& gpu) {
   if (current == gpu.context()) return;
   RAMP_CU(cuCtxPushCurrent, gpu.context());
   pushed_ = true;
+}
+
+RelaxedCapture::RelaxedCapture() {
+  RAMP_CU(cuThreadExchangeStreamCaptureMode, &other_);
+}
+
+RelaxedCapture::~RelaxedCapture() {
+  static_cast<void>(driver().cuThreadExchangeStreamCaptureMode(&other_));
 }
 
 ScopedContext::~ScopedContext() {

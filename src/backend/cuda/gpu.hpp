@@ -29,8 +29,9 @@ struct GpuFacts {
 GpuFacts gpu_facts(int ordinal);
 
 // The CUDA context of a device: the caller's, where one of this device is current at construction, else the
-// device's primary context, retained as long as this lives. Copies of the shared_ptr keep it alive behind
-// memory and modules.
+// device's primary context. The primary one is retained as long as this lives, also where it is what the
+// caller had current; copies of the shared_ptr keep it alive behind memory and modules. A context that the
+// caller has made (cuCtxCreate) cannot be retained: it has to outlive this and everything made with it.
 class Gpu {
  public:
   static std::shared_ptr<const Gpu> open(int ordinal);
@@ -58,6 +59,20 @@ class ScopedContext {
 
  private:
   bool pushed_ = false;
+};
+
+// For a scope, lets this thread make calls that CUDA forbids while a stream is captured, by this thread or
+// (global mode) by another: loading modules, allocating and freeing memory. None of them becomes part of the
+// graph, and the capture goes on. Needs no context.
+class RelaxedCapture {
+ public:
+  RelaxedCapture();
+  ~RelaxedCapture();
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  CUstreamCaptureMode other_ = CU_STREAM_CAPTURE_MODE_RELAXED;
 };
 
 class KernelLibrary;  // kernel_library.hpp

@@ -56,10 +56,11 @@ struct KernelLibrary::State {
   }
 
   // With m.mutex held and the context current. Loads all entries as well, and asks each for an attribute:
-  // under lazy loading (the default since CUDA 12) that is what brings the code to the device, and a first
-  // launch inside a stream capture must not have to.
+  // under lazy loading (the default since CUDA 12) that is what brings the code to the device, which a first
+  // launch inside a stream capture cannot do; here it may happen during one.
   void bring_in(Module& m) {
     if (m.handle != nullptr) return;
+    const RelaxedCapture relaxed;
     const CubinKey key = cubin_key(m.program, arch, nvrtc().version());
     std::optional<std::string> image = cache.find(m.program.name, arch, key);
     CUmodule handle = nullptr;
@@ -111,12 +112,13 @@ struct KernelLibrary::State {
   }
 };
 
-KernelLibrary::KernelLibrary(std::shared_ptr<const Gpu> gpu, std::string cache_dir, LogSink log)
+KernelLibrary::KernelLibrary(std::shared_ptr<const Gpu> gpu, const std::string& cache_dir, LogSink log)
     : state_(std::make_unique<State>(std::move(gpu), cache_dir, log)) {}
 
 KernelLibrary::~KernelLibrary() {
   try {
     const ScopedContext scope(*state_->gpu);
+    const RelaxedCapture relaxed;
     for (const auto& [name, module] : state_->modules)
       if (module->handle != nullptr) driver().cuModuleUnload(module->handle);
   } catch (const std::exception&) {

@@ -45,12 +45,12 @@ std::vector<KernelProgram> shipped_programs(int arch);
 
 class KernelLibrary {
  public:
-  KernelLibrary(std::shared_ptr<const Gpu> gpu, std::string cache_dir, LogSink log);
+  KernelLibrary(std::shared_ptr<const Gpu> gpu, const std::string& cache_dir, LogSink log);
   ~KernelLibrary();
   KernelLibrary(const KernelLibrary&) = delete;
   KernelLibrary& operator=(const KernelLibrary&) = delete;
   // The kernel `entry` of a program; compiled (or read from the cache) and loaded on first use. Thread-safe.
-  // Do not call for the first time while a stream is being captured: loading a module is not allowed then.
+  // Also while a stream is being captured, in every capture mode.
   CUfunction get(const KernelProgram& program, const std::string& entry);
   // Brings several programs in at once, compiling in parallel.
   void load(std::span<const KernelProgram> programs);

@@ -63,7 +63,8 @@ Opened open_nvrtc() {
   for (const int major : majors) {
     const std::string name = fmt::format("libnvrtc.so.{}", major);
     std::vector<std::string> places = {name};
-    for (const std::string& directory : directories(major)) places.push_back(directory + "/" + name);
+    for (const std::string& directory : directories(major))
+      places.push_back(fmt::format("{}/{}", directory, name));
     for (const std::string& place : places) {
       void* const library = ::dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed
       if (library == nullptr) continue;

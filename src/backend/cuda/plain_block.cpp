@@ -267,7 +267,7 @@ const PlainBlock::Kernels& PlainBlock::kernels(ramp_format format) {
 }
 
 void PlainBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
-  prologue_.prepare(weights, x_dtype, false);
+  prologue_.prepare(weights, x_dtype);
   kernels(weights.format);
 }
 

@@ -22,10 +22,6 @@ constexpr unsigned kBlocksPerSm = 2;
 constexpr unsigned kBlocksPerSmBeside = 8;
 // Few segments of rows are spread so that a block has no more than one per scheduler of the SM.
 constexpr int64_t kSegmentsPerBlock = 4;
-// Tokens up to which routing and index share a launch. None: with dependent launches two are faster at every
-// size (H200, T = 1: 3.1 instead of 3.8 us on OLMoE, 3.6 instead of 4.2 on DeepSeek-V3), since nothing in one
-// launch overlaps.
-constexpr int64_t kRoutedTokens = 0;
 // Whether GEMM 1 may start beside the prologue. It gains 0.5 us of 23 at T = 1 (H200, OLMoE and Qwen3-30B),
 // loses 1 to 1.5% of the block at T = 8 to 128, where its blocks crowd out the prologue's, and makes no
 // difference to the block at 512, where the prologue itself is 0.6 us shorter with it (back to back,
@@ -33,8 +29,6 @@ constexpr int64_t kRoutedTokens = 0;
 constexpr bool triggers_early(int64_t tokens) noexcept {
   return tokens <= 4 || tokens >= 256;
 }
-constexpr int64_t kRoutedLogits = 256;  // compiled for 8 per lane
-constexpr int64_t kMaxTopK = 32;        // a lane per slot
 
 ramp_dtype activation_dtype(ramp_format format) noexcept {
   switch (format) {
@@ -197,19 +191,6 @@ PrologueParams block_params(const BlockCall& call, const PrologueWorkspace& work
   return p;
 }
 
-// A routed prologue sorts in one block, which routes first.
-SortGrid routed_grid(const BlockCall& block) noexcept {
-  SortGrid g;
-  g.chunk = g.entries = static_cast<unsigned>(std::max<int64_t>(block.tokens, 1) * block.top_k);
-  return g;
-}
-unsigned routed_shared(const RouteCall& route, const BlockCall& block, const SortGrid& grid) noexcept {
-  const auto experts = static_cast<unsigned>(block.weights->experts);
-  const unsigned scratch = route_shared_words(static_cast<unsigned>(route.logits.shape[1]),
-                                              static_cast<unsigned>(route.router.num_groups));
-  return 4 * (sort_shared_words(experts, grid.entries) + kPrologueWarps * scratch);
-}
-
 }  // namespace
 
 bool rows_aligned(const ramp_tensor& t) noexcept {
@@ -246,7 +227,7 @@ Prologue::Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library)
     : state_(std::make_unique<State>(std::move(gpu), library)) {}
 Prologue::~Prologue() = default;
 
-void Prologue::prepare(const ExpertWeights& weights, ramp_dtype x_dtype, bool routed) {
+void Prologue::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   const ramp_format format = weights.format;
   const ramp_dtype target = activation_dtype(format);
   const ScopedContext scope(*state_->gpu);
@@ -254,18 +235,12 @@ void Prologue::prepare(const ExpertWeights& weights, ramp_dtype x_dtype, bool ro
   std::vector<ramp_dtype> types{x_dtype};
   if (x_dtype == target) types.push_back(RAMP_DTYPE_NONE);
   std::vector<KernelProgram> programs{index_program()};
-  for (const ramp_dtype x : types) {
-    programs.push_back(main_program(format, x, false));
-    if (routed && x != RAMP_E4M3) programs.push_back(main_program(format, x, true));
-  }
+  for (const ramp_dtype x : types) programs.push_back(main_program(format, x));
   if (format != RAMP_FORMAT_F32) programs.push_back(requantize_program(format));
   state_->kernels.library().load(programs);
   state_->kernels.count_chunks();
   state_->kernels.scan_chunks();
-  for (const ramp_dtype x : types) {
-    state_->kernels.main(format, x, false);
-    if (routed && x != RAMP_E4M3) state_->kernels.main(format, x, true);
-  }
+  for (const ramp_dtype x : types) state_->kernels.main(format, x);
   if (format != RAMP_FORMAT_F32) state_->kernels.requantize(format);
 }
 
@@ -303,45 +278,18 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
   } else {
     count(p.sort, stream);
   }
-  launch_kernel(kernels.main(w.format, conversion.program, false), launch, stream, &p);
+  launch_kernel(kernels.main(w.format, conversion.program), launch, stream, &p);
   return conversion.input;
-}
-
-bool Prologue::fuses(const RouteCall& route, const BlockCall& block) const noexcept {
-  if (!present(route.logits) || route.logits.shape[1] > kRoutedLogits || route.router.top_k > kMaxTopK ||
-      route.router.capacity != 0 || block.router_weight_on_input || block.x.dtype == RAMP_E4M3)
-    return false;
-  // As many slots and experts as the sort of few slots takes (kernels/prologue/sort_few.cuh).
-  if (block.tokens > kRoutedTokens || block.tokens * block.top_k > int64_t{kPrologueThreads} ||
-      block.weights->experts > int64_t{kPrologueThreads})
-    return false;
-  return routed_shared(route, block, routed_grid(block)) <= kMaxShared;
 }
 
 GemmInput Prologue::routed_block(const RouteCall& route, const BlockCall& block,
                                  const PrologueWorkspace& workspace, CUstream stream) {
-  if (!fuses(route, block)) {
-    RouteCall before = route;
-    before.stream = stream;
-    this->route(before);
-    // Its scratch may be the same memory as this workspace.
-    const bool scratch = !present(route.logits) || route.router.capacity != 0;
-    return state_->block(block, workspace, !scratch, stream);
-  }
-  const ScopedContext scope(*state_->gpu);
-  const ExpertWeights& w = *block.weights;
-  const SortGrid grid = routed_grid(block);
-  const Conversion conversion = block_conversion(block, workspace);
-  PrologueParams p = block_params(block, workspace, conversion, grid);
-  describe_route(route, route.logits, p.route);
-  Launch launch{.threads = kPrologueThreads,
-                .shared = routed_shared(route, block, grid),
-                .dependent = state_->dependent()};
-  if (conversion.program != RAMP_DTYPE_NONE)
-    launch.grid_x +=
-        std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, state_->sms() * kBlocksPerSm - 1));
-  launch_kernel(state_->kernels.main(w.format, conversion.program, true), launch, stream, &p);
-  return conversion.input;
+  RouteCall before = route;
+  before.stream = stream;
+  this->route(before);
+  // Its scratch may be the same memory as this workspace.
+  const bool scratch = !present(route.logits) || route.router.capacity != 0;
+  return state_->block(block, workspace, !scratch, stream);
 }
 
 GemmInput Prologue::batched(const BatchedCall& call, const PrologueWorkspace& workspace, CUstream stream) {
@@ -377,7 +325,7 @@ GemmInput Prologue::batched(const BatchedCall& call, const PrologueWorkspace& wo
   unsigned blocks = static_cast<unsigned>(std::clamp<int64_t>(index_blocks, 1, limit));
   if (conversion.program != RAMP_DTYPE_NONE)
     blocks = std::max(blocks, row_blocks(p.rows, w.format, slots, limit));
-  launch_kernel(state_->kernels.main(w.format, conversion.program, false),
+  launch_kernel(state_->kernels.main(w.format, conversion.program),
                 {.grid_x = blocks,
                  .threads = kPrologueThreads,
                  .shared = 4 * sort_shared_words(p.sort.experts, 0),

@@ -69,24 +69,18 @@ class Prologue {
  public:
   Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library);
   ~Prologue();
-  // Brings in the kernels that such a call needs, so that the call itself loads nothing (stream capture).
-  // routed: routed_block() will be called too.
-  void prepare(const ExpertWeights& weights, ramp_dtype x_dtype, bool routed = true);
+  // Brings in the kernels that such a call needs, so that the call itself loads nothing.
+  void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);
   // logits_dtype RAMP_DTYPE_NONE: logits are computed here, from x and router_weight of any types.
   void prepare_route(const ramp_router_config& router, int64_t num_logits, ramp_dtype logits_dtype);
 
   // Row index, plan and GEMM1's input, asynchronously on `stream`. T*k <= 10240 ids: one launch; else three.
   // counters (may be nullptr): += masked slots, += ids out of range. At most 1024 experts (UNSUPPORTED).
   GemmInput block(const BlockCall& call, const PrologueWorkspace& workspace, CUstream stream);
-  // route() and block() in one launch where that is quicker and possible: logits are given, at most
-  // 256 of them per token, T*slots and local experts <= 512, no capacity, no router weights on the input.
-  // Else the two calls, with x converted while the tokens are routed. route.ids and route.weights are written
-  // in either case; block.ids is route.ids.
+  // route() and block(), with x converted while the tokens are routed. One launch for both was slower at
+  // every size (docs/kernel-log.md). block.ids is route.ids.
   GemmInput routed_block(const RouteCall& route, const BlockCall& block, const PrologueWorkspace& workspace,
                          CUstream stream);
-  // Whether routed_block would take one launch. Never at present: two were faster at every size
-  // (docs/kernel-log.md).
-  [[nodiscard]] bool fuses(const RouteCall& route, const BlockCall& block) const noexcept;
   // The same for the batched entry: counts instead of ids. Slots are e*max_tokens + r.
   GemmInput batched(const BatchedCall& call, const PrologueWorkspace& workspace, CUstream stream);
   // GEMM2's input, in rows of the sorted index, from h f32 [rows, I] (in sorted row order; the rows are

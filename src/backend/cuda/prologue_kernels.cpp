@@ -22,6 +22,8 @@ constexpr std::array<ramp_format, 6> kFormats = {RAMP_FORMAT_FP8_BLOCK,  RAMP_FO
                                                  RAMP_FORMAT_F16,        RAMP_FORMAT_F32,
                                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
 constexpr std::array<ramp_dtype, 3> kFloats = {RAMP_F32, RAMP_F16, RAMP_BF16};
+constexpr std::array<const char*, kRouteKinds> kRouteEntries = {
+    "route_chosen", "route_softmax", "route_sigmoid", "route_grouped", "route_any"};
 constexpr std::array<int, 5> kVectors = {2, 4, 8, 16, 32};  // logits per lane
 
 size_t vectors_index(int64_t experts) noexcept {
@@ -36,21 +38,20 @@ int tensor_type(ramp_dtype x, ramp_dtype w) noexcept {
 
 }  // namespace
 
-KernelProgram main_program(ramp_format format, ramp_dtype x, bool routed) {
+KernelProgram main_program(ramp_format format, ramp_dtype x) {
   const bool depends = x != RAMP_DTYPE_NONE && x != RAMP_E4M3;
   KernelProgram p;
-  const char* const stem = routed ? "routed" : "prologue";
   if (x == RAMP_DTYPE_NONE) {
-    p.name = fmt::format("{}_in_place", stem);
+    p.name = "prologue_in_place";
   } else if (x == RAMP_E4M3) {
-    p.name = fmt::format("{}_e4m3", stem);
+    p.name = "prologue_e4m3";
   } else {
-    p.name = fmt::format("{}_{}_{}", stem, format_name(format), dtype_name(x));
+    p.name = fmt::format("prologue_{}_{}", format_name(format), dtype_name(x));
   }
   p.source = "prologue/prologue.cu";
   p.options = {fmt::format("-DX_TYPE={}", static_cast<int>(x)),
                fmt::format("-DFORMAT={}", static_cast<int>(depends ? format : RAMP_FORMAT_FP8_BLOCK)),
-               fmt::format("-DROUTED={}", routed ? 1 : 0), kNoContraction};
+               kNoContraction};
   p.entries = {"prologue"};
   return p;
 }
@@ -71,10 +72,12 @@ KernelProgram index_program() {
 
 KernelProgram route_program(int64_t experts) {
   const int vectors = kVectors[vectors_index(experts)];
+  std::vector<std::string> entries(kRouteEntries.begin(), kRouteEntries.end());
+  if (int64_t{vectors} > kMostGroups) entries.erase(entries.begin() + kRouteGrouped);
   return {.name = fmt::format("route_e{}", 32 * vectors),
           .source = "prologue/route.cu",
           .options = {fmt::format("-DNV={}", vectors), kNoContraction},
-          .entries = {"route"}};
+          .entries = std::move(entries)};
 }
 
 GemmTile router_gemm_tile(ramp_dtype x, ramp_dtype w, bool many_tokens) noexcept {
@@ -94,21 +97,20 @@ KernelProgram router_gemm_program(ramp_dtype x, ramp_dtype w, bool many_tokens) 
 }
 
 std::vector<KernelProgram> prologue_programs(int /*arch*/) {
-  std::vector<KernelProgram> all{index_program(), main_program(RAMP_FORMAT_NONE, RAMP_DTYPE_NONE, false),
-                                 main_program(RAMP_FORMAT_NONE, RAMP_E4M3, false),
-                                 main_program(RAMP_FORMAT_NONE, RAMP_DTYPE_NONE, true)};
+  std::vector<KernelProgram> all{index_program(), main_program(RAMP_FORMAT_NONE, RAMP_DTYPE_NONE),
+                                 main_program(RAMP_FORMAT_NONE, RAMP_E4M3)};
+  all.reserve(all.size() + kFormats.size() * (kFloats.size() + 1));
   for (const ramp_format f : kFormats) {
-    for (const ramp_dtype x : kFloats) {
-      all.push_back(main_program(f, x, false));
-      all.push_back(main_program(f, x, true));
-    }
+    for (const ramp_dtype x : kFloats) all.push_back(main_program(f, x));
     if (f != RAMP_FORMAT_F32) all.push_back(requantize_program(f));
   }
   return all;
 }
 
 std::vector<KernelProgram> route_programs(int /*arch*/) {
+  constexpr size_t kRouterGemms = 5;
   std::vector<KernelProgram> all;
+  all.reserve(kVectors.size() + kRouterGemms);
   for (const int v : kVectors) all.push_back(route_program(int64_t{32} * v));
   for (const ramp_dtype t : {RAMP_BF16, RAMP_F16}) {
     for (const bool many : {false, true}) all.push_back(router_gemm_program(t, t, many));
@@ -133,11 +135,11 @@ CUfunction LazyKernel::load(KernelLibrary& library, const KernelProgram& program
   return f;
 }
 
-CUfunction PrologueKernels::main(ramp_format format, ramp_dtype x, bool routed) {
+CUfunction PrologueKernels::main(ramp_format format, ramp_dtype x) {
   const size_t type = static_cast<size_t>(x);
   const size_t row = x == RAMP_DTYPE_NONE || x == RAMP_E4M3 ? 0 : static_cast<size_t>(format);
-  return main_[(row * kTypes + type) * 2 + (routed ? 1 : 0)].get(
-      library_, [&] { return main_program(format, x, routed); }, "prologue");
+  return main_[row * kTypes + type].get(
+      library_, [&] { return main_program(format, x); }, "prologue");
 }
 CUfunction PrologueKernels::requantize(ramp_format format) {
   return requantize_[static_cast<size_t>(format)].get(
@@ -152,9 +154,9 @@ CUfunction PrologueKernels::scan_chunks() {
 CUfunction PrologueKernels::drop() {
   return drop_.get(library_, index_program, "drop");
 }
-CUfunction PrologueKernels::route(int64_t experts) {
-  return route_[vectors_index(experts)].get(
-      library_, [&] { return route_program(experts); }, "route");
+CUfunction PrologueKernels::route(int64_t experts, RouteKind kind) {
+  return route_[vectors_index(experts) * kRouteKinds + kind].get(
+      library_, [&] { return route_program(experts); }, kRouteEntries[kind]);
 }
 CUfunction PrologueKernels::router_gemm(ramp_dtype x, ramp_dtype w, bool many_tokens) {
   const int type = tensor_type(x, w);

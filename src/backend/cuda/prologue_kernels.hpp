@@ -9,16 +9,17 @@
 
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
+#include "params/prologue.hpp"
 #include "ramp/ramp.h"
 
 namespace ramp::core::cuda {
 
 // The main kernel (kernels/prologue/prologue.cu). x: RAMP_DTYPE_NONE where x is read in place; format counts
 // only where x has to be converted (not for e4m3 either).
-KernelProgram main_program(ramp_format format, ramp_dtype x, bool routed);
+KernelProgram main_program(ramp_format format, ramp_dtype x);
 KernelProgram requantize_program(ramp_format format);
 KernelProgram index_program();
-// experts <= 1024.
+// experts <= 1024. Its entries are the kinds of RouteKind.
 KernelProgram route_program(int64_t experts);
 // The router GEMM for operands of both these types, and for few or many tokens.
 KernelProgram router_gemm_program(ramp_dtype x, ramp_dtype w, bool many_tokens);
@@ -26,6 +27,7 @@ struct GemmTile {
   unsigned tokens, experts;
 };
 GemmTile router_gemm_tile(ramp_dtype x, ramp_dtype w, bool many_tokens) noexcept;
+inline constexpr int64_t kMostGroups = 8;    // of kRouteGrouped
 inline constexpr int64_t kManyTokens = 256;  // from here on the larger tile of the router GEMM
 
 // What a launch may ask for as dynamic shared memory; within the opt-in limit of every GPU from sm_80 on
@@ -49,21 +51,21 @@ class LazyKernel {
 class PrologueKernels {
  public:
   explicit PrologueKernels(KernelLibrary& library) : library_(library) {}
-  CUfunction main(ramp_format format, ramp_dtype x, bool routed);
+  CUfunction main(ramp_format format, ramp_dtype x);
   CUfunction requantize(ramp_format format);
   CUfunction count_chunks();
   CUfunction scan_chunks();
   CUfunction drop();
-  CUfunction route(int64_t experts);
+  CUfunction route(int64_t experts, RouteKind kind);
   CUfunction router_gemm(ramp_dtype x, ramp_dtype w, bool many_tokens);
   [[nodiscard]] KernelLibrary& library() noexcept { return library_; }
 
  private:
   static constexpr size_t kFormats = 7, kTypes = 5;  // ramp_format and ramp_dtype up to e4m3
   KernelLibrary& library_;
-  std::array<LazyKernel, kFormats * kTypes * 2> main_;
+  std::array<LazyKernel, kFormats * kTypes> main_;
   std::array<LazyKernel, kFormats> requantize_;
-  std::array<LazyKernel, 5> route_;
+  std::array<LazyKernel, size_t{5} * kRouteKinds> route_;
   std::array<LazyKernel, 6> gemm_;
   LazyKernel count_, scan_, drop_;
 };

@@ -30,7 +30,5 @@ struct Prologue::State {
 bool rows_aligned(const ramp_tensor& t) noexcept;
 // Fills what a sort needs of ids and grid.
 void describe_sort(const ramp_tensor& ids, const SortGrid& grid, SortParams& out) noexcept;
-// `router` has gone through check_router. Throws UNSUPPORTED beyond what the kernels do.
-void describe_route(const RouteCall& call, const ramp_tensor& logits, RouteParams& out);
 
 }  // namespace ramp::core::cuda

@@ -51,6 +51,18 @@ ramp_dtype type_of(const ramp_tensor& t) noexcept {
   return static_cast<ramp_dtype>(t.dtype);
 }
 
+RouteKind route_kind(const ramp_router_config& r, int64_t num_logits) noexcept {
+  const bool grouped = r.num_groups > 1;
+  if (r.scoring == RAMP_SCORING_SIGMOID) {
+    if (!grouped) return kRouteSigmoid;
+    const bool whole = num_logits == int64_t{32} * r.num_groups && r.num_groups <= kMostGroups;
+    return whole ? kRouteGrouped : kRouteAny;
+  }
+  if (grouped || present(r.selection_bias)) return kRouteAny;
+  const bool over_chosen = r.scoring == RAMP_SCORING_TOPK_SOFTMAX || r.renormalize != 0;
+  return over_chosen ? kRouteChosen : kRouteSoftmax;
+}
+
 void router_gemm(PrologueKernels& kernels, const RouteCall& call, float* logits, bool dependent,
                  CUstream stream) {
   RouterGemmParams p{};
@@ -76,8 +88,7 @@ void router_gemm(PrologueKernels& kernels, const RouteCall& call, float* logits,
                 stream, &p);
 }
 
-}  // namespace
-
+// `router` has gone through check_router. Throws UNSUPPORTED beyond what the kernels do.
 void describe_route(const RouteCall& call, const ramp_tensor& logits, RouteParams& p) {
   const ramp_router_config& r = call.router;
   check_limits(r, logits.shape[1]);
@@ -102,6 +113,8 @@ void describe_route(const RouteCall& call, const ramp_tensor& logits, RouteParam
   p.weights_stride = call.weights.stride[0];
 }
 
+}  // namespace
+
 void Prologue::prepare_route(const ramp_router_config& router, int64_t num_logits, ramp_dtype logits_dtype) {
   check_limits(router, num_logits);
   const ScopedContext scope(*state_->gpu);
@@ -118,7 +131,7 @@ void Prologue::prepare_route(const ramp_router_config& router, int64_t num_logit
     for (const auto& [type, many] : gemms) programs.push_back(router_gemm_program(type, type, many));
   }
   kernels.library().load(programs);
-  kernels.route(num_logits);
+  kernels.route(num_logits, route_kind(router, num_logits));
   if (router.capacity > 0) {
     kernels.count_chunks();
     kernels.scan_chunks();
@@ -156,15 +169,21 @@ void Prologue::route(const RouteCall& call) {
   }
   RouteParams p{};
   describe_route(call, logits, p);
-  const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
-  unsigned warps = tokens <= kFewTokens ? 4 : 8;
-  while (warps * warp_bytes > kMaxShared) warps /= 2;
-  launch_kernel(kernels.route(num_logits),
-                {.grid_x = (p.tokens + warps - 1) / warps,
-                 .threads = 32 * warps,
-                 .shared = warps * warp_bytes,
-                 .dependent = state_->dependent()},
-                stream, &p);
+  const RouteKind kind = route_kind(call.router, num_logits);
+  Launch launch{.dependent = state_->dependent()};
+  if (kind == kRouteGrouped) {
+    launch.grid_x = p.tokens;
+    launch.threads = 32 * ((p.num_groups + 1) / 2);
+    launch.shared = 4 * route_groups_words(p.experts, p.num_groups);
+  } else {
+    const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
+    unsigned warps = tokens <= kFewTokens ? 4 : 8;
+    while (warps > 1 && warps * warp_bytes > kMaxShared) warps /= 2;
+    launch.grid_x = (p.tokens + warps - 1) / warps;
+    launch.threads = 32 * warps;
+    launch.shared = warps * warp_bytes;
+  }
+  launch_kernel(kernels.route(num_logits, kind), launch, stream, &p);
   if (call.router.capacity == 0) return;
 
   const SortGrid grid = sort_grid(tokens * router_slots(call.router), state_->clusters());

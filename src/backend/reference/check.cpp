@@ -237,12 +237,14 @@ Uncertain combined(std::span<const SlotRow> slots, size_t column, const double* 
 }  // namespace
 
 std::string CheckResult::text() const {
-  return fmt::format(
+  std::string line = fmt::format(
       "{}: {} rows, error/bound {:.3g} (statistical {:.3g}), relative error {:.3g}, {} NaN mismatches, {} "
-      "undetermined, {} flips allowed; worst at token {} slot {} column {}: got {:.9g}, expected {:.9g} +- "
-      "{:.3g}",
+      "undetermined, {} flips allowed",
       ok() ? "ok" : "WRONG", rows, max_ratio, max_sigma_ratio, relative_error, nan_mismatches, undetermined,
-      flips_allowed, worst.token, worst.slot, worst.column, worst.got, worst.expected, worst.bound);
+      flips_allowed);
+  if (worst.column < 0) return line;  // nothing finite was compared
+  return line + fmt::format("; worst at token {} slot {} column {}: got {:.9g}, expected {:.9g} +- {:.3g}",
+                            worst.token, worst.slot, worst.column, worst.got, worst.expected, worst.bound);
 }
 
 CheckResult check_block(const BlockCall& call, const CheckOptions& options) {
