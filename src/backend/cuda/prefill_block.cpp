@@ -183,7 +183,7 @@ std::vector<KernelProgram> PrefillBlock::programs(ramp_activation activation) {
 }
 
 void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
-  prologue_.prepare(weights, x_dtype, false);
+  prologue_.prepare(weights, x_dtype);
   const auto a = static_cast<size_t>(weights.activation);
   if (state_->ready[a].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
