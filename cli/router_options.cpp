@@ -19,6 +19,7 @@ constexpr std::array<std::pair<ramp_group_score, const char*>, 2> kGroupScore = 
 template <typename Table>
 std::vector<std::string> names_of(const Table& table) {
   std::vector<std::string> names;
+  names.reserve(table.size());
   for (const auto& [value, name] : table) names.emplace_back(name);
   return names;
 }

@@ -188,6 +188,7 @@ class ProfileRun {
 
   static std::vector<core::WorkPoint> work_of(const std::vector<TimedPoint>& points) {
     std::vector<core::WorkPoint> work;
+    work.reserve(points.size());
     for (const TimedPoint& p : points) work.push_back(p.work);
     return work;
   }

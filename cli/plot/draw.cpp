@@ -82,8 +82,12 @@ std::vector<Tick> linear_ticks(const Axis& axis) {
     }
   }
   std::vector<Tick> ticks;
-  for (double v = std::ceil(axis.low / step) * step; v <= axis.high * (1 + 1e-9); v += step)
+  const double first = std::ceil(axis.low / step);
+  for (int i = 0; i < 8; ++i) {  // a step is a sixth of the range or more
+    const double v = (first + i) * step;
+    if (v > axis.high * (1 + 1e-9)) break;
     ticks.push_back({v, fmt::format("{:g}", std::abs(v) < step / 1e6 ? 0.0 : v)});
+  }
   return ticks;
 }
 
@@ -94,7 +98,10 @@ std::string log_text(double v) {
 std::vector<Tick> log_ticks(const Axis& axis) {
   std::vector<Tick> ticks;
   const double decades = std::log10(axis.high / axis.low);
-  for (double power = std::pow(10, std::floor(std::log10(axis.low))); power <= axis.high; power *= 10) {
+  const int first = static_cast<int>(std::floor(std::log10(axis.low)));
+  const int last = static_cast<int>(std::floor(std::log10(axis.high) + 1e-9));
+  for (int e = first; e <= last; ++e) {
+    const double power = std::pow(10, e);
     for (int m = 1; m < 10; ++m) {
       const double v = m * power;
       if (v < axis.low * (1 - 1e-9) || v > axis.high * (1 + 1e-9)) continue;
@@ -167,7 +174,7 @@ class Painter {
     for (size_t i = 0; i <= p.caption.size();) {
       const size_t space = std::min(p.caption.find(' ', i), p.caption.size());
       const std::string word = p.caption.substr(i, space - i);
-      if (!line.empty() && width(line + " " + word, kSmall) > kPanelWidth - kLeft - kRight) {
+      if (!line.empty() && width(fmt::format("{} {}", line, word), kSmall) > kPanelWidth - kLeft - kRight) {
         text(x + kLeft, at, line, kSmall);
         at += 13;
         line = word;
@@ -384,10 +391,10 @@ class Painter {
     for (size_t k = 0; k < p.heats.size(); ++k)
       heat(p, p.heats[k], x, y + each * static_cast<double>(k), w - bar,
            each - (k + 1 < p.heats.size() ? 14 : 0), k + 1 == p.heats.size());
-    const double steps = 60;
-    for (double i = 0; i < steps; ++i) {
-      colour(heat_colour(1 - i / (steps - 1)));
-      box(x + w - bar + 14, y + 18 + i * (h - 18) / steps, 12, (h - 18) / steps + 0.6);
+    constexpr int kSteps = 60;
+    for (int i = 0; i < kSteps; ++i) {
+      colour(heat_colour(1 - i / (kSteps - 1.0)));
+      box(x + w - bar + 14, y + 18 + i * (h - 18) / kSteps, 12, (h - 18) / kSteps + 0.6);
     }
     colour(Colour::kBlack);
     const Axis scale{"", false, 0, std::max(p.heat_high, 1e-9)};
@@ -464,9 +471,11 @@ void paint(const Figure& figure, bool png, std::string& out, std::string& error)
   Painter painter(c.get());
   painter.colour(Colour::kBlack);
   painter.text(18, 30, figure.title, kHuge, 0, 0, true);
-  for (size_t i = 0; i < n; ++i)
+  for (size_t i = 0; i < n; ++i) {
+    const size_t row = i / columns;
     painter.panel(figure.panels[i], kPanelWidth * static_cast<double>(i % columns),
-                  kTitleHeight + kPanelHeight * static_cast<double>(i / columns));
+                  kTitleHeight + kPanelHeight * static_cast<double>(row));
+  }
   cairo_status_t status = cairo_status(c.get());
   if (png && status == CAIRO_STATUS_SUCCESS)
     status = cairo_surface_write_to_png_stream(surface.get(), append, &out);
