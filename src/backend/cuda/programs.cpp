@@ -9,6 +9,7 @@
 #include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/portable_block.hpp"
+#include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "base/error.hpp"
@@ -28,6 +29,7 @@ constexpr Part kParts[] = {
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
     flat_programs,      // flat_block.cpp
+    prefill_programs,   // prefill_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {
