@@ -1,5 +1,5 @@
-// PTX of sm_90a, one instruction per wrapper: mbarriers, bulk and small asynchronous copies, fences, clusters, wgmma's
-// bookkeeping, dependent launches. Shared-memory addresses are 32-bit (shared_address).
+// PTX of sm_90a, one instruction per wrapper: mbarriers, bulk and small asynchronous copies, fences,
+// clusters, wgmma's bookkeeping, dependent launches. Shared-memory addresses are 32-bit (shared_address).
 #pragma once
 
 #include "common/types.cuh"
@@ -55,9 +55,26 @@ __device__ __forceinline__ void barrier_wait_cluster(u32 bar, u32 parity) {
 // global -> shared, contiguous, multiples of 16 bytes; completes on the barrier.
 __device__ __forceinline__ void bulk_copy(u32 dst, const void* src, u32 bytes, u32 bar) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
-      "r"(bytes), "r"(bar)
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+      "l"(src), "r"(bytes), "r"(bar)
       : "memory");
+}
+// The same with an L2 policy (evict_first()).
+__device__ __forceinline__ void bulk_copy_hint(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "[%3], %4;" ::"r"(dst),
+      "l"(src), "r"(bytes), "r"(bar), "l"(policy)
+      : "memory");
+}
+// Lines that come in with it are the first to be replaced: data that is read once.
+__device__ __forceinline__ u64 evict_first() {
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
 }
 __device__ __forceinline__ void copy16(u32 dst, const void* src) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
@@ -68,13 +85,14 @@ __device__ __forceinline__ void copy4(u32 dst, const void* src) {
 __device__ __forceinline__ void copy_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
+// Arrives on the barrier, as one of its count, once all of this thread's copies so far are there. Their bytes
+// are ordinary writes: who waits and then reads them with wgmma puts a proxy_fence() in between.
+__device__ __forceinline__ void copy_arrive(u32 bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
 template <int GROUPS>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
-}
-// One of the arrivals that the barrier counts on, once every copy that this thread has begun has arrived.
-__device__ __forceinline__ void copy_arrive(u32 bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 // Ordinary writes to shared memory before it become visible to wgmma and bulk copies after it.
 __device__ __forceinline__ void proxy_fence() {
@@ -82,6 +100,28 @@ __device__ __forceinline__ void proxy_fence() {
 }
 __device__ __forceinline__ void named_barrier(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---------------------------------------------------------------- fragments
+
+// The transpose of an 8 x 8 matrix of 16-bit elements, of which lane l holds 2(l%4) and + 1 of row l/4.
+__device__ __forceinline__ u32 transpose(u32 v) {
+  u32 r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
+  return r;
+}
+
+// Two values rounded to nearest even: the first one in the lower half. NaN has no payload.
+__device__ __forceinline__ u32 bf16_pair(float low, float high) {
+  u32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+// The same as e4m3, saturating.
+__device__ __forceinline__ u32 e4m3_pair(float low, float high) {
+  u16 r;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+  return r;
 }
 
 // ---------------------------------------------------------------- clusters
@@ -99,9 +139,10 @@ __device__ __forceinline__ u32 remote_address(u32 local, u32 rank) {
 }
 // Stores 4 bytes in another block's shared memory; counts them on that block's barrier.
 __device__ __forceinline__ void store_remote(u32 address, float v, u32 bar) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(v),
-               "r"(bar)
-               : "memory");
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(v),
+      "r"(bar)
+      : "memory");
 }
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
@@ -119,16 +160,16 @@ template <int GROUPS>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
 }
-// A K-major operand with the 128-byte swizzle: 8-row atoms of 1024 bytes, base aligned to 1024. The next 32 bytes of
-// depth are descriptor + 2.
+// A K-major operand with the 128-byte swizzle: 8-row atoms of 1024 bytes, base aligned to 1024. The next 32
+// bytes of depth are descriptor + 2.
 __device__ __forceinline__ u64 descriptor(u32 address) {
   return (u64)((address & 0x3ffffu) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
 // ---------------------------------------------------------------- dependent launches
 
-// Waits until the kernels that this one depends on have completed and their writes are visible. Every kernel that is
-// launched as a dependent one waits on every path, and writes to global memory only after it.
+// Waits until the kernels that this one depends on have completed and their writes are visible. Every kernel
+// that is launched as a dependent one waits on every path, and writes to global memory only after it.
 __device__ __forceinline__ void dependency_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }

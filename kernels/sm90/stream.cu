@@ -1,101 +1,83 @@
 // The stream kernel: one GEMM of the expert block at the speed of memory, for experts with few rows
 // (fp8_block, sm_90a). Swap-AB: 128 weight rows are wgmma's M side (two warpgroups of 64), up to WIDTH token
-// rows its N side, in steps of 8 chosen per tile at run time. Weights come as packed 16 KB tiles by one bulk
-// copy each into a ring of STAGES; token rows are gathered by index with 16-byte copies and swizzled by hand.
-// Each 128-deep step starts its sums from zero and is promoted into fp32 with the block scales.
+// rows its N side, in steps of STEP chosen per tile at run time. Weights come as packed 16 KB tiles by one
+// bulk copy each into a ring of STAGES. Each 128-deep step starts its sums from zero and is promoted into
+// fp32 with the block scales.
 //
-//   GEMM    1: w13, SwiGLU and requantisation in the epilogue; blocks run in clusters of two, each with 64 of
-//   a group's 128
-//              columns, exchanging the group's amax through distributed shared memory. 2: w2, router weight,
-//              bf16 rows.
+//   GEMM    1: w13, SwiGLU and requantisation in the epilogue, which leaves GEMM 2's input packed: a tile's
+//              steps one after the other, each its rows of 128 bytes, swizzled, and their scales. 2: w2,
+//              router weight, bf16 rows.
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
-//   WIDTH   token rows per tile at most: 8, 32, 64, 128
-//   STEP    the width of a tile is a multiple of it: 8, or 16 where 16 cases of wgmma would take NVRTC too
-//   long STAGES  ring depth; BLOCKS: blocks per SM (register budget)
+//   WIDTH   token rows per tile at most: 8, 16, 32 or 64
+//   STEP    the width of a tile is a multiple of it: 8
+//   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
 //
-// Warps 0-7 do math, warp 8 brings weights, as far ahead as the ring allows, warp 9 gathers tokens. The grid
-// is persistent: blocks stride over (tile, slice) items, ordered by expert, then slice, then tile, so that an
-// expert's tiles share its weights in L2.
+// GEMM 1's blocks run in clusters of two, each with 64 of a group's 128 columns, exchanging the group's amax
+// through distributed shared memory. Warps 0-7 do math, warp 8 brings weights, as far ahead as the ring
+// allows, warp 9 tokens: GEMM 1 gathers them by index with 16-byte copies, swizzled by hand; GEMM 2's are one
+// bulk copy a step. The grid is persistent: blocks stride over (tile, slice) items, ordered by expert, then
+// slice, then tile, so that an expert's tiles share its weights in L2.
 #define WGMMA_E4M3
+#define SCALES 1
+#if GEMM == 1
+#define ROWS kRowsAsync
+#else
+#define ROWS kRowsPacked
+#endif
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/stream.hpp"
 #include "sm90/ptx.cuh"
+#include "sm90/stream_copy.cuh"
+#include "sm90/stream_items.cuh"
 #include "sm90/wgmma.cuh"
 
-using namespace ramp::core::cuda;
+static_assert(WIDTH == 8 || WIDTH == 16 || WIDTH == 32 || WIDTH == 64, "the switch over widths covers these");
+static_assert(STEP == 8, "a case of the switch is 8 token columns wide");
+static_assert(SLICES == 1, "two warpgroups, one slice");
 
-constexpr u32 kTile = 16384;    // bytes of a packed weight tile
-constexpr u32 kRowBytes = 128;  // depth per step
-constexpr u32 kMathThreads = 256;
-constexpr u32 kTokenBytes = WIDTH * kRowBytes;
-constexpr u32 kStage = kTile + kTokenBytes;
-constexpr u32 kScaleBytes = (WIDTH * 4 + 127) / 128 * 128;
-// Steps by which the arrival of gathered rows is signalled late, so that their latency is hidden: less than
-// the ring.
-constexpr u32 kLag = STAGES > 2 ? 2 : STAGES - 1;
-constexpr u32 kOutPitch =
-    GEMM == 1 ? 64 + 16 : 256 + 16;      // bytes per token row of the staged output; no bank conflicts
-constexpr int kRowsPerLane = WIDTH / 4;  // token rows whose chunks a copying lane brings
-
-struct Item {
-  int expert, first, rows, slice;
-};
-
-// Item number `unit` of units = tiles * slices, `tile_rows` = WIDTH rows per tile.
-__device__ __forceinline__ Item find_item(const StreamParams& p, u32 unit, u32 slices) {
-  const StreamTile base = p.tiles[unit / slices];
-  const int begin = p.offsets[base.expert];
-  const int count = p.offsets[base.expert + 1] - begin;
-  const u32 tiles = (u32)(count + WIDTH - 1) / WIDTH;
-  const u32 first_tile = unit / slices - (u32)(base.first - begin) / WIDTH;
-  const u32 local = unit - first_tile * slices;
-  const int first = begin + (int)(local % tiles) * WIDTH;
-  const int left = begin + count - first;
-  return {base.expert, first, left < WIDTH ? left : WIDTH, (int)(local / tiles)};
-}
-
-__device__ __forceinline__ u32 source_row(int source, const StreamParams& p, int sorted) {
-  if (source == kRowSorted) return (u32)sorted;
-  const int slot = p.slots[sorted];
-  return (u32)(source == kRowSlot ? slot : slot / p.top_k);
-}
-
-__device__ __forceinline__ float activate(float g, float u) {
-#if ACTIVATION == 0
-  return g / (1.0f + expf(-g)) * u;
-#elif ACTIVATION == 1
-  return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-#else
-  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-  return 0.5f * g * (1.0f + tanhf(z)) * u;
-#endif
-}
+constexpr u32 kMathWarps = kMathThreads / 32;
+constexpr bool kPaired = GEMM == 1;  // a cluster of two blocks shares a group
 
 struct Shared {
-  u32 ring, scales, out, amax, own, remote, full, empty, exchange;
+  Ring ring;
+  u32 amax;      // GEMM 1: [math warp][token]
+  u32 scale;     // GEMM 1: [token] scale, its inverse
+  u32 remote;    // kPaired: [2][token], the other block's amax
+  u32 exchange;  // kPaired: 2 barriers
 };
 
 __device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
   asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address));
 }
-// Every math thread arrives. One lane per warp after __syncwarp() is as correct and no faster (within 0.5% at
-// T = 1 to 512), but racecheck does not follow that order and reports the reads of token scales.
-__device__ __forceinline__ void release(const Shared& s, u32 slot) {
-  barrier_arrive(s.empty + 8 * slot);
+__device__ __forceinline__ float load_shared(u32 address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ void store_shared(u32 address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 
-// The math warps' side of one item with N token columns.
+// Frees a slot once `loaded` has a value, that is, once the loads that it was made from have returned. An
+// arrival alone may overtake shared loads that are still under way: with packed rows, whose refill is quick,
+// one warp's last scales of a step were then those of a later one (eight columns of a tile, once in some
+// hundred blocks at T = 512). The count of 32 bits is below 64, which the compiler does not use.
+__device__ __forceinline__ void release_after(const Ring& s, u32 slot, u32 loaded) {
+  u32 zero;
+  asm volatile("{\n.reg .u32 t;\npopc.b32 t, %1;\nshr.u32 %0, t, 6;\n}" : "=r"(zero) : "r"(loaded));
+  barrier_arrive(s.empty + 8 * slot + zero);
+}
+
+// Sums of one item over its depth, N token columns: columns 8j + 2(lane%4) (+1) of rows lane/4 and (4j+2, +3)
+// lane/4 + 8 of the warp's 16.
 template <int N>
-__device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s, const Item& item, u32& at,
-                                         u32 round, u32 rank) {
+__device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& s, const Item& item, u32& at,
+                                           float (&sum)[N / 2]) {
   const u32 group = threadIdx.x / 128;
-  const u32 warp = threadIdx.x / 32;
   const u32 lane = threadIdx.x % 32;
-  float sum[N / 2];
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
-
   const float* gate_scale = p.weight_scale + (i64)item.expert * p.ws_expert +
                             (i64)(GEMM == 1 ? item.slice / 2 : item.slice) * p.ws_row;
   const float* up_scale = gate_scale + (GEMM == 1 ? (i64)p.up_scale_row * p.ws_row : 0);
@@ -106,42 +88,67 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
     const float next_gate = __ldg(gate_scale + next);
     const float next_up = GEMM == 1 ? __ldg(up_scale + next) : next_gate;
     const u32 slot = at % STAGES;
-    barrier_wait(s.full + 8 * slot, (at / STAGES) & 1);
-    const u64 a = descriptor(s.ring + slot * kStage + group * 8192);
-    const u64 b = descriptor(s.ring + slot * kStage + kTile);
+    barrier_wait(s.ring.full + 8 * slot, (at / STAGES) & 1);
+    if (ROWS == kRowsAsync) proxy_fence();
+    const u64 a = descriptor(s.ring.tiles + slot * kStage + group * 8192);
+    const u64 b = descriptor(s.ring.tiles + slot * kStage + kTile);
+    const u32 scales = s.ring.scales + slot * kScaleBytes + 8 * (lane % 4);
     float part[N / 2];
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<E4m3, N>(part, a + 2 * j, b + 2 * j, j != 0);
     wgmma_commit();
-    float token[N < 64 ? N / 4 : 2];
-    if (N < 64) {
+    // Wide tiles load their token scales as they use them: 12 registers fewer, but the slot is held longer.
+    constexpr bool kAhead = N < 56;
+    float token[kAhead ? N / 4 : 2];
+    u32 loaded = 0;  // made from every load of token scales
+    if (kAhead) {
 #pragma unroll
-      for (int j = 0; j < (N < 64 ? N / 8 : 0); ++j)
-        load_pair(token[2 * j], token[2 * j + 1],
-                  s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
+      for (int j = 0; j < (kAhead ? N / 8 : 0); ++j) {
+        load_pair(token[2 * j], token[2 * j + 1], scales + 32 * j);
+        loaded ^= __float_as_uint(token[2 * j]);
+      }
     }
     wgmma_wait<0>();
-    if (N < 64) release(s, slot);
+    // The sums are read after the wait, whatever the compiler knows of it.
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(part[i]));
+    if (kAhead) release_after(s.ring, slot, loaded);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
-      // Wide tiles load their token scales as they use them: 16 registers fewer, but the slot is held longer.
-      if (N >= 64)
-        load_pair(token[0], token[1], s.scales + slot * kScaleBytes + 4 * (8 * j + 2 * (lane % 4)));
-      const float t0 = token[N < 64 ? 2 * j : 0];
-      const float t1 = token[N < 64 ? 2 * j + 1 : 1];
+      if (!kAhead) load_pair(token[0], token[1], scales + 32 * j);
+      const float t0 = token[kAhead ? 2 * j : 0];
+      const float t1 = token[kAhead ? 2 * j + 1 : 1];
       sum[4 * j + 0] = fmaf(part[4 * j + 0], gate * t0, sum[4 * j + 0]);
       sum[4 * j + 1] = fmaf(part[4 * j + 1], gate * t1, sum[4 * j + 1]);
       sum[4 * j + 2] = fmaf(part[4 * j + 2], up * t0, sum[4 * j + 2]);
       sum[4 * j + 3] = fmaf(part[4 * j + 3], up * t1, sum[4 * j + 3]);
     }
-    if (N >= 64) release(s, slot);
+    if (!kAhead) {
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) loaded ^= __float_as_uint(sum[4 * j]);
+      release_after(s.ring, slot, loaded);
+    }
     gate = next_gate;
     up = next_up;
   }
+}
 
 #if GEMM == 1
-  // h of this thread: column 8q + lane/4 of the slice, q = warp; tokens 8j + 2(lane%4) (+1).
+// Two codes of h / scale, given the inverse of the scale: the division's Newton step, exact where it matters
+// (prologue/quantize.cuh: quotient()). Both are 0 for an infinite scale: 0, and NaN where h is not finite.
+__device__ __forceinline__ float quotient(float h, float scale, float inverse) {
+  const float q = __fmul_rn(h, inverse);
+  return __fmaf_rn(__fmaf_rn(-scale, q, h), inverse, q);
+}
+
+// Activation, the groups' scales and codes, packed.
+template <int N>
+__device__ __forceinline__ void finish_item(const StreamParams& p, const Shared& s, const Item& item,
+                                            const float (&sum)[N / 2], u32 round, u32 rank) {
+  const u32 warp = threadIdx.x / 32;
+  const u32 lane = threadIdx.x % 32;
+  // This thread's column is 8 * warp + lane/4 of the block's 64; its tokens 8j + 2(lane%4) (+1).
   float h[N / 4];
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
@@ -150,174 +157,114 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
   }
 #pragma unroll
   for (int j = 0; j < N / 4; ++j) {
-    float m = fabsf(h[j]);
-    if (!(m == m)) m = 0.0f;  // a NaN does not count
+    float m = fmaxf(fabsf(h[j]), 0.0f);  // a NaN does not count
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 4));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 8));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 16));
-    if (lane < 4) {
-      asm volatile(
-          "st.shared.f32 [%0], %1;" ::"r"(s.amax + 4 * (warp * WIDTH + 8 * (j / 2) + 2 * lane + j % 2)),
-          "f"(m)
-          : "memory");
-    }
+    if (lane < 4) store_shared(s.amax + 4 * (warp * WIDTH + 8 * (j / 2) + 2 * lane + j % 2), m);
   }
   named_barrier(1, kMathThreads);
-  // The group's other 64 columns are in the cluster's other block. Buffers and barriers alternate: the
-  // partner can be one item ahead at most, since it needs this block's amax of that item.
-  const u32 parity = round & 1;
-  const u32 bar = s.exchange + 8 * parity;
+  const int group = item.slice / 2;
+  const u64 row = packed_row(item);
   if (threadIdx.x < N) {
     float m = 0.0f;
 #pragma unroll
-    for (u32 w = 0; w < 8; ++w) {
-      float v;
-      asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(s.amax + 4 * (w * WIDTH + threadIdx.x)));
-      m = fmaxf(m, v);
+    for (u32 w = 0; w < kMathWarps; ++w) m = fmaxf(m, load_shared(s.amax + 4 * (w * WIDTH + threadIdx.x)));
+    if (kPaired) {
+      // The group's other 64 columns are in the cluster's other block. Buffers and barriers alternate: the
+      // partner can be one item ahead at most, since it needs this block's amax of that item.
+      const u32 parity = round & 1;
+      const u32 bar = s.exchange + 8 * parity;
+      const u32 other = s.remote + 4 * (parity * WIDTH + threadIdx.x);
+      if (threadIdx.x == 0) barrier_expect(bar, N * 4);
+      store_remote(remote_address(other, rank ^ 1), m, remote_address(bar, rank ^ 1));
+      barrier_wait_cluster(bar, (round >> 1) & 1);
+      m = fmaxf(m, load_shared(other));
     }
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.own + 4 * threadIdx.x), "f"(m) : "memory");
-    if (threadIdx.x == 0) barrier_expect(bar, N * 4);
-    store_remote(remote_address(s.remote + 4 * (parity * WIDTH + threadIdx.x), rank ^ 1), m,
-                 remote_address(bar, rank ^ 1));
+    const float scale = amax_scale(m);
+    const bool finite = scale < __uint_as_float(0x7f800000u);
+    store_shared(s.scale + 8 * threadIdx.x, finite ? scale : 0.0f);
+    store_shared(s.scale + 8 * threadIdx.x + 4, finite ? __frcp_rn(scale) : 0.0f);
+    if (rank == 0) p.scales[row * (u64)p.scale_out_stride + (u64)((u32)group * N) + threadIdx.x] = scale;
   }
-  barrier_wait_cluster(bar, (round >> 1) & 1);
   named_barrier(1, kMathThreads);
+  // Where lane l stores columns 2(l%4) and + 1 of the warp's eight, for token l/4 of eight.
+  const u32 eight = 8 * rank + warp;
+  u8* to = p.codes + row * (u64)p.out_stride +
+           (u64)((u32)group * (N * kRowBytes) + lane / 4 * kRowBytes + ((eight / 2) ^ (lane / 4)) * 16 +
+                 eight % 2 * 8 + lane % 4 * 2);
 #pragma unroll
-  for (int j = 0; j < N / 4; ++j) {
-    const u32 column = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
-    float mine, other;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(mine) : "r"(s.own + 4 * column));
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(other) : "r"(s.remote + 4 * (parity * WIDTH + column)));
-    const u32 q = f32_to_e4m3(__fdiv_rn(h[j], amax_scale(fmaxf(mine, other))));
-    asm volatile("st.shared.u8 [%0], %1;" ::"r"(s.out + column * kOutPitch + warp * 8 + lane / 4), "r"(q)
-                 : "memory");
+  for (int j = 0; j < N / 8; ++j) {
+    float s0, i0, s1, i1;
+    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(s0), "=f"(i0), "=f"(s1), "=f"(i1)
+                 : "r"(s.scale + 8 * (8 * j + 2 * (lane % 4))));
+    const u32 codes = e4m3_pair(quotient(h[2 * j], s0, i0), quotient(h[2 * j + 1], s1, i1));
+    const u32 turned = transpose(__byte_perm(codes, 0, 0x4140));
+    *(u16*)(to + 8 * j * kRowBytes) = (u16)__byte_perm(turned, 0, 0x4420);
   }
-  if (rank == 0 && threadIdx.x < (u32)item.rows) {
-    float mine, other;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(mine) : "r"(s.own + 4 * threadIdx.x));
-    asm volatile("ld.shared.f32 %0, [%1];"
-                 : "=f"(other)
-                 : "r"(s.remote + 4 * (parity * WIDTH + threadIdx.x)));
-    p.scales[(i64)(item.first + (int)threadIdx.x) * p.scale_out_stride + item.slice / 2] =
-        amax_scale(fmaxf(mine, other));
-  }
-  named_barrier(1, kMathThreads);
-  for (u32 c = threadIdx.x; c < (u32)item.rows * 4; c += kMathThreads) {
-    const u32 row = c / 4;
-    const u32 part16 = c % 4;
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(s.out + row * kOutPitch + part16 * 16));
-    *(uint4*)(p.codes + (i64)(item.first + (int)row) * p.out_stride + item.slice * 64 + part16 * 16) = v;
-  }
+}
 #else
-  // Columns of W2's slice are warpgroup rows: lane/4 and lane/4 + 8 of the warp's 16.
-#pragma unroll
-  for (int j = 0; j < N / 4; ++j) {
-    const u32 column = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
-    float weight = 1.0f;
-    if (p.slot_weight != nullptr && column < (u32)item.rows) {
-      const int slot = p.slots[item.first + (int)column];
-      const int t = slot / p.top_k;
-      weight = p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
-    }
-    const float low = sum[4 * (j / 2) + j % 2];
-    const float high = sum[4 * (j / 2) + 2 + j % 2];
-    const u32 to = s.out + column * kOutPitch + 2 * (warp * 16 + lane / 4);
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to),
-                 "h"(f32_to_bf16(p.slot_weight != nullptr ? low * weight : low))
-                 : "memory");
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 16),
-                 "h"(f32_to_bf16(p.slot_weight != nullptr ? high * weight : high))
-                 : "memory");
-  }
-  named_barrier(1, kMathThreads);
-  for (u32 c = threadIdx.x; c < (u32)item.rows * 16; c += kMathThreads) {
-    const u32 row = c / 16;
-    const u32 part16 = c % 16;
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(s.out + row * kOutPitch + part16 * 16));
-    *(uint4*)(p.rows + (i64)(item.first + (int)row) * p.out_stride + item.slice * 128 + part16 * 8) = v;
-  }
-  named_barrier(1, kMathThreads);  // the staging is free for the next item
-#endif
-}
-
-// Warp 8, one lane: weights. GEMM 2's run ahead of the end of GEMM 1: its plan is older than that (a block of
-// GEMM 2 starts after every block of GEMM 1 has waited for the prologue). GEMM 1's cannot: its plan is what
-// it waits for.
-__device__ __forceinline__ void bring_weights(const StreamParams& p, const Shared& s, u32 first, u32 stride,
-                                              u32 units, u32 slices, u32 rank) {
-  u32 at = 0;
-  for (u32 unit = first; unit < units; unit += stride) {
-    Item item = find_item(p, unit, slices);
-    if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
-    const u8* tile = p.weights + ((u64)item.expert * (u32)p.slices + (u32)item.slice) * (u32)p.steps * kTile;
-    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kTile) {
-      const u32 slot = at % STAGES;
-      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      barrier_expect(s.full + 8 * slot, kTile);
-      bulk_copy(s.ring + slot * kStage, tile, kTile, s.full + 8 * slot);
-    }
-  }
-}
-
-// Warp 9: token rows by index, 16 bytes a copy, swizzled by hand, and their scales.
-__device__ __forceinline__ void gather_tokens(const StreamParams& p, const Shared& s, u32 first, u32 stride,
-                                              u32 units, u32 slices) {
-  const u32 lane = threadIdx.x % 32;
-  u32 at = 0;
-  u32 signalled = 0;  // steps whose gathered rows have been signalled
-  for (u32 unit = first; unit < units; unit += stride) {
-    const Item item = find_item(p, unit, slices);
-    const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
-    // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the
-    // tile.
-    u32 row[kRowsPerLane];
-#pragma unroll
-    for (int i = 0; i < kRowsPerLane; ++i) {
-      const u32 r = lane / 8 + 4 * i;
-      row[i] = source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
-    }
-    u32 scale_row[(WIDTH + 31) / 32];
+// Router weights of an item's tokens lane, lane + 32, ...; before the sums, so that nobody waits for them.
+struct TokenWeights {
+  float of[(WIDTH + 31) / 32];
+  __device__ __forceinline__ TokenWeights(const StreamParams& p, const Item& item) {
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
-      const u32 r = lane + 32 * i;
-      scale_row[i] = source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
-    }
-    const u8* x = p.x + lane % 8 * 16;
-    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += kRowBytes) {
-      const u32 slot = at % STAGES;
-      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      const u32 to = s.ring + slot * kStage + kTile;
-#pragma unroll
-      for (int i = 0; i < kRowsPerLane; ++i) {
-        const u32 r = lane / 8 + 4 * i;
-        if (r < width)
-          copy16(to + r * kRowBytes + ((lane % 8) ^ (r % 8)) * 16, x + (u64)row[i] * (u64)p.x_stride);
-      }
-#pragma unroll
-      for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
-        const u32 r = lane + 32 * i;
-        if (r < width)
-          copy4(s.scales + slot * kScaleBytes + 4 * r,
-                p.x_scale + (u64)scale_row[i] * (u64)p.x_scale_stride + k);
-      }
-      copy_commit();
-      if (at - signalled >= kLag) {
-        copy_wait<kLag>();
-        proxy_fence();
-        barrier_arrive(s.full + 8 * (signalled % STAGES));
-        ++signalled;
-      }
+      const int column = (int)(threadIdx.x % 32) + 32 * i;
+      of[i] = 1.0f;
+      if (p.slot_weight == nullptr || column >= item.rows) continue;
+      const int slot = p.slots[item.first + column];
+      const int t = slot / p.top_k;
+      of[i] = p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
     }
   }
-  copy_wait<0>();
-  proxy_fence();
-  for (; signalled < at; ++signalled) barrier_arrive(s.full + 8 * (signalled % STAGES));
+};
+
+// Times the router weight, rounded to bf16. A warp turns its 16 rows x 8 tokens about and writes 32 bytes per
+// token; nothing goes through shared memory, and no warp waits for another.
+template <int N>
+__device__ __forceinline__ void finish_item(const StreamParams& p, const Item& item,
+                                            const float (&sum)[N / 2], const TokenWeights& weights) {
+  const u32 warp = threadIdx.x / 32;
+  const u32 lane = threadIdx.x % 32;
+  const u32 quad = lane % 4;
+  // Lane 4t + q stores rows 4q .. 4q+3 of token t: they are in lanes 4t + 2(q%2) (+1), of the upper eight
+  // rows from q = 2 on.
+  const u32 from = lane - quad + 2 * (quad % 2);
+  u16* to = p.rows + (u64)(u32)item.first * (u64)p.out_stride + (u64)((u32)item.slice * 128 + warp * 16) +
+            (u64)(lane / 4) * (u64)p.out_stride + quad * 4;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    const float w0 = __shfl_sync(0xffffffffu, weights.of[j / 4], 8 * (j % 4) + 2 * quad);
+    const float w1 = __shfl_sync(0xffffffffu, weights.of[j / 4], 8 * (j % 4) + 2 * quad + 1);
+    const u32 low = transpose(bf16_pair(sum[4 * j] * w0, sum[4 * j + 1] * w1));
+    const u32 high = transpose(bf16_pair(sum[4 * j + 2] * w0, sum[4 * j + 3] * w1));
+    const u32 low0 = __shfl_sync(0xffffffffu, low, from);
+    const u32 low1 = __shfl_sync(0xffffffffu, low, from + 1);
+    const u32 high0 = __shfl_sync(0xffffffffu, high, from);
+    const u32 high1 = __shfl_sync(0xffffffffu, high, from + 1);
+    if (8 * j + lane / 4 < (u32)item.rows)
+      *(uint2*)(to + (u64)(8 * j) * (u64)p.out_stride) =
+          make_uint2(quad < 2 ? low0 : high0, quad < 2 ? low1 : high1);
+  }
+}
+#endif
+
+// The math warps' side of one item with N token columns. Sums live and die in here: merged after the switch
+// over N they would go through local memory.
+template <int N>
+__device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s, const Item& item, u32& at,
+                                         u32 round, u32 rank) {
+  float sum[N / 2];
+#if GEMM == 1
+  accumulate<N>(p, s, item, at, sum);
+  finish_item<N>(p, s, item, sum, round, rank);
+#else
+  const TokenWeights weights(p, item);
+  accumulate<N>(p, s, item, at, sum);
+  finish_item<N>(p, item, sum, weights);
+#endif
 }
 
 #if GEMM == 1
@@ -326,30 +273,25 @@ __device__ __forceinline__ void gather_tokens(const StreamParams& p, const Share
 #define CLUSTER
 #endif
 
-extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
+extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
     stream(const __grid_constant__ StreamParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   Shared s;
-  s.ring = shared_address(memory);
-  s.scales = s.ring + STAGES * kStage;
-  s.out = s.scales + STAGES * kScaleBytes;
-  s.amax = s.out + WIDTH * kOutPitch;
-  s.own = s.amax + (GEMM == 1 ? 8 * WIDTH * 4 : 0);
-  s.remote = s.own + (GEMM == 1 ? WIDTH * 4 : 0);
-  s.full = s.remote + (GEMM == 1 ? 2 * WIDTH * 4 : 0);
-  s.empty = s.full + 8 * STAGES;
-  s.exchange = s.empty + 8 * STAGES;
-  const u32 rank = GEMM == 1 ? cluster_rank() : 0;
+  const u32 base = shared_address(memory);
+  s.scale = base + kRingBytes;
+  s.amax = s.scale + (GEMM == 1 ? 8 * WIDTH : 0);
+  s.remote = s.amax + (GEMM == 1 ? 4 * kMathWarps * WIDTH : 0);
+  const u32 barriers = s.remote + (kPaired ? 2 * 4 * WIDTH : 0);
+  s.ring = make_ring(base, barriers);
+  s.exchange = barriers + 16 * STAGES;
+  const u32 rank = kPaired ? blockIdx.x % 2 : 0;  // in its cluster; held in no register
   if (threadIdx.x == 0) {
-    for (u32 i = 0; i < STAGES; ++i) {
-      barrier_init(s.full + 8 * i, 33);  // the copying lanes, and the announcement of the tile's bytes
-      barrier_init(s.empty + 8 * i, kMathThreads);
-    }
+    init_ring(s.ring);
     barrier_init(s.exchange, 1);
     barrier_init(s.exchange + 8, 1);
     barrier_init_fence();
   }
-  if (GEMM == 1)
+  if (kPaired)
     cluster_sync();
   else
     __syncthreads();
@@ -357,18 +299,22 @@ extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
   dependency_wait();
   if (p.early) launch_dependents();
 #endif
-  const u32 slices = GEMM == 1 ? (u32)p.slices / 2 : (u32)p.slices;
+  const u32 slices = kPaired ? (u32)p.slices / 2 : (u32)p.slices;
   const u32 units = (u32)*p.num_tiles * slices;
-  const u32 first = GEMM == 1 ? blockIdx.x / 2 : blockIdx.x;
-  const u32 stride = GEMM == 1 ? gridDim.x / 2 : gridDim.x;
+  const u32 first = kPaired ? blockIdx.x / 2 : blockIdx.x;
+  const u32 stride = kPaired ? gridDim.x / 2 : gridDim.x;
   const u32 warp = threadIdx.x / 32;
-  if (warp == 8) {
-    if (threadIdx.x % 32 == 0) bring_weights(p, s, first, stride, units, slices, rank);
+  if (warp == kMathWarps) {
+    if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, first, stride, units, slices, rank);
     __syncwarp();
     if (GEMM == 2) dependency_wait();
-  } else if (warp == 9) {
-    if (GEMM == 2) dependency_wait();
-    gather_tokens(p, s, first, stride, units, slices);
+  } else if (warp == kMathWarps + 1) {
+#if GEMM == 1
+    gather_tokens(p, s.ring, first, stride, units, slices);
+#else
+    dependency_wait();
+    if (threadIdx.x % 32 == 0) bring_tokens(p, s.ring, first, stride, units, slices);
+#endif
   } else {
 #if GEMM == 2
     dependency_wait();
@@ -378,15 +324,17 @@ extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
     u32 round = 0;
     for (u32 unit = first; unit < units; unit += stride, ++round) {
       Item item = find_item(p, unit, slices);
-      if (GEMM == 1) item.slice = 2 * item.slice + (int)rank;
+      if (kPaired) item.slice = 2 * item.slice + (int)rank;
       switch ((item.rows + STEP - 1) / STEP) {
 #define RAMP_WIDTH(n)                                \
   case n:                                            \
     run_item<STEP * n>(p, s, item, at, round, rank); \
     break;
         RAMP_WIDTH(1)
-#if WIDTH / STEP >= 4
+#if WIDTH / STEP >= 2
         RAMP_WIDTH(2)
+#endif
+#if WIDTH / STEP >= 4
         RAMP_WIDTH(3)
         RAMP_WIDTH(4)
 #endif
@@ -400,5 +348,5 @@ extern "C" __global__ void CLUSTER __launch_bounds__(320, BLOCKS)
       }
     }
   }
-  if (GEMM == 1) cluster_sync();  // no block leaves while its partner may still write to it
+  if (kPaired) cluster_sync();  // no block leaves while its partner may still write to it
 }

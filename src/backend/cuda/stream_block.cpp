@@ -22,11 +22,12 @@ namespace ramp::core::cuda {
 namespace {
 
 constexpr int64_t kSliceRows = 128, kThreads = 320;
+constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
 constexpr uint64_t kAlignment = 256;
 
-// Measured by the stream probe (docs/probe.md): many small rings for few rows, one deep one where registers
-// allow one block. The first ones are for the fewest rows.
-constexpr std::array<StreamVariant, 4> kVariants = {{{8, 6, 2}, {8, 4, 3}, {32, 3, 3}, {64, 4, 2}}};
+// Many small rings for few rows. choose() knows when which is best.
+constexpr std::array<StreamVariant, 5> kVariants = {
+    {{8, 6, 2}, {16, 4, 3}, {32, 3, 3}, {32, 5, 2}, {64, 4, 2}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
@@ -36,13 +37,13 @@ uint64_t align_up(uint64_t n) noexcept {
 
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
-  KernelProgram p{fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
-                  "sm90/stream.cu",
-                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width),
-                   fmt::format("-DSTEP={}", v.width > 64 ? 16 : 8), fmt::format("-DSTAGES={}", v.stages),
-                   fmt::format("-DBLOCKS={}", v.blocks)},
-                  {"stream"},
-                  90};
+  KernelProgram p{
+      fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
+      "sm90/stream.cu",
+      {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTEP={}", kStep),
+       fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
+      {"stream"},
+      90};
   if (gemm == 1) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
     if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
@@ -55,8 +56,9 @@ constexpr size_t kActivations = 3;  // the gated ones
 
 struct Parts {
   PrologueWorkspace prologue;
-  uint8_t* codes = nullptr;  // [T*k, I]
-  float* scales = nullptr;   // [T*k, I/128]
+  // GEMM 2's input, packed (kernels/sm90/stream.cu): tiles of up to tile_m rows, rounded up to kStep.
+  uint8_t* codes = nullptr;  // [packed rows, I]
+  float* scales = nullptr;   // [packed rows, I/128]
   uint16_t* rows = nullptr;  // bf16 [T*k, H]
 };
 
@@ -70,21 +72,26 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
     return p;
   };
   const auto i = static_cast<uint64_t>(w.intermediate);
-  parts.codes = static_cast<uint8_t*>(take(slots * i));
-  parts.scales = static_cast<float*>(take(slots * i / kGroup * sizeof(float)));
+  // A tile begins at most kStep rows later for each tile before it and for its own first row's rounding, and
+  // has at most kStep - 1 rows more.
+  const uint64_t packed =
+      slots + kStep * static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, tile_m) + 1);
+  parts.codes = static_cast<uint8_t*>(take(packed * i));
+  parts.scales = static_cast<float*>(take(packed * i / kGroup * sizeof(float)));
   parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
   return at;
 }
 
 }  // namespace
 
+// As kernels/sm90/stream.cu lays it out: the ring; GEMM 1's amax per warp, scales with their inverses and the
+// other block's amax of two items; barriers.
 uint32_t StreamVariant::shared_bytes(int gemm) const noexcept {
   const auto w = static_cast<uint32_t>(width);
   const auto s = static_cast<uint32_t>(stages);
   const uint32_t ring = s * (16384 + w * 128 + (w * 4 + 127) / 128 * 128);
-  const uint32_t out = w * (gemm == 1 ? 80 : 272);
-  const uint32_t amax = gemm == 1 ? w * 4 * (8 + 1 + 2) : 0;
-  return ring + out + amax + 16 * s + 16;
+  const uint32_t group = gemm == 1 ? 4 * w * (8 + 2 + 2) : 0;
+  return ring + group + 16 * s + 16;
 }
 
 KernelConfig StreamVariant::config() const noexcept {
@@ -171,18 +178,18 @@ uint64_t StreamBlock::workspace(const ExpertWeights& weights, int64_t tokens, in
 }
 
 StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
-  // From T = 1 ... 1024 over four models, uniform and zipf:1.2 (docs/kernel-log.md), by mean rows per expert
-  // and bytes per expert. Experts of a few MB have short slices: what counts there is many small rings, not
-  // few passes over weights that are in L2 anyway. (The histogram itself will decide once the dispatcher runs
-  // on the device.)
-  constexpr int64_t kLargeExpert = int64_t{16} << 20;
-  const int64_t bytes = 3 * weights.hidden * weights.intermediate;
+  // From T = 8 ... 1024 over five models, uniform and zipf:1.2 (docs/kernel-log.md), by mean rows per expert
+  // and bytes per expert: narrow tiles where experts have a few MB, whose slices are short; wider ones where
+  // reading an expert's weights twice costs more. Few experts make few items: two deep rings per SM share
+  // them better than three. (The histogram itself will decide once the dispatcher runs on the device.)
+  constexpr int64_t kLargeExpert = int64_t{16} << 20, kFewExperts = 16;
+  const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  const bool large = bytes >= kLargeExpert;
-  if (tokens <= 2 || (weights.experts <= 16 && mean <= 2)) return kVariants[0];
-  if (mean <= (large ? 0.5 : 4.0)) return kVariants[1];
-  return large && mean > 24 ? kVariants[3] : kVariants[2];
+  if (mean <= (large ? 0.5 : 1.0)) return kVariants[0];
+  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[3] : kVariants[4];
+  if (mean <= (large ? 2.0 : 4.0)) return kVariants[1];
+  return mean <= 64 ? kVariants[2] : kVariants[4];
 }
 
 namespace {
@@ -248,10 +255,7 @@ struct Run {
     p.ws_expert = w.w2_scale.stride[0];
     p.ws_row = w.w2_scale.stride[1];
     p.x = parts.codes;
-    p.x_stride = w.intermediate;
     p.x_scale = parts.scales;
-    p.x_scale_stride = w.intermediate / kGroup;
-    p.x_source = p.x_scale_source = kRowSorted;
     p.slices = static_cast<int>(w.hidden / kSliceRows);
     p.steps = static_cast<int>(w.intermediate / kGroup);
     p.rows = parts.rows;

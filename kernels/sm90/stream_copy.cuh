@@ -1,0 +1,184 @@
+// What the stream kernels of every format share below the arithmetic: the ring in shared memory and the two
+// warps that fill it. A slot is SLICES packed 16 KB weight tiles (128 rows x 128 bytes of depth each), the
+// token rows that they meet (up to WIDTH x 128 bytes) and, with SCALES, a scale per token. Wants GEMM, WIDTH,
+// STEP, STAGES (stream.cu) and
+//   SCALES  1: fp8_block's scale per token and step; 0: none (bf16, fp16)
+//   SLICES  neighbouring slices that a block works on at once; 1 unless defined
+//   ROWS    how token rows arrive; kRowsLate unless defined
+#pragma once
+
+#include "sm90/ptx.cuh"
+#include "sm90/stream_items.cuh"
+
+#define kRowsLate 0    // gathered; the copying lanes wait for them, fence and signal, kLag steps late
+#define kRowsAsync 1   // gathered; signalled as they arrive, whoever multiplies fences
+#define kRowsPacked 2  // one bulk copy
+#ifndef SLICES
+#define SLICES 1
+#endif
+#ifndef ROWS
+#define ROWS kRowsLate
+#endif
+
+constexpr u32 kTile = 16384;    // bytes of a packed weight tile
+constexpr u32 kRowBytes = 128;  // depth per step
+constexpr u32 kMathThreads = 256 * SLICES;
+constexpr u32 kTokenBytes = WIDTH * kRowBytes;
+constexpr u32 kStage = SLICES * kTile + kTokenBytes;
+constexpr u32 kScaleBytes = SCALES ? (WIDTH * 4 + 127) / 128 * 128 : 0;
+// Steps by which the arrival of gathered rows is signalled late, so that their latency is hidden: less than
+// the ring.
+constexpr u32 kLag = STAGES > 2 ? 2 : STAGES - 1;
+constexpr int kRowsPerLane = WIDTH / 4;  // token rows whose chunks a copying lane brings
+
+// The ring: full is completed by the copying lanes (or the announcement of a bulk copy's bytes) and the
+// announcement of the tiles' bytes, empty by the math threads.
+struct Ring {
+  u32 tiles, scales, full, empty;
+};
+constexpr u32 kRingBytes = STAGES * (kStage + kScaleBytes);
+
+// Ring slots from `memory` (1024-byte aligned) on, 16 * STAGES bytes of barriers from `barriers` on.
+__device__ __forceinline__ Ring make_ring(u32 memory, u32 barriers) {
+  return {memory, memory + STAGES * kStage, barriers, barriers + 8 * STAGES};
+}
+// By one thread; barrier_init_fence() and a barrier of the block follow.
+__device__ __forceinline__ void init_ring(const Ring& ring) {
+  for (u32 i = 0; i < STAGES; ++i) {
+    barrier_init(ring.full + 8 * i, ROWS == kRowsPacked ? 2 : 33);
+    barrier_init(ring.empty + 8 * i, kMathThreads);
+  }
+}
+
+// Every math thread arrives. One lane per warp after __syncwarp() is as correct and no faster (within 0.5% at
+// T = 1 to 512), but racecheck does not follow that order and reports the reads of token scales.
+__device__ __forceinline__ void release(const Ring& s, u32 slot) {
+  barrier_arrive(s.empty + 8 * slot);
+}
+
+// One lane: weights. GEMM 2's run ahead of the end of GEMM 1: its plan is older than that (a block of GEMM 2
+// starts after every block of GEMM 1 has waited for the prologue). GEMM 1's cannot: its plan is what it waits
+// for. Items are units of `slices` per tile; `rank`: this block's slice of an item that a cluster shares.
+__device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring& s, u32 first, u32 stride,
+                                              u32 units, u32 slices, u32 rank) {
+  const u64 once = evict_first();
+  u32 at = 0;
+  for (u32 unit = first; unit < units; unit += stride) {
+    const Item item = find_item(p, unit, slices);
+    const u32 slice = GEMM == 1 && SLICES == 1 ? 2 * (u32)item.slice + rank : SLICES * (u32)item.slice;
+    const u8* tile = p.weights + ((u64)item.expert * (u32)p.slices + slice) * (u32)p.steps * kTile;
+#if SCALES
+    // Scales come from memory too, as the math asks for them: into L2 by then.
+    const float* scale =
+        p.weight_scale + (i64)item.expert * p.ws_expert + (i64)(GEMM == 1 ? slice / 2 : slice) * p.ws_row;
+    const float* more = scale + (GEMM == 1 ? (i64)p.up_scale_row * p.ws_row : SLICES == 2 ? p.ws_row : 0);
+    for (int k = 0; k < p.steps; k += 32) {
+      prefetch_l2(scale + k);
+      if (GEMM == 1 || SLICES == 2) prefetch_l2(more + k);
+    }
+#endif
+    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kTile) {
+      const u32 slot = at % STAGES;
+      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
+      barrier_expect(s.full + 8 * slot, SLICES * kTile);
+#pragma unroll
+      for (u32 i = 0; i < SLICES; ++i) {
+        const u8* const from = tile + (u64)i * (u32)p.steps * kTile;
+        const u32 to = s.tiles + slot * kStage + i * kTile;
+        if (item.alone)
+          bulk_copy_hint(to, from, kTile, s.full + 8 * slot, once);
+        else
+          bulk_copy(to, from, kTile, s.full + 8 * slot);
+      }
+    }
+  }
+}
+
+#if ROWS == kRowsPacked
+// One lane: packed token rows and their scales (GEMM 2's, as GEMM 1 has left them: packed_row()).
+__device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& s, u32 first, u32 stride,
+                                             u32 units, u32 slices) {
+  u32 at = 0;
+  for (u32 unit = first; unit < units; unit += stride) {
+    const Item item = find_item(p, unit, slices);
+    const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
+    const u64 row = packed_row(item);
+    const u8* x = p.x + row * (u32)p.steps * kRowBytes;
+    const float* scales = p.x_scale + row * (u32)p.steps;
+    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += width * kRowBytes, scales += width) {
+      const u32 slot = at % STAGES;
+      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
+      barrier_expect(s.full + 8 * slot, width * (kRowBytes + 4));
+      bulk_copy(s.tiles + slot * kStage + SLICES * kTile, x, width * kRowBytes, s.full + 8 * slot);
+      bulk_copy(s.scales + slot * kScaleBytes, scales, width * 4, s.full + 8 * slot);
+    }
+  }
+}
+#else
+// One warp: token rows by index, 16 bytes a copy, swizzled by hand, and (SCALES) their scales.
+__device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring& s, u32 first, u32 stride,
+                                              u32 units, u32 slices) {
+  const u32 lane = threadIdx.x % 32;
+  u32 at = 0;
+#if ROWS == kRowsLate
+  u32 signalled = 0;  // steps whose gathered rows have been signalled
+#endif
+  for (u32 unit = first; unit < units; unit += stride) {
+    const Item item = find_item(p, unit, slices);
+    const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
+    // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the
+    // tile.
+    u32 row[kRowsPerLane];
+#pragma unroll
+    for (int i = 0; i < kRowsPerLane; ++i) {
+      const u32 r = lane / 8 + 4 * i;
+      row[i] = source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
+    }
+#if SCALES
+    u32 scale_row[(WIDTH + 31) / 32];
+#pragma unroll
+    for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
+      const u32 r = lane + 32 * i;
+      scale_row[i] = source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
+    }
+#endif
+    const u8* x = p.x + lane % 8 * 16;
+    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += kRowBytes) {
+      const u32 slot = at % STAGES;
+      if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
+      const u32 to = s.tiles + slot * kStage + SLICES * kTile;
+#pragma unroll
+      for (int i = 0; i < kRowsPerLane; ++i) {
+        const u32 r = lane / 8 + 4 * i;
+        if (r < width)
+          copy16(to + r * kRowBytes + ((lane % 8) ^ (r % 8)) * 16, x + (u64)row[i] * (u64)p.x_stride);
+      }
+#if SCALES
+#pragma unroll
+      for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
+        const u32 r = lane + 32 * i;
+        if (r < width)
+          copy4(s.scales + slot * kScaleBytes + 4 * r,
+                p.x_scale + (u64)scale_row[i] * (u64)p.x_scale_stride + k);
+      }
+#endif
+#if ROWS == kRowsAsync
+      copy_arrive(s.full + 8 * slot);
+#else
+      copy_commit();
+      if (at - signalled >= kLag) {
+        copy_wait<kLag>();
+        proxy_fence();
+        barrier_arrive(s.full + 8 * (signalled % STAGES));
+        ++signalled;
+      }
+#endif
+    }
+  }
+#if ROWS == kRowsLate
+  copy_wait<0>();
+  proxy_fence();
+  for (; signalled < at; ++signalled) barrier_arrive(s.full + 8 * (signalled % STAGES));
+#endif
+}
+#endif
