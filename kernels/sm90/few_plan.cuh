@@ -42,10 +42,6 @@ __device__ __forceinline__ float2 load_two(const float* p) {
   asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p));
   return v;
 }
-// Brings the line of p to L2. No value is read, so this may run ahead of dependency_wait().
-__device__ __forceinline__ void prefetch_l2(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
 // This thread's ordinary writes to global memory before asynchronous copies that start behind it.
 __device__ __forceinline__ void proxy_fence_global() {
   asm volatile("fence.proxy.async.global;" ::: "memory");

@@ -15,6 +15,7 @@
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
@@ -73,6 +74,7 @@ class CudaBackend final : public Backend {
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
         flat_(gpu_, *library_, prologue_, combine_),
+        prefill_(gpu_, *library_, prologue_, combine_),
         few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
@@ -101,11 +103,13 @@ class CudaBackend final : public Backend {
       else if (with_rejected)
         list.rejected.push_back({config, reason});
     };
-    if (flat_format(format))
+    if (flat_format(format)) {
       for (const FlatVariant& v : flat_variants(format, model.hidden, model.intermediate))
         add(v.config(format));
-    else
+    } else {
       for (const StreamVariant& v : stream_variants()) add(v.config());
+      add(prefill_config());
+    }
     return list;
   }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
@@ -120,8 +124,9 @@ class CudaBackend final : public Backend {
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
     const int64_t tokens = (slots + k - 1) / k;
-    return flat_format(w.format) ? FlatBlock::choose(w, tokens, k).config(w.format)
-                                 : StreamBlock::choose(w, tokens, k).config();
+    if (flat_format(w.format)) return FlatBlock::choose(w, tokens, k).config(w.format);
+    if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
+    return StreamBlock::choose(w, tokens, k).config();
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
@@ -153,10 +158,7 @@ class CudaBackend final : public Backend {
 
   [[nodiscard]] uint64_t block_workspace(const ExpertWeights& w, int64_t max_tokens,
                                          int64_t top_k) const override {
-    if (!tiled(w)) return PlainBlock::workspace(w, max_tokens, top_k);
-    return flat_format(w.format)
-               ? FlatBlock::workspace(w, max_tokens, top_k)
-               : std::max(StreamBlock::workspace(w, max_tokens, top_k), few_.workspace(w, max_tokens, top_k));
+    return tiled(w) ? tiled_workspace(w, max_tokens, top_k) : PlainBlock::workspace(w, max_tokens, top_k);
   }
   void expert_block(const BlockCall& call) override { run(call, nullptr); }
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
@@ -171,6 +173,8 @@ class CudaBackend final : public Backend {
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     if (tiles && flat_format(call.weights->format))
       flat_.batched(call);
+    else if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
+      prefill_.batched(call);
     else if (tiles)
       stream_.batched(call);
     else
@@ -201,10 +205,18 @@ class CudaBackend final : public Backend {
     if (tiles && !flat && few_.applies(call) && few_.block(call, routing)) return;
     if (flat)
       flat_.block(call, routing);
+    else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
+      prefill_.block(call, routing);
     else if (tiles)
       stream_.block(call, routing);
     else
       plain_.block(call, routing);
+  }
+  // For any number of tokens up to this one, whichever block runs it.
+  [[nodiscard]] uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
+    if (flat_format(w.format)) return FlatBlock::workspace(w, tokens, top_k);
+    return std::max({StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k),
+                     few_.workspace(w, tokens, top_k)});
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
   [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
@@ -221,23 +233,26 @@ class CudaBackend final : public Backend {
     std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)]
                                        [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = !tiles ? plain_.programs(w.format)
-                                          : flat_format(w.format)
-                                              ? FlatBlock::programs(w.format, w.activation)
-                                              : stream_.programs(w.activation);
-    programs.push_back(combine_program(RAMP_BF16));
-    const bool few = tiles && !flat_format(w.format);
-    if (few)
+    const bool flat = tiles && flat_format(w.format);
+    std::vector<KernelProgram> programs = flat    ? FlatBlock::programs(w.format, w.activation)
+                                          : tiles ? stream_.programs(w.activation)
+                                                  : plain_.programs(w.format);
+    if (tiles && !flat) {
+      for (KernelProgram& p : PrefillBlock::programs(w.activation)) programs.push_back(std::move(p));
       for (KernelProgram& p : few_.programs()) programs.push_back(std::move(p));
+    }
+    programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
-    if (tiles && flat_format(w.format))
+    if (flat) {
       flat_.prepare(w, x_dtype);
-    else if (tiles)
+    } else if (tiles) {
       stream_.prepare(w, x_dtype);
-    else
+      prefill_.prepare(w, x_dtype);
+      few_.prepare();
+    } else {
       plain_.prepare(w, x_dtype);
-    if (few) few_.prepare();
+    }
     done.store(true, std::memory_order_release);
   }
   [[nodiscard]] int arch_number() const { return 10 * gpu_->facts().major + gpu_->facts().minor; }
@@ -251,6 +266,7 @@ class CudaBackend final : public Backend {
   PlainBlock plain_;
   StreamBlock stream_;
   FlatBlock flat_;
+  PrefillBlock prefill_;
   FewBlock few_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};

@@ -1,0 +1,41 @@
+// Parameters of the prefill kernels (sm_90a): the same struct on the host and in device code.
+#pragma once
+
+#include "params/stream.hpp"
+
+namespace ramp::core::cuda {
+
+// Token rows of a row tile. The plan (prologue.hpp: Tile) is made with tiles of this many rows.
+constexpr int kPrefillRows = 128;
+
+// One GEMM over packed weight tiles (params/stream.hpp). Between the GEMMs, h is packed too: a row tile of
+// the plan is rounded up to 8 rows (which are written and read like the others) and begins at row
+// (first + 7 * tile) / 8 * 8 of h. From there on, per group of 128 columns, its rows x 128 bytes with the
+// 128-byte swizzle, and likewise its scales.
+struct PrefillParams {
+  const unsigned char* weights;
+  const float* weight_scale;  // checkpoint layout [E, rows/128 blocks, depth/128]
+  long long ws_expert, ws_row;
+  int up_scale_row;        // GEMM1: first scale row of the up half
+  const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes
+  long long x_stride;      // bytes
+  const float* x_scale;    // GEMM1: [.., H/128]
+  long long x_scale_stride;
+  int x_source, x_scale_source;  // RowSource (params/block.hpp)
+  const StreamTile* tiles;       // of kPrefillRows rows
+  const int* num_tiles;
+  const int* offsets;  // [E+1]
+  const int* slots;
+  int top_k;
+  int slices, steps;  // of 128 weight rows per expert; of 128 columns of depth per slice
+  int early;          // 1: the next kernel may start while this one runs
+  unsigned char* h;   // written by GEMM1, read by GEMM2
+  float* h_scale;
+  int h_steps;               // I/128
+  unsigned short* rows;      // GEMM2: bf16 [rows, H]
+  long long out_stride;      // elements from row to row
+  const float* slot_weight;  // GEMM2: nullptr: 1
+  long long slot_weight_token, slot_weight_slot;
+};
+
+}  // namespace ramp::core::cuda

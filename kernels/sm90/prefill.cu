@@ -1,0 +1,110 @@
+// The prefill kernel: one GEMM of the expert block at the speed of the tensor cores, for experts with many
+// rows (fp8_block, sm_90a). An item is 128 token rows x 256 weight rows (two packed slices): tokens are
+// wgmma's M side, each of two math warpgroups has 64 rows of both slices, so that in GEMM 1 a quad of lanes
+// holds a token's whole group of 128 h columns. An item of at most 64 rows gives each warpgroup one slice
+// instead. Every 128-deep step starts its sums from zero and is promoted into fp32 with the block scales
+// while the other warpgroup's wgmmas run.
+//
+//   GEMM        1: w13, SwiGLU and requantisation in the epilogue, h as packed tiles.
+//               2: w2, router weight, bf16 rows.
+//   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
+//   STAGES      ring depth: 48 KB each
+//
+// Blocks run in clusters of two. Where an expert has two row tiles of more than 64 rows, the blocks of a
+// cluster take one each, and each brings one of the two weight tiles of a step for both (multicast). What is
+// left of an expert, a row tile or two, is divided between them by pairs of slices.
+//
+// Warpgroup 2 fills the ring: packed weight tiles (and GEMM 2's packed h) by bulk copies, GEMM 1's token rows
+// by index with 16-byte copies, swizzled by hand, scales beside them. The grid is persistent: clusters stride
+// over units, ordered by expert, group of row tiles, pair of slices, row tile, so that what runs at the same
+// time shares weights and tokens in L2.
+#define WGMMA_E4M3
+#include "common/types.cuh"
+#include "params/block.hpp"
+#include "params/prefill.hpp"
+#include "sm90/prefill_copy.cuh"
+#include "sm90/prefill_items.cuh"
+#include "sm90/prefill_math.cuh"
+#include "sm90/prefill_ptx.cuh"
+#include "sm90/ptx.cuh"
+
+template <int SLICES>
+__device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at,
+                                         u32 exchange) {
+  const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
+  float weight[2] = {1.0f, 1.0f};
+  int slot[2] = {0, 0};
+  if (GEMM == 2 && p.slot_weight != nullptr) {
+    const u32 row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i)
+      slot[i] = p.slots[item.first + (int)(row + 8 * i < (u32)item.rows ? row + 8 * i : 0)];
+  }
+  float sum[SLICES][64];
+  accumulate<SLICES>(p, s, at, group, sum, weight, slot);
+  if (GEMM == 1)
+    store_h<SLICES>(p, s, item, group, sum, exchange);
+  else
+    store_rows<SLICES>(p, s, item, group, sum, weight);
+}
+
+__device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s) {
+  const u32 units = units_of(p);
+  Place at;
+  u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
+  for (Walk walk; walk.unit() < units; walk.next()) {
+    barrier_wait(s.full + 8 * at.slot, at.round);
+    const uint4 v = load_words(s.items + 16 * at.slot);
+    const Item item{(int)v.x, (int)v.y, (int)v.z, (int)v.w, 0, false};
+    if (item.rows > 64) {
+      run_item<2>(p, s, item, at, exchange);
+    } else if (item.rows > 0) {
+      run_item<1>(p, s, item, at, exchange);
+      exchange ^= 512;
+    } else {
+      for (int k = 0; k < p.steps; ++k, at.next()) {
+        barrier_wait(s.full + 8 * at.slot, at.round);
+        __syncwarp();  // every lane has read the item
+        release(s, at.slot);
+      }
+    }
+  }
+  if (GEMM == 1) bulk_wait();
+}
+
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
+    prefill(const __grid_constant__ PrefillParams p) {
+  extern __shared__ __align__(1024) u8 memory[];
+  Shared s;
+  s.ring = shared_address(memory);
+  s.amax = s.ring + STAGES * kStage;  // aligned to 1024: see `exchange`
+  s.scales = s.amax + (GEMM == 1 ? 1024 : 0);
+  s.staging = s.scales + STAGES * kScales;
+  s.items = s.staging + 8 * kStaging;
+  s.weight_scales = s.items + 16 * STAGES;
+  s.full = s.weight_scales + kWeightScales * STAGES;
+  s.empty = s.full + 8 * STAGES;
+  s.rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    for (u32 i = 0; i < STAGES; ++i) {
+      // GEMM 1: the gathering threads and the announcement of bytes; GEMM 2: that and two weight scales.
+      barrier_init(s.full + 8 * i, GEMM == 1 ? 129 : 3);
+      barrier_init(s.empty + 8 * i, kArrivals);
+    }
+    barrier_init_fence();
+  }
+  cluster_sync();
+  dependency_wait();
+  if (p.early) launch_dependents();
+  if (threadIdx.x >= kMathThreads) {
+    registers_release<GEMM == 1 ? 56 : 40>();
+    if (GEMM == 1)
+      gather(p, s);
+    else if (threadIdx.x < kMathThreads + 32)
+      bring(p, s);
+  } else {
+    registers_take<GEMM == 1 ? 224 : 232>();
+    compute(p, s);
+  }
+  cluster_sync();  // no block leaves while its partner may still write to it
+}

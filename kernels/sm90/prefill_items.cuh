@@ -1,0 +1,121 @@
+// What the roles of the prefill kernel (prefill.cu) agree on: sizes, items of work and their order, the
+// layout of shared memory, the way round the ring.
+#pragma once
+
+#include "common/types.cuh"
+#include "params/block.hpp"
+#include "params/prefill.hpp"
+#include "sm90/prefill_ptx.cuh"
+#include "sm90/ptx.cuh"
+
+using namespace ramp::core::cuda;
+
+constexpr u32 kTile = 16384;               // bytes of a packed tile: 128 rows x 128 bytes
+constexpr u32 kStage = 3 * kTile;          // tokens, two weight tiles
+constexpr u32 kScales = 4 * kPrefillRows;  // bytes of a stage's token scales
+constexpr u32 kWeightScales = 8;           // ... of its weight scales
+constexpr u32 kMathThreads = 256;
+constexpr u32 kCouples = 8;    // couples of row tiles that pass a pair of slices before the next pair
+constexpr u32 kArrivals = 72;  // free a slot: 8 lanes of 8 warps, and a lane of each of the partner's warps
+constexpr u32 kStaging = GEMM == 1 ? 2048 : 4096;  // per math warp: 16 rows of h's 128 or a slice's 256 bytes
+
+struct Item {
+  int tile, first, rows, pair, expert;
+  bool shared;  // the partner has the same slices
+};
+
+// Pairs of slices, of an even number of them; units of work for a cluster.
+__device__ __forceinline__ u32 pairs_of(const PrefillParams& p) {
+  return (u32)(p.slices + 3) / 4 * 2;
+}
+__device__ __forceinline__ u32 units_of(const PrefillParams& p) {
+  return (u32)*p.num_tiles * (pairs_of(p) / 2);
+}
+// The units of this cluster: one of each round of as many as there are clusters, the next one in each round,
+// because large and small units may take turns in step with the number of clusters.
+struct Walk {
+  u32 base, at;
+  __device__ __forceinline__ Walk() : base(0), at(blockIdx.x / 2) {}
+  __device__ __forceinline__ u32 unit() const { return base + at; }
+  __device__ __forceinline__ void next() {
+    base += gridDim.x / 2;
+    at = at + 1 == gridDim.x / 2 ? 0 : at + 1;
+  }
+};
+
+// What block `rank` of the cluster does in a unit. rows 0: nothing, but as many steps of it as the partner
+// has.
+//
+// Units of an expert: its couples of row tiles in groups, group by group, in a group by pair of slices; the
+// row tiles that are left over along with the last group, two pairs at a time, so that they find the weights
+// in L2.
+__device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 pairs, u32 rank) {
+  const u32 base = 2 * unit / pairs;
+  const StreamTile tile = p.tiles[base];
+  const int begin = p.offsets[tile.expert];
+  const int count = p.offsets[tile.expert + 1] - begin;
+  const u32 tiles = (u32)(count + kPrefillRows - 1) / kPrefillRows;
+  const u32 first_tile = base - (u32)(tile.first - begin) / kPrefillRows;
+  const u32 couples = (tiles - (count - (int)(tiles - 1) * kPrefillRows > 64 ? 0 : 1)) / 2;
+  const u32 grouped =
+      couples == 0 ? 0 : (couples - 1) / kCouples * kCouples;  // couples before the last group
+  u32 local = unit - first_tile * (pairs / 2);
+  Item item;
+  item.expert = tile.expert;
+  item.shared = true;
+  u32 mine;
+  if (local < grouped * pairs) {
+    const u32 inside = local % (kCouples * pairs);
+    mine = 2 * (local / (kCouples * pairs) * kCouples + inside % kCouples) + rank;
+    item.pair = (int)(inside / kCouples);
+  } else {
+    local -= grouped * pairs;
+    const u32 width = couples - grouped;
+    const u32 round = 2 * width + tiles - 2 * couples;  // units of two pairs
+    const u32 inside = local % round;
+    item.pair = (int)(local / round * 2);
+    item.shared = inside < 2 * width;
+    if (item.shared) {
+      mine = 2 * (grouped + inside % width) + rank;
+      item.pair += (int)(inside / width);
+    } else {
+      mine = 2 * couples + inside - 2 * width;
+      item.pair += (int)rank;
+    }
+  }
+  item.tile = (int)(first_tile + mine);
+  item.first = begin + (int)mine * kPrefillRows;
+  const int left = begin + count - item.first;
+  item.rows = left < kPrefillRows ? left : kPrefillRows;
+  if (2 * item.pair >= p.slices) item.rows = 0;
+  return item;
+}
+
+// Where h of an item begins, and its rows there: params/prefill.hpp.
+__device__ __forceinline__ u64 h_row(const Item& item) {
+  return ((u32)item.first + 7 * (u32)item.tile) / 8 * 8;
+}
+__device__ __forceinline__ u32 h_rows(const Item& item) {
+  return (u32)(item.rows + 7) / 8 * 8;
+}
+
+__device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, int sorted) {
+  const int slot = p.slots[sorted];
+  return (u32)(source == kRowSlot ? slot : slot / p.top_k);
+}
+
+struct Shared {
+  u32 ring, amax, scales, staging, items, weight_scales, full, empty;
+  u32 rank;  // in the cluster
+};
+
+// Where a role stands in the ring.
+struct Place {
+  u32 slot = 0, round = 0;
+  __device__ __forceinline__ void next() {
+    if (++slot == STAGES) {
+      slot = 0;
+      round ^= 1;
+    }
+  }
+};

@@ -1,0 +1,184 @@
+// The math warps' side of the prefill kernel (prefill.cu): main loop and epilogues.
+#pragma once
+
+#include "sm90/prefill_items.cuh"
+#include "sm90/wgmma.cuh"
+
+// This warp has done with a slot: the lanes that have read scales from it say so here, one of them to the
+// partner, whose copies write into this block's slots too.
+__device__ __forceinline__ void release(const Shared& s, u32 slot) {
+  const u32 bar = s.empty + 8 * slot;
+  if (threadIdx.x % 4 == 0) barrier_arrive(bar);
+  if (threadIdx.x % 32 == 0) barrier_arrive_remote(remote_address(bar, s.rank ^ 1));
+}
+// One step of one slice: 64 rows x 128 weight rows x 128 deep, from zero.
+__device__ __forceinline__ void multiply(float (&part)[64], u64 a, u64 b) {
+  wgmma_fence();
+#pragma unroll
+  for (int j = 0; j < 4; ++j) wgmma<E4m3, 128>(part, a + 2 * j, b + 2 * j, j != 0);
+  wgmma_commit();
+}
+
+// An item's main loop. SLICES: 2, or 1 where the warpgroups share an item of at most 64 rows.
+template <int SLICES>
+__device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared& s, Place& at, u32 group,
+                                           float (&sum)[SLICES][64], float (&weight)[2],
+                                           const int (&slot)[2]) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < SLICES; ++i)
+#pragma unroll
+    for (int j = 0; j < 64; ++j) sum[i][j] = 0.0f;
+  for (int k = 0; k < p.steps; ++k) {
+    const u32 stage = s.ring + at.slot * kStage;
+    barrier_wait(s.full + 8 * at.slot, at.round);
+    const u64 a = descriptor(stage + (SLICES == 2 ? group * 8192 : 0));
+    const u64 b = descriptor(stage + kTile + (SLICES == 2 ? 0 : group * kTile));
+    float part[64];
+    multiply(part, a, b);
+    float token[2], scale[2];
+    load_scales(token, scale, s.scales + at.slot * kScales + 4 * row,
+                s.weight_scales + at.slot * kWeightScales, lane % 4 == 0);
+    token[0] = from_quad(token[0]);
+    token[1] = from_quad(token[1]);
+    scale[0] = from_quad(scale[0]);
+    scale[1] = from_quad(scale[1]);
+#pragma unroll
+    for (int i = 0; i < SLICES; ++i) {
+      if (i > 0) multiply(part, a, b + kTile / 16);
+      // Columns of even n8 blocks are gate rows, of odd ones up rows (GEMM 1); a slice has one scale (GEMM
+      // 2).
+      const float even = GEMM == 1 ? scale[0] : SLICES == 2 ? scale[i] : group != 0 ? scale[1] : scale[0];
+      const float odd = GEMM == 1 ? scale[1] : even;
+      const float factor[2][2] = {{even * token[0], even * token[1]}, {odd * token[0], odd * token[1]}};
+      wgmma_wait<0>();
+#pragma unroll
+      for (int j = 0; j < 64; ++j) pin(part[j]);
+      if (i == SLICES - 1) release(s, at.slot);
+#pragma unroll
+      for (int j = 0; j < 64; ++j) sum[i][j] = fmaf(part[j], factor[j / 4 % 2][j / 2 % 2], sum[i][j]);
+    }
+    at.next();
+    if (GEMM == 2 && k == 0 && p.slot_weight != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int t = slot[i] / p.top_k;
+        weight[i] = p.slot_weight[t * p.slot_weight_token + (slot[i] - t * p.top_k) * p.slot_weight_slot];
+      }
+    }
+  }
+}
+
+// silu(gate) * up, the group's scale, codes; packed as GEMM 2 reads them. `exchange`: 2 x 64 amax values,
+// where each warpgroup has half of the group's columns.
+template <int SLICES>
+__device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s, const Item& item, u32 group,
+                                        float (&sum)[SLICES][64], u32 exchange) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 warp_row = threadIdx.x % 128 / 32 * 16;
+  const u32 base = (SLICES == 2 ? group * 64 : 0) + warp_row;
+  const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
+  bulk_wait_read();  // the staging is free again
+  __syncwarp();
+  float h[SLICES][32];
+  float amax[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < SLICES; ++i)
+#pragma unroll
+    for (int q = 0; q < 8; ++q)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float v = activate(sum[i][8 * q + c], sum[i][8 * q + 4 + c]);
+        h[i][4 * q + c] = v;
+        amax[c / 2] = fmaxf(amax[c / 2], fabsf(v));  // a NaN does not count
+      }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    amax[r] = fmaxf(amax[r], __shfl_xor_sync(0xffffffffu, amax[r], 1));
+    amax[r] = fmaxf(amax[r], __shfl_xor_sync(0xffffffffu, amax[r], 2));
+  }
+  if (SLICES == 1) {
+    const u32 mine = exchange + 4 * (64 * group + warp_row + lane / 4);
+    if (lane % 4 == 0) {
+      store_float(mine, amax[0]);
+      store_float(mine + 32, amax[1]);
+    }
+    named_barrier(1, kMathThreads);
+    const u32 other = exchange + 4 * (64 * (group ^ 1) + warp_row + lane / 4);
+    amax[0] = fmaxf(amax[0], load_float(other));
+    amax[1] = fmaxf(amax[1], load_float(other + 32));
+  }
+  const u64 place =
+      h_row(item) * (u32)p.h_steps + (u32)item.pair * h_rows(item) + base;  // in rows of 128 bytes
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float scale = amax_scale(amax[r]);
+    const float inverse = __frcp_rn(scale);
+    const u32 row = lane / 4 + 8 * r;
+#pragma unroll
+    for (int i = 0; i < SLICES; ++i)
+#pragma unroll
+      for (int q = 0; q < 8; ++q) {
+        const u32 chunk = 4 * (SLICES == 2 ? i : group) + q / 2;
+        store_u16(staging + row * 128 + (chunk ^ (row % 8)) * 16 + q % 2 * 8 + lane % 4 * 2,
+                  e4m3_pair(quotient(h[i][4 * q + 2 * r], scale, inverse),
+                            quotient(h[i][4 * q + 2 * r + 1], scale, inverse)));
+      }
+    if (lane % 4 == 0 && (SLICES == 2 || group == 0) && base + 8 * r < (u32)item.rows)
+      p.h_scale[place + row] = scale;
+  }
+  u8* const to = p.h + place * 128;
+  if (SLICES == 2) {
+    proxy_fence();
+    __syncwarp();
+    if (lane == 0 && base < (u32)item.rows) {
+      bulk_store(to, staging, base + 8 < (u32)item.rows ? 2048 : 1024);
+      bulk_commit();
+    }
+  } else {
+    __syncwarp();
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+      const u32 row = lane / 4 + 8 * i;
+      const u32 chunk = (4 * group + lane % 4) ^ (row % 8);
+      if (base + 8 * i < (u32)item.rows)
+        store_global(to + row * 128 + chunk * 16, load_words(staging + row * 128 + chunk * 16));
+    }
+  }
+}
+
+// Times the router weight, bf16, one row per row of the sorted index.
+template <int SLICES>
+__device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared& s, const Item& item,
+                                           u32 group, float (&sum)[SLICES][64], const float (&weight)[2]) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 base = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16;
+  const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
+  // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
+  const u32 to = staging + lane % 16 * 256;
+#pragma unroll
+  for (int i = 0; i < SLICES; ++i) {
+    const u32 slice = 2 * (u32)item.pair + (SLICES == 2 ? i : group);
+    if (slice >= (u32)p.slices) break;
+#pragma unroll
+    for (u32 j = 0; j < 16; j += 2) {
+      const float* const v = &sum[i][4 * j];
+      store_matrices(to + ((j + lane / 16) ^ (lane % 8)) * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
+                     bf16_pair(v[2] * weight[1], v[3] * weight[1]),
+                     bf16_pair(v[4] * weight[0], v[5] * weight[0]),
+                     bf16_pair(v[6] * weight[1], v[7] * weight[1]));
+    }
+    __syncwarp();
+#pragma unroll
+    for (u32 r = 0; r < 16; r += 2) {
+      const u32 row = r + lane / 16;
+      const uint4 words = load_words(staging + row * 256 + ((lane % 16) ^ (row % 8)) * 16);
+      if (base + row < (u32)item.rows)
+        store_global(
+            p.rows + (i64)(item.first + (int)(base + row)) * p.out_stride + slice * 128 + lane % 16 * 8,
+            words);
+    }
+    __syncwarp();
+  }
+}

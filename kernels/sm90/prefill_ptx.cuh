@@ -1,0 +1,150 @@
+// What the prefill kernel needs besides ptx.cuh: shared-memory accesses, register shares of warpgroups, and
+// the arithmetic of its epilogues (twins of the stream kernel's: the same bits).
+#pragma once
+
+#include "common/types.cuh"
+
+__device__ __forceinline__ float load_float(u32 address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
+}
+// Two token scales 8 rows apart and two weight scales, in the lanes that `mine` names. No branch, which would
+// make ptxas wait for the wgmmas under way.
+__device__ __forceinline__ void load_scales(float (&token)[2], float (&scale)[2], u32 tokens, u32 weights,
+                                            bool mine) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %6, 0;\n"
+      "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\nmov.f32 %2, 0f00000000;\nmov.f32 %3, 0f00000000;\n"
+      "@p ld.shared.f32 %0, [%4];\n@p ld.shared.f32 %1, [%4 + 32];\n@p ld.shared.v2.f32 {%2,%3}, [%5];\n}"
+      : "=&f"(token[0]), "=&f"(token[1]), "=&f"(scale[0]), "=&f"(scale[1])
+      : "r"(tokens), "r"(weights), "r"((u32)mine)
+      : "memory");
+}
+__device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address) : "memory");
+}
+__device__ __forceinline__ uint4 load_words(u32 address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_global(void* address, const uint4& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_float(u32 address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+}
+__device__ __forceinline__ void store_u16(u32 address, u16 v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(v) : "memory");
+}
+__device__ __forceinline__ void store_words(u32 address, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// Arrives once the small copies that this thread has issued so far have landed; counts like any other
+// arrival.
+__device__ __forceinline__ void barrier_arrive_copies(u32 bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive_remote(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+// A bulk copy into both blocks of a cluster, to the same place, counted on the barrier at the same place.
+__device__ __forceinline__ void bulk_copy_both(u32 dst, const void* src, u32 bytes, u32 bar) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
+      "[%3], %4;" ::"r"(dst),
+      "l"(src), "r"(bytes), "r"(bar), "h"((u16)3)
+      : "memory");
+}
+// shared -> global, multiples of 16 bytes.
+__device__ __forceinline__ void bulk_store(void* dst, u32 src, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void bulk_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until this thread's bulk stores have read shared memory; until they are done.
+__device__ __forceinline__ void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ __forceinline__ void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+// Four 8x8 matrices of 16-bit elements in the accumulators' layout; lane l names the address of row l % 8 of
+// matrix l / 8.
+__device__ __forceinline__ void store_matrices(u32 address, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
+// No use of v moves up over this: for accumulators behind a wait for wgmma.
+__device__ __forceinline__ void pin(float& v) {
+  asm volatile("" : "+f"(v)::"memory");
+}
+// The value that the first lane of this lane's quad has.
+__device__ __forceinline__ float from_quad(float v) {
+  return __shfl_sync(0xffffffffu, v, (int)(threadIdx.x & 28u));
+}
+
+// Registers per thread of this warpgroup from here on.
+template <int COUNT>
+__device__ __forceinline__ void registers_take() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ __forceinline__ void registers_release() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// Two values as bf16 or e4m3, the first in the low bits; round to nearest even, e4m3 saturating.
+__device__ __forceinline__ u32 bf16_pair(float low, float high) {
+  u32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+__device__ __forceinline__ u16 e4m3_pair(float low, float high) {
+  u16 r;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+  return r;
+}
+
+__device__ __forceinline__ float reciprocal(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
+// a / scale as far as its code shows, given inverse = 1/scale rounded correctly: prologue/quantize.cuh.
+__device__ __forceinline__ float quotient(float a, float scale, float inverse) {
+  const float q = __fmul_rn(a, inverse);
+  return __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
+}
+
+// a / b, correctly rounded as the compiler's division is, but without its branches, which would run the 64
+// elements of an epilogue one after the other. b between 1 and 2^126. An infinite a gives NaN, which is what
+// becomes of its token anyway.
+__device__ __forceinline__ float divide(float a, float b) {
+  float r = reciprocal(b);
+  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
+  const float q = __fmul_rn(a, r);
+  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+}
+__device__ __forceinline__ float activate(float g, float u) {
+#if ACTIVATION == 0
+  return divide(g, fminf(1.0f + expf(-g), 0x1p126f)) * u;
+#elif ACTIVATION == 1
+  return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
+#else
+  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
+  return 0.5f * g * (1.0f + tanhf(z)) * u;
+#endif
+}

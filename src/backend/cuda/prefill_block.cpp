@@ -1,0 +1,250 @@
+// Host side of the prefill block: workspace, parameters, launches. Grids are persistent and depend on the GPU
+// alone; the plan on the device says how much of them has work.
+#include "backend/cuda/prefill_block.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/launch.hpp"
+#include "backend/cuda/weights.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+#include "params/block.hpp"
+#include "params/prefill.hpp"
+#include "weights/quantize.hpp"
+
+namespace ramp::core::cuda {
+namespace {
+
+constexpr int64_t kSliceRows = 128;
+constexpr unsigned kThreads = 384, kStages = 4;
+constexpr uint64_t kAlignment = 256;
+constexpr size_t kActivations = 3;  // the gated ones
+// kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
+// once two exchanges of amax, and what results are staged in.
+constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
+
+uint64_t align_up(uint64_t n) noexcept {
+  return (n + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// activation: of GEMM 1 alone.
+KernelProgram prefill_program(int gemm, ramp_activation activation) {
+  KernelProgram p{fmt::format("prefill_gemm{}", gemm),
+                  "sm90/prefill.cu",
+                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DSTAGES={}", kStages)},
+                  {"prefill"},
+                  90};
+  if (gemm == 1) {
+    p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
+    if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
+    if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
+  }
+  return p;
+}
+
+struct Parts {
+  PrologueWorkspace prologue;
+  uint8_t* h = nullptr;  // rows of I bytes, and their scales: kernels/params/prefill.hpp
+  float* h_scale = nullptr;
+  uint16_t* rows = nullptr;  // bf16 [T*k, H]
+};
+
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
+  const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
+  const auto tiles = static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, kPrefillRows));
+  uint64_t at = align_up(carve_prologue(w, tokens, top_k, kPrefillRows, base, parts.prologue));
+  const auto take = [&](uint64_t bytes) {
+    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
+    at += align_up(bytes);
+    return p;
+  };
+  const uint64_t rows = slots + 7 * tiles;
+  parts.h = static_cast<uint8_t*>(take(rows * static_cast<uint64_t>(w.intermediate)));
+  parts.h_scale =
+      static_cast<float*>(take(rows * static_cast<uint64_t>(w.intermediate / kGroup) * sizeof(float)));
+  parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
+  return at;
+}
+
+void check_size(uint64_t got, uint64_t needed, const void* workspace) {
+  if (workspace != nullptr && got >= needed) return;
+  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
+                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
+}
+
+struct Run {
+  const Gpu& gpu;
+  const ExpertWeights& w;
+  const Parts& parts;
+  int64_t top_k = 1;
+  CUstream stream = nullptr;
+
+  [[nodiscard]] PrefillParams common() const {
+    const RowIndex& index = parts.prologue.index;
+    PrefillParams p{};
+    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.num_tiles = index.num_tiles;
+    p.offsets = index.offsets;
+    p.slots = index.slots;
+    p.top_k = static_cast<int>(top_k);
+    p.h = parts.h;
+    p.h_scale = parts.h_scale;
+    p.h_steps = static_cast<int>(w.intermediate / kGroup);
+    p.early = 1;
+    return p;
+  }
+  [[nodiscard]] Grid grid() const {
+    return {static_cast<uint64_t>(gpu.facts().sm_count) / 2 * 2, 1, kThreads,
+            kSharedBytes};  // clusters of two
+  }
+
+  void gemm1(CUfunction f, const GemmInput& in) const {
+    const WeightViews views = weight_views(w);
+    PrefillParams p = common();
+    p.weights = static_cast<const unsigned char*>(views.w13.data);
+    p.weight_scale = static_cast<const float*>(w.w13_scale.data);
+    p.ws_expert = w.w13_scale.stride[0];
+    p.ws_row = w.w13_scale.stride[1];
+    p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride;
+    p.x_scale = in.scales;
+    p.x_scale_stride = in.scale_stride;
+    p.x_source = in.per_slot ? kRowSlot : kRowToken;
+    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    p.slices = static_cast<int>(2 * w.intermediate / kSliceRows);
+    p.steps = static_cast<int>(w.hidden / kGroup);
+    launch_dependent(true, f, grid(), stream, p);
+  }
+
+  // weights: [T,k], absent where they were applied to the input.
+  void gemm2(CUfunction f, const ramp_tensor& weights) const {
+    const WeightViews views = weight_views(w);
+    PrefillParams p = common();
+    p.weights = static_cast<const unsigned char*>(views.w2.data);
+    p.weight_scale = static_cast<const float*>(w.w2_scale.data);
+    p.ws_expert = w.w2_scale.stride[0];
+    p.ws_row = w.w2_scale.stride[1];
+    p.slices = static_cast<int>(w.hidden / kSliceRows);
+    p.steps = static_cast<int>(w.intermediate / kGroup);
+    p.rows = parts.rows;
+    p.out_stride = w.hidden;
+    if (present(weights)) {
+      p.slot_weight = static_cast<const float*>(weights.data);
+      p.slot_weight_token = weights.stride[0];
+      p.slot_weight_slot = weights.stride[1];
+    }
+    launch_dependent(true, f, grid(), stream, p);
+  }
+};
+
+}  // namespace
+
+std::vector<KernelProgram> prefill_programs(int /*arch*/) {
+  std::vector<KernelProgram> list;
+  for (size_t a = 0; a < kActivations; ++a)
+    list.push_back(prefill_program(1, static_cast<ramp_activation>(a)));
+  list.push_back(prefill_program(2, RAMP_ACTIVATION_SILU_AND_MUL));
+  return list;
+}
+
+KernelConfig prefill_config() noexcept {
+  KernelConfig c;
+  c.tile_m = kPrefillRows;
+  c.tile_n = 2 * kSliceRows;
+  c.tile_k = kGroup;
+  c.stages = kStages;
+  c.threads = kThreads;
+  return c;
+}
+
+struct PrefillBlock::State {
+  std::mutex mutex;
+  std::array<std::atomic<bool>, kActivations> ready{};
+  std::array<std::array<CUfunction, 2>, kActivations> functions{};  // by activation and GEMM
+};
+
+PrefillBlock::PrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
+                           Combine& combine)
+    : gpu_(std::move(gpu)),
+      library_(library),
+      prologue_(prologue),
+      combine_(combine),
+      state_(std::make_shared<State>()) {}
+
+std::vector<KernelProgram> PrefillBlock::programs(ramp_activation activation) {
+  return {prefill_program(1, activation), prefill_program(2, activation)};
+}
+
+void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+  prologue_.prepare(weights, x_dtype);
+  const auto a = static_cast<size_t>(weights.activation);
+  if (state_->ready[a].load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(state_->mutex);
+  if (state_->ready[a].load(std::memory_order_relaxed)) return;
+  for (int gemm = 1; gemm <= 2; ++gemm) {
+    CUfunction const f = library_.get(prefill_program(gemm, weights.activation), "prefill");
+    RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            static_cast<int>(kSharedBytes));
+    state_->functions[a][static_cast<size_t>(gemm) - 1] = f;
+  }
+  state_->ready[a].store(true, std::memory_order_release);
+}
+
+uint64_t PrefillBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+  Parts parts;
+  return carve(weights, tokens, top_k, nullptr, parts);
+}
+
+bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
+                         int64_t top_k) noexcept {
+  if (config != nullptr) return *config == prefill_config();
+  // From T = 512 ... 8192 over four models (docs/kernel-log.md), by mean rows per expert.
+  constexpr int64_t kRowsPerExpert = 32;
+  return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
+}
+
+bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept {
+  if (config != nullptr) return *config == prefill_config();
+  // Decode steps come with capacities of up to 128 and few rows; full experts of the same size lose less on
+  // the stream kernels than those would lose here.
+  constexpr int64_t kDecodeCapacity = 128;
+  return max_tokens > kDecodeCapacity;
+}
+
+void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
+  const ExpertWeights& w = *call.weights;
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, call.tokens, call.top_k, call.workspace, parts), call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, call.top_k, stream};
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
+  const auto& functions = state_->functions[static_cast<size_t>(w.activation)];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+}
+
+void PrefillBlock::batched(const BatchedCall& call) {
+  const ExpertWeights& w = *call.weights;
+  const int64_t slots = w.experts * call.max_tokens;
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, slots, 1, call.workspace, parts), call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, call.max_tokens, stream};
+  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  x.per_slot = x.scales_per_slot = true;
+  const auto& functions = state_->functions[static_cast<size_t>(w.activation)];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+}
+
+}  // namespace ramp::core::cuda

@@ -1,0 +1,156 @@
+// The prefill kernels (fp8_block, H and I multiples of 128, packed): every number of rows an expert can have
+// around the tile sizes, against the stream kernels bit by bit; depths beyond the ring and below it, odd
+// numbers of slices, more row tiles than pass a slice at once, empty experts, one for all, skew; graphs whose
+// routing changes. (block_stream.cpp runs all configs, this one included, over options and odd values.)
+#include <algorithm>
+#include <string>
+
+#include "base/tensor.hpp"
+#include "cli/gpu.hpp"
+#include "gpu/support.hpp"
+
+namespace ramp::core::test {
+namespace {
+
+class GpuPrefill : public testing::Test {
+ protected:
+  void SetUp() override {
+    ramp_context_info info = ramp_context_info_init();
+    require(ramp_context_get_info(gpu(), &info));
+    if (std::string(info.isa) != "sm90")
+      GTEST_SKIP() << "the prefill kernels need sm_90a, this is " << info.isa;
+  }
+};
+
+// 1 + the index of the config whose tiles have 128 rows: the prefill kernel's.
+int32_t prefill_config_of(const ramp_weights* w) {
+  for (int32_t n = 0;; ++n) {
+    const char* const name = ramp_config_name(gpu(), w, n);
+    if (name == nullptr) break;
+    if (std::string(name).starts_with("m128_n256")) return n + 1;
+  }
+  ADD_FAILURE() << "got no config m128_n256..., expected one among the configs of packed fp8_block weights";
+  return 0;
+}
+
+CaseSpec prefill_spec(int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden, int64_t intermediate) {
+  CaseSpec s;
+  s.format = RAMP_FORMAT_FP8_BLOCK;
+  s.experts = experts;
+  s.top_k = top_k;
+  s.tokens = tokens;
+  s.hidden = hidden;
+  s.intermediate = intermediate;
+  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden);
+  return s;
+}
+
+std::vector<uint8_t> run_config(BlockCase& c, GpuBlock& block, const ramp_weights* w, int32_t config) {
+  const DeviceBuffer scratch = block.workspace(w);
+  scratch.poison();
+  block.begin();
+  ramp_expert_block_args a = block.args(w);
+  a.config = config;
+  require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
+  block.finish();
+  EXPECT_TRUE(scratch.guard_intact()) << c.spec;
+  return c.y_bits();
+}
+
+void check_some(BlockCase& c) {
+  constexpr int64_t kMostProducts = 50'000'000;
+  const int64_t per_token = c.spec.top_k * 3 * c.spec.hidden * c.spec.intermediate;
+  CheckOptions options = check_options();
+  const std::vector<int64_t> tokens =
+      spread_tokens(c.spec.tokens, std::max<int64_t>(6, kMostProducts / per_token));
+  options.tokens = tokens;
+  const CheckResult result = c.check(options);
+  EXPECT_TRUE(result.ok()) << result.text();
+}
+
+// Every row goes to one expert of two; the checker has a look around the tile sizes.
+TEST_F(GpuPrefill, EveryNumberOfRowsGivesTheStreamKernelsBits) {
+  CaseSpec s = prefill_spec(2, 1, 1, 384, 256);
+  s.ids = Ids::kSingle;
+  const BlockCase first(s);
+  const GpuWeights w = make_gpu_weights(gpu(), first.synthetic, RAMP_COPY, true);
+  const int32_t prefill = prefill_config_of(w.handle.get());
+  for (int64_t rows = 1; rows <= 300; ++rows) {
+    SCOPED_TRACE(rows);
+    s.tokens = rows;
+    BlockCase c(s);
+    GpuBlock block(c, gpu());
+    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
+    ASSERT_EQ(run_config(c, block, w.handle.get(), prefill), expected);
+    if (rows % 64 <= 1) check_some(c);
+  }
+}
+
+TEST_F(GpuPrefill, ShapesAndRoutings) {
+  struct Shape {
+    int64_t experts, top_k, tokens, hidden, intermediate;
+    Ids ids;
+  };
+  // 9 steps are more than the ring holds, 1 is fewer; H = 384 and 1152 have an odd number of slices; 2200
+  // rows of one expert are more row tiles than pass a slice together; 128 experts are more items than blocks.
+  const Shape shapes[] = {
+      {1, 1, 1, 128, 128, Ids::kSingle},      {1, 1, 128, 1152, 128, Ids::kSingle},
+      {4, 4, 129, 384, 1152, Ids::kSingle},   {8, 2, 300, 256, 640, Ids::kSkewed},
+      {2, 1, 2200, 256, 256, Ids::kSingle},   {16, 4, 500, 1152, 384, Ids::kMasked},
+      {8, 2, 33, 256, 256, Ids::kAllMasked},  {8, 3, 200, 384, 256, Ids::kOutOfRange},
+      {3, 8, 90, 256, 384, Ids::kDuplicates}, {128, 8, 1300, 256, 384, Ids::kDistinct},
+      {64, 8, 1500, 256, 640, Ids::kSkewed},
+  };
+  for (const Shape& shape : shapes) {
+    CaseSpec s = prefill_spec(shape.experts, shape.top_k, shape.tokens, shape.hidden, shape.intermediate);
+    s.ids = shape.ids;
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, gpu());
+    const int32_t prefill = prefill_config_of(w.handle.get());
+    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
+    for (int i = 0; i < 5; ++i)
+      ASSERT_EQ(run_config(c, block, w.handle.get(), prefill), expected) << "repetition " << i;
+    check_some(c);
+  }
+}
+
+// One graph over changing routings, in a workspace that is all NaN before each replay.
+TEST_F(GpuPrefill, GraphsFollowTheRouting) {
+  CaseSpec spec = prefill_spec(16, 4, 700, 512, 384);
+  spec.ids = Ids::kDistinct;
+  BlockCase c(spec);
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, gpu());
+  const DeviceBuffer scratch = block.workspace(w.handle.get());
+  ramp_expert_block_args a = block.args(w.handle.get());
+  a.config = prefill_config_of(w.handle.get());
+  cli::Graph graph(gpu(), [&](void* stream) {
+    require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream));
+  });
+  const Ids routings[] = {Ids::kDistinct, Ids::kSingle,    Ids::kSkewed,
+                          Ids::kMasked,   Ids::kAllMasked, Ids::kDistinct};
+  for (size_t i = 0; i < std::size(routings); ++i) {
+    SCOPED_TRACE(i);
+    CaseSpec other = spec;
+    other.seed = 100 + i;
+    other.ids = routings[i];
+    BlockCase from(other);
+    std::copy_n(static_cast<const int32_t*>(from.ids.view.data), spec.tokens * spec.top_k,
+                static_cast<int32_t*>(c.ids.view.data));
+    c.expected_masked = from.expected_masked;
+    block.upload();
+    scratch.poison();
+    block.begin();
+    graph.replay();
+    block.finish();
+    const std::vector<uint8_t> replayed = c.y_bits();
+    EXPECT_TRUE(scratch.guard_intact());
+    check_some(c);
+    EXPECT_EQ(run_config(c, block, w.handle.get(), 1), replayed);
+  }
+}
+
+}  // namespace
+}  // namespace ramp::core::test
