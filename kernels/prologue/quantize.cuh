@@ -12,6 +12,7 @@
 
 #include "params/prologue.hpp"
 #include "prologue/ptx.cuh"
+#include "prologue/values.cuh"
 
 using namespace ramp::core::cuda;
 
@@ -107,23 +108,6 @@ __device__ __forceinline__ Raw load_raw(const RowsParams& p, const RowPlace& row
   return r;
 }
 
-// f16 -> fp32 with the NaN bits of the host's conversion (the instruction's NaN has no sign).
-__device__ __forceinline__ float f16_value(u16 v) {
-  const float r = f16_to_f32(v);
-  const u32 nan = ((u32)(v & 0x8000u) << 16) | 0x7f800000u | ((u32)(v & 0x3ffu) << 13);
-  return (v & 0x7fffu) > 0x7c00u ? __uint_as_float(nan) : r;
-}
-__device__ __forceinline__ bool is_nan(float v) {
-  return (__float_as_uint(v) & 0x7fffffffu) > 0x7f800000u;
-}
-// a * b with the NaN that the host's multiplication gives.
-__device__ __forceinline__ float product(float a, float b) {
-  const float r = __fmul_rn(a, b);
-  if (!is_nan(r)) return r;
-  if (is_nan(a)) return __uint_as_float(__float_as_uint(a) | 0x400000u);
-  if (is_nan(b)) return __uint_as_float(__float_as_uint(b) | 0x400000u);
-  return __uint_as_float(0xffc00000u);
-}
 __device__ __forceinline__ void unpack(const Raw& raw, const RowPlace& row, float (&v)[kLaneColumns]) {
 #pragma unroll
   for (u32 i = 0; i < kLaneColumns; ++i) {
@@ -157,14 +141,6 @@ __device__ __forceinline__ u32 signs(const float* v) {
   const u32 low = __byte_perm(__float_as_uint(v[0]), __float_as_uint(v[1]), 0x0073);
   const u32 high = __byte_perm(__float_as_uint(v[2]), __float_as_uint(v[3]), 0x0073);
   return __byte_perm(low, high, 0x5410) & 0x80808080u;
-}
-// One code by the plain definition, for scales with which quotient() below does not work.
-__device__ __forceinline__ u32 plain_code(float v, float scale) {
-  const u32 sign = (__float_as_uint(v) >> 24) & 0x80u;
-  if (is_nan(v)) return sign | 0x7fu;
-  if (is_nan(scale)) return ((__float_as_uint(scale) >> 24) & 0x80u) | 0x7fu;
-  const float q = __fdiv_rn(v, scale);
-  return is_nan(q) ? 0xffu : (u32)f32_to_e4m3(q);
 }
 // a / scale, for a >= 0, given inverse = 1/scale rounded correctly: the division's own Newton step, with the
 // reciprocal taken out of the loop. One correction leaves an error below one unit, so that a code can only

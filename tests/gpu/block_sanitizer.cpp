@@ -88,6 +88,32 @@ TEST_P(GpuSmallStream, EveryConfig) {
   }
 }
 
+// The few-token kernels: items divided among blocks and blocks with several items, both tile widths, an
+// expert with two tiles.
+TEST(GpuSmallFew, FewTokens) {
+  for (const int64_t tokens : {1, 3, 7, 11}) {
+    for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{256, 1152}}) {
+      for (const Ids ids : {Ids::kSkewed, Ids::kDuplicates, Ids::kOutOfRange}) {
+        CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, tokens);
+        s.hidden = hidden;
+        s.intermediate = intermediate;
+        s.ids = ids;
+        s.experts = 3;
+        BlockCase c(s);
+        const GpuWeights w = make_gpu_weights(gpu("sm90_few"), c.synthetic, RAMP_COPY, true);
+        GpuBlock block(c, gpu("sm90_few"));
+        const DeviceBuffer scratch = block.workspace(w.handle.get());
+        const ramp_expert_block_args a = block.args(w.handle.get());
+        block.begin();
+        require(ramp_expert_block(gpu("sm90_few"), &a, scratch.data(), scratch.bytes(), nullptr));
+        block.finish();
+        const CheckResult result = c.check(check_options());
+        EXPECT_TRUE(result.ok()) << case_name(s) << result.text();
+      }
+    }
+  }
+}
+
 // The prefill kernel where it shares weights in a cluster (two row tiles of more than 64 rows) and where it
 // does not (a tail), with more depth than the ring holds in one GEMM or the other and an odd number of
 // slices. On other GPUs, and without its config, what runs by default.

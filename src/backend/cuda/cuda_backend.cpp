@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/few_block.hpp"
 #include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
@@ -25,8 +26,11 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90, kPortable };
-constexpr std::array<const char*, 4> kFamilyNames = {"plain", "plain_f64", "sm90", "portable"};
+enum class Family { kPlain, kPlainF64, kSm90, kSm90Few, kPortable };
+constexpr std::array<const char*, 5> kFamilyNames = {"plain", "plain_f64", "sm90", "sm90_few", "portable"};
+bool streams(Family f) {
+  return f == Family::kSm90 || f == Family::kSm90Few;
+}
 
 Family parse_family(const std::string& name, const GpuFacts& facts) {
   const bool hopper = facts.major == 9 && facts.minor == 0;
@@ -34,14 +38,14 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
   for (size_t i = 0; i < kFamilyNames.size(); ++i) {
     if (name != kFamilyNames[i]) continue;
     const auto family = static_cast<Family>(i);
-    if (family != Family::kSm90 || hopper) return family;
+    if (!streams(family) || hopper) return family;
     fail(RAMP_ERROR_UNSUPPORTED,
-         fmt::format("isa: got 'sm90' on {} (compute capability {}.{}), expected a Hopper GPU "
+         fmt::format("isa: got '{}' on {} (compute capability {}.{}), expected a Hopper GPU "
                      "(9.0); leave it out for the best",
-                     facts.name, facts.major, facts.minor));
+                     name, facts.name, facts.major, facts.minor));
   }
   fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'portable', 'plain' or 'plain_f64'",
+                "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'portable', 'plain' or 'plain_f64'",
                 "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
@@ -70,7 +74,8 @@ class CudaBackend final : public Backend {
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
         flat_(gpu_, *library_, prologue_, combine_),
-        prefill_(gpu_, *library_, prologue_, combine_) {
+        prefill_(gpu_, *library_, prologue_, combine_),
+        few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
     info_.name = "cuda";
@@ -89,8 +94,8 @@ class CudaBackend final : public Backend {
                                    bool with_rejected) const override {
     ConfigList list;
     std::string reason = "the plain kernels were asked for";
-    const bool stream = family_ == Family::kSm90 &&
-                        tiles_apply(format, activation, model.hidden, model.intermediate, &reason);
+    const bool stream =
+        streams(family_) && tiles_apply(format, activation, model.hidden, model.intermediate, &reason);
     if (!stream) list.legal = plain_.configs(format, activation);
     const auto add = [&](const KernelConfig& config) {
       if (stream)
@@ -134,7 +139,7 @@ class CudaBackend final : public Backend {
     if (w.packed != nullptr) return;
     const ScopedContext scope(*gpu_);
     const bool tiles =
-        family_ == Family::kSm90 && tiles_apply(w.format, w.activation, w.hidden, w.intermediate, nullptr);
+        streams(family_) && tiles_apply(w.format, w.activation, w.hidden, w.intermediate, nullptr);
     prepare(w, RAMP_BF16, tiles);
     const TilePacker packer = make_packer();
     pack_weights(w, *memory_, tiles ? &packer : nullptr, stream);
@@ -200,15 +205,18 @@ class CudaBackend final : public Backend {
       flat_.block(call, routing);
     else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
       prefill_.block(call, routing);
+    else if (tiles && few_.applies(call) && few_.block(call, routing))
+      return;
     else if (tiles)
       stream_.block(call, routing);
     else
       plain_.block(call, routing);
   }
   // For any number of tokens up to this one, whichever block runs it.
-  [[nodiscard]] static uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) {
+  [[nodiscard]] uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
     if (flat_format(w.format)) return FlatBlock::workspace(w, tokens, top_k);
-    return std::max(StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k));
+    return std::max({StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k),
+                     few_.workspace(w, tokens, top_k)});
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
   [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
@@ -231,6 +239,7 @@ class CudaBackend final : public Backend {
                                                   : plain_.programs(w.format);
     if (tiles && !flat) {
       for (KernelProgram& p : PrefillBlock::programs(w.activation)) programs.push_back(std::move(p));
+      for (KernelProgram& p : few_.programs()) programs.push_back(std::move(p));
     }
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
@@ -240,6 +249,7 @@ class CudaBackend final : public Backend {
     } else if (tiles) {
       stream_.prepare(w, x_dtype);
       prefill_.prepare(w, x_dtype);
+      few_.prepare();
     } else {
       plain_.prepare(w, x_dtype);
     }
@@ -257,6 +267,7 @@ class CudaBackend final : public Backend {
   StreamBlock stream_;
   FlatBlock flat_;
   PrefillBlock prefill_;
+  FewBlock few_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <set>
 
+#include "backend/cuda/few_block.hpp"
 #include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/portable_block.hpp"
@@ -30,6 +31,7 @@ constexpr Part kParts[] = {
     stream_programs,    // stream_block.cpp
     flat_programs,      // flat_block.cpp
     prefill_programs,   // prefill_block.cpp
+    few_programs,       // few_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {
