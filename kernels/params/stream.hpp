@@ -14,7 +14,7 @@ struct StreamParams {
   const float* weight_scale;  // checkpoint layout; fp8_block: [E, rows/128 blocks, depth/128]
   long long ws_expert, ws_row;
   int up_scale_row;        // GEMM1: first scale row of the up half
-  const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; GEMM2: [rows, I] codes
+  const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; GEMM2: what GEMM1 has left in codes
   long long x_stride;      // bytes
   const float* x_scale;    // [.., depth/128]
   long long x_scale_stride;
