@@ -41,7 +41,7 @@ void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit) {
       ->group("Running");
   add_text(app, "--isa", choice.isa, "NAME",
            "ISA level of the CPU backend, as 'ramp info' lists them (default: RAMP_CPU_ISA, else the best); "
-           "kernel family of the CUDA backend: sm90, plain, plain_f64")
+           "kernel family of the CUDA backend: sm90, portable, plain, plain_f64")
       ->group("Running");
   add_integer(app, "--device", choice.device, {0, 1023}, "N", "which GPU")->group("Running");
   if (!with_fit) return;

@@ -11,7 +11,7 @@ struct StreamTile {  // prologue.hpp: Tile
 // after the other; a step is one 16 KB tile of 128 rows x 128 bytes with the 128-byte swizzle.
 struct StreamParams {
   const unsigned char* weights;
-  const float* weight_scale;  // fp8_block: checkpoint layout [E, rows/128 blocks, depth/128]
+  const float* weight_scale;  // checkpoint layout; fp8_block: [E, rows/128 blocks, depth/128]
   long long ws_expert, ws_row;
   int up_scale_row;        // GEMM1: first scale row of the up half
   const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; GEMM2: what GEMM1 has left in codes
@@ -26,13 +26,15 @@ struct StreamParams {
   int top_k;
   int slices, steps;     // per expert; per slice
   int early;             // 1: the next kernel may start while this one runs
-  unsigned char* codes;  // GEMM1: [rows, I] e4m3
+  unsigned char* codes;  // GEMM1: [rows, I] e4m3 (stream_flat.cu: as the format wants h)
   float* scales;         // GEMM1: [rows, I/128]
-  unsigned short* rows;  // GEMM2: bf16 [rows, H]
+  unsigned short* rows;  // GEMM2: bf16 (fp16: fp32) [rows, H]
   long long out_stride;  // elements from row to row of codes or rows
   long long scale_out_stride;
   const float* slot_weight;  // GEMM2: nullptr: 1
   long long slot_weight_token, slot_weight_slot;
+  float x_static;  // stream_flat.cu, fp8: the tokens' scale where x_scale is nullptr
+  float h_static;  // ..., fp8_tensor, GEMM1: the scale of h
 };
 
 // Packing of one expert (or unpacking): rows of the checkpoint layout into tiles. gated: rows 16q .. 16q+7 of

@@ -85,14 +85,14 @@ __device__ __forceinline__ void copy4(u32 dst, const void* src) {
 __device__ __forceinline__ void copy_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Arrives on the barrier, as one of its count, once all of this thread's copies so far are there. Their bytes
-// are ordinary writes: who waits and then reads them with wgmma puts a proxy_fence() in between.
-__device__ __forceinline__ void copy_arrive(u32 bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
-}
 template <int GROUPS>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+// One of the arrivals that the barrier counts on, once every copy that this thread has begun has arrived.
+// Their bytes are ordinary writes: who waits and then reads them with wgmma puts a proxy_fence() in between.
+__device__ __forceinline__ void copy_arrive(u32 bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 // Ordinary writes to shared memory before it become visible to wgmma and bulk copies after it.
 __device__ __forceinline__ void proxy_fence() {
@@ -115,6 +115,12 @@ __device__ __forceinline__ u32 transpose(u32 v) {
 __device__ __forceinline__ u32 bf16_pair(float low, float high) {
   u32 r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+// The same as f16.
+__device__ __forceinline__ u32 f16_pair(float low, float high) {
+  u32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
 // The same as e4m3, saturating.

@@ -4,6 +4,8 @@
 // STEP, STAGES (stream.cu) and
 //   SCALES  1: fp8_block's scale per token and step; 0: none (bf16, fp16)
 //   SLICES  neighbouring slices that a block works on at once; 1 unless defined
+//   HALVES  1: a block works on half a slice, 64 rows of each tile; 0 unless defined
+//   PAIRED  1: a cluster of two shares an item, two slices; unless defined: GEMM 1 with SLICES 1
 //   ROWS    how token rows arrive; kRowsLate unless defined
 #pragma once
 
@@ -16,15 +18,22 @@
 #ifndef SLICES
 #define SLICES 1
 #endif
+#ifndef HALVES
+#define HALVES 0
+#endif
+#ifndef PAIRED
+#define PAIRED (GEMM == 1 && SLICES == 1)
+#endif
 #ifndef ROWS
 #define ROWS kRowsLate
 #endif
 
-constexpr u32 kTile = 16384;    // bytes of a packed weight tile
-constexpr u32 kRowBytes = 128;  // depth per step
-constexpr u32 kMathThreads = 256 * SLICES;
+constexpr u32 kTile = 16384;                               // bytes of a packed weight tile
+constexpr u32 kRowBytes = 128;                             // depth per step
+constexpr u32 kMathThreads = HALVES ? 128 : 256 * SLICES;  // a warpgroup per 64 weight rows
+constexpr u32 kPart = HALVES ? kTile / 2 : kTile;          // of a tile that a block works on
 constexpr u32 kTokenBytes = WIDTH * kRowBytes;
-constexpr u32 kStage = SLICES * kTile + kTokenBytes;
+constexpr u32 kStage = SLICES * kPart + kTokenBytes;
 constexpr u32 kScaleBytes = SCALES ? (WIDTH * 4 + 127) / 128 * 128 : 0;
 // Steps by which the arrival of gathered rows is signalled late, so that their latency is hidden: less than
 // the ring.
@@ -65,8 +74,11 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
   u32 at = 0;
   for (u32 unit = first; unit < units; unit += stride) {
     const Item item = find_item(p, unit, slices);
-    const u32 slice = GEMM == 1 && SLICES == 1 ? 2 * (u32)item.slice + rank : SLICES * (u32)item.slice;
+    const u32 slice = PAIRED   ? 2 * (u32)item.slice + rank
+                      : HALVES ? (u32)item.slice / 2
+                               : SLICES * (u32)item.slice;
     const u8* tile = p.weights + ((u64)item.expert * (u32)p.slices + slice) * (u32)p.steps * kTile;
+    if (HALVES) tile += (u32)item.slice % 2 * kPart;
 #if SCALES
     // Scales come from memory too, as the math asks for them: into L2 by then.
     const float* scale =
@@ -80,15 +92,15 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
     for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kTile) {
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      barrier_expect(s.full + 8 * slot, SLICES * kTile);
+      barrier_expect(s.full + 8 * slot, SLICES * kPart);
 #pragma unroll
       for (u32 i = 0; i < SLICES; ++i) {
         const u8* const from = tile + (u64)i * (u32)p.steps * kTile;
         const u32 to = s.tiles + slot * kStage + i * kTile;
         if (item.alone)
-          bulk_copy_hint(to, from, kTile, s.full + 8 * slot, once);
+          bulk_copy_hint(to, from, kPart, s.full + 8 * slot, once);
         else
-          bulk_copy(to, from, kTile, s.full + 8 * slot);
+          bulk_copy(to, from, kPart, s.full + 8 * slot);
       }
     }
   }
@@ -104,13 +116,18 @@ __device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& 
     const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
     const u64 row = packed_row(item);
     const u8* x = p.x + row * (u32)p.steps * kRowBytes;
+#if SCALES
     const float* scales = p.x_scale + row * (u32)p.steps;
-    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += width * kRowBytes, scales += width) {
+#endif
+    for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += width * kRowBytes) {
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      barrier_expect(s.full + 8 * slot, width * (kRowBytes + 4));
-      bulk_copy(s.tiles + slot * kStage + SLICES * kTile, x, width * kRowBytes, s.full + 8 * slot);
+      barrier_expect(s.full + 8 * slot, width * (kRowBytes + (SCALES ? 4 : 0)));
+      bulk_copy(s.tiles + slot * kStage + SLICES * kPart, x, width * kRowBytes, s.full + 8 * slot);
+#if SCALES
       bulk_copy(s.scales + slot * kScaleBytes, scales, width * 4, s.full + 8 * slot);
+      scales += width;
+#endif
     }
   }
 }
@@ -146,7 +163,7 @@ __device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring&
     for (u32 k = 0; k < (u32)p.steps; ++k, ++at, x += kRowBytes) {
       const u32 slot = at % STAGES;
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
-      const u32 to = s.tiles + slot * kStage + SLICES * kTile;
+      const u32 to = s.tiles + slot * kStage + SLICES * kPart;
 #pragma unroll
       for (int i = 0; i < kRowsPerLane; ++i) {
         const u32 r = lane / 8 + 4 * i;

@@ -38,6 +38,9 @@ struct ConfigList {
 // Unit of the sums of sm_90's FP8 wgmma relative to the largest term: terms are aligned to it and 13 bits are
 // kept behind its point (docs/numerics.md).
 inline constexpr double kFp8TensorUnit = 0x1p-13;
+// The same of its bf16 and f16 wgmma: 25 bits; a sum is then cut to fp32. The instructions of the whole depth
+// form one chain.
+inline constexpr double kHalfTensorUnit = 0x1p-25;
 
 // How a backend computes the block of some weights, as far as a checker has to know (CheckOptions has the
 // same fields).

@@ -29,11 +29,11 @@ FakeState& fake() {
   return *state;
 }
 
-// fp8_block weights whose w2 has the larger experts, in memory of the stand-in.
-class FakePacking : public testing::Test {
+// Weights (fp8_block: with scales) whose w2 has the larger experts, in memory of the stand-in.
+class FakePacking : public testing::TestWithParam<ramp_format> {
  protected:
   FakePacking() {
-    for (ramp_tensor* const t : {&desc.w13, &desc.w2, &desc.w13_scale, &desc.w2_scale}) {
+    for (ramp_tensor* const t : tensors(desc)) {
       const int64_t bytes = core::numel(*t) * core::dtype_bytes(static_cast<ramp_dtype>(t->dtype));
       buffers.push_back(memory->allocate(static_cast<uint64_t>(bytes) + 64));
       std::memcpy(buffers.back().get(), t->data, static_cast<size_t>(bytes));
@@ -43,13 +43,19 @@ class FakePacking : public testing::Test {
   }
   ~FakePacking() override { fake().allocations_left = -1; }
 
+  static std::vector<ramp_tensor*> tensors(ramp_weights_desc& d) {
+    std::vector<ramp_tensor*> list = {&d.w13, &d.w2};
+    if (core::present(d.w13_scale)) list.insert(list.end(), {&d.w13_scale, &d.w2_scale});
+    return list;
+  }
   [[nodiscard]] std::unique_ptr<ExpertWeights> make(ramp_ownership ownership) {
     ramp_weights_desc d = desc;
     d.ownership = ownership;
     return core::make_expert_weights(d, kGpu, {memory.get(), nullptr});
   }
-  // unpack() into tensors whose rows have `gap` bytes behind them.
+  // unpack() into tensors whose rows have `gap` elements behind them.
   void expect_values(const ExpertWeights& w, int64_t gap, const core::SyntheticWeights& expected) {
+    const int64_t bytes = core::dtype_bytes(core::weight_dtype(GetParam()));
     ramp_tensor parts[2] = {expected.desc.w13, expected.desc.w2};
     std::shared_ptr<void> room[2];
     for (int i = 0; i < 2; ++i) {
@@ -57,7 +63,7 @@ class FakePacking : public testing::Test {
       t = core::with_strides(t);
       t.stride[1] = t.shape[2] + gap;
       t.stride[0] = t.shape[1] * t.stride[1];
-      room[i] = memory->allocate(static_cast<uint64_t>(t.shape[0] * t.stride[0]));
+      room[i] = memory->allocate(static_cast<uint64_t>(t.shape[0] * t.stride[0] * bytes));
       t.data = room[i].get();
       t.device = kGpu;
     }
@@ -66,9 +72,9 @@ class FakePacking : public testing::Test {
     for (int i = 0; i < 2; ++i) {
       const ramp_tensor& t = parts[i];
       for (int64_t r = 0; r < t.shape[0] * t.shape[1]; ++r)
-        ASSERT_EQ(std::memcmp(static_cast<uint8_t*>(t.data) + r * t.stride[1],
-                              static_cast<const uint8_t*>(from[i]->data) + r * t.shape[2],
-                              static_cast<size_t>(t.shape[2])),
+        ASSERT_EQ(std::memcmp(static_cast<uint8_t*>(t.data) + r * t.stride[1] * bytes,
+                              static_cast<const uint8_t*>(from[i]->data) + r * t.shape[2] * bytes,
+                              static_cast<size_t>(t.shape[2] * bytes)),
                   0)
             << (i == 0 ? "w13" : "w2") << ", row " << r << ", gap " << gap;
     }
@@ -76,7 +82,7 @@ class FakePacking : public testing::Test {
 
   const core::ModelShape model{"", 3, 1, 256, 640};
   const core::SyntheticWeights host =
-      core::make_synthetic_weights(model, RAMP_FORMAT_FP8_BLOCK, RAMP_ACTIVATION_SILU_AND_MUL, {});
+      core::make_synthetic_weights(model, GetParam(), RAMP_ACTIVATION_SILU_AND_MUL, {});
   ramp_weights_desc desc = host.desc;
   std::vector<std::shared_ptr<void>> buffers;  // w13, w2, their scales
   const std::shared_ptr<const cuda::Gpu> gpu = cuda::Gpu::open(0);
@@ -87,7 +93,11 @@ class FakePacking : public testing::Test {
   const cuda::TilePacker packer{*memory, library->get(cuda::pack_programs(90).front(), "pack_tiles")};
 };
 
-TEST_F(FakePacking, ComesBackUnderEveryOwnership) {
+INSTANTIATE_TEST_SUITE_P(Formats, FakePacking,
+                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16),
+                         [](const auto& p) { return std::string(core::format_name(p.param)); });
+
+TEST_P(FakePacking, ComesBackUnderEveryOwnership) {
   for (const ramp_ownership ownership : {RAMP_COPY, RAMP_BORROW, RAMP_IN_PLACE}) {
     const auto w = make(ownership);
     cuda::pack_weights(*w, *memory, &packer, nullptr);
@@ -98,7 +108,7 @@ TEST_F(FakePacking, ComesBackUnderEveryOwnership) {
   }
 }
 
-TEST_F(FakePacking, WantOfMemoryLosesNothing) {
+TEST_P(FakePacking, WantOfMemoryLosesNothing) {
   for (const ramp_ownership ownership : {RAMP_IN_PLACE, RAMP_COPY, RAMP_BORROW}) {
     bool packed = false;
     for (int left = 0; !packed; ++left) {
@@ -121,7 +131,7 @@ TEST_F(FakePacking, WantOfMemoryLosesNothing) {
   }
 }
 
-TEST_F(FakePacking, InPlaceTilesNeedAlignedMemory) {
+TEST_P(FakePacking, InPlaceTilesNeedAlignedMemory) {
   std::memmove(static_cast<uint8_t*>(buffers[1].get()) + 8, buffers[1].get(), host.w2.size());
   desc.w2.data = static_cast<uint8_t*>(buffers[1].get()) + 8;
   const auto w = make(RAMP_IN_PLACE);
@@ -142,20 +152,20 @@ TEST_F(FakePacking, InPlaceTilesNeedAlignedMemory) {
 }
 
 // Expert 1 of another layer over expert 2, from dense and from misaligned rows, and without memory.
-TEST_F(FakePacking, UpdateOfOneExpert) {
+TEST_P(FakePacking, UpdateOfOneExpert) {
   core::SyntheticWeightsOptions options;
   options.seed = 77;
   const core::SyntheticWeights other =
-      core::make_synthetic_weights(model, RAMP_FORMAT_FP8_BLOCK, RAMP_ACTIVATION_SILU_AND_MUL, options);
+      core::make_synthetic_weights(model, GetParam(), RAMP_ACTIVATION_SILU_AND_MUL, options);
   for (const int64_t gap : {0, 5}) {
     const auto w = make(RAMP_COPY);
     cuda::pack_weights(*w, *memory, &packer, nullptr);
     core::SyntheticWeights expected =
-        core::make_synthetic_weights(model, RAMP_FORMAT_FP8_BLOCK, RAMP_ACTIVATION_SILU_AND_MUL, {});
+        core::make_synthetic_weights(model, GetParam(), RAMP_ACTIVATION_SILU_AND_MUL, {});
     ramp_weights_desc update = other.desc;
     update.num_experts = 1;
     std::vector<std::shared_ptr<void>> held;
-    for (ramp_tensor* const t : {&update.w13, &update.w2, &update.w13_scale, &update.w2_scale}) {
+    for (ramp_tensor* const t : tensors(update)) {
       *t = core::expert_range(core::with_strides(*t), 1, 1);
       const auto width = core::dtype_bytes(static_cast<ramp_dtype>(t->dtype));
       ramp_tensor to = *t;
@@ -170,15 +180,18 @@ TEST_F(FakePacking, UpdateOfOneExpert) {
                     static_cast<size_t>(t->shape[2] * width));
       *t = to;
     }
-    const std::vector<uint8_t> scales(
-        static_cast<const uint8_t*>(w->w13_scale.data),
-        static_cast<const uint8_t*>(w->w13_scale.data) + core::numel(w->w13_scale) * 4);
+    std::vector<uint8_t> scales;
+    if (core::present(w->w13_scale))
+      scales.assign(static_cast<const uint8_t*>(w->w13_scale.data),
+                    static_cast<const uint8_t*>(w->w13_scale.data) + core::numel(w->w13_scale) * 4);
     if (gap != 0) {
       fake().allocations_left = 0;
       EXPECT_THROW(cuda::update_weights(*w, 2, update, *memory, &packer, nullptr), core::Error);
       fake().allocations_left = -1;
       expect_values(*w, 0, expected);
-      EXPECT_EQ(std::memcmp(scales.data(), w->w13_scale.data, scales.size()), 0) << "scales without values";
+      if (!scales.empty()) {
+        EXPECT_EQ(std::memcmp(scales.data(), w->w13_scale.data, scales.size()), 0) << "scales without values";
+      }
     }
     cuda::update_weights(*w, 2, update, *memory, &packer, nullptr);
     const auto replace = [](const core::AlignedBuffer& from, core::AlignedBuffer& to) {

@@ -166,7 +166,10 @@ void compare_families(const BigSpec& spec, const std::vector<ramp_determinism>& 
       const OwnedTensor y = layer.run(isa, RAMP_F32, mode);
       int64_t row = 0;
       const double worst = worst_row(y, exact, &row);
-      EXPECT_LE(worst, bound) << "row " << row;
+      // Tensor-core kernels leave expert rows as bf16 (but for fp16): at most half a spacing, 2^-9, per
+      // element of rows that add up like independent ones; twice that is allowed.
+      const bool bf16_rows = isa.empty() && spec.format != RAMP_FORMAT_F32 && spec.format != RAMP_FORMAT_F16;
+      EXPECT_LE(worst, bound + (bf16_rows ? 0x1p-8 : 0.0)) << "row " << row;
       layer.expect_right(y, spread_tokens(spec.tokens, 2));
     }
   }

@@ -13,15 +13,29 @@
 namespace ramp::core::test {
 namespace {
 
-CaseSpec base_spec(ramp_format format) {
+// tiles: what the stream kernels take, where the GPU has them; else odd sizes.
+struct BitsCase {
+  ramp_format format;
+  bool tiles = false;
+};
+std::vector<BitsCase> bits_cases() {
+  std::vector<BitsCase> list;
+  for (const ramp_format f : kAllFormats) {
+    list.push_back({f, false});
+    if (f != RAMP_FORMAT_F32) list.push_back({f, true});
+  }
+  return list;
+}
+
+CaseSpec base_spec(const BitsCase& c) {
   CaseSpec s;
-  s.format = format;
-  s.activation = static_cast<ramp_activation>(static_cast<int>(format) % 4);
+  s.format = c.format;
+  s.activation = static_cast<ramp_activation>(static_cast<int>(c.format) % (c.tiles ? 3 : 4));
   s.tokens = 70;  // more rows than a tile holds, for the popular experts
   s.experts = 8;
   s.top_k = 3;
-  s.hidden = 576;        // no multiple of 128
-  s.intermediate = 288;  // two scale groups and a short one
+  s.hidden = c.tiles ? 640 : 576;        // no multiple of 128
+  s.intermediate = c.tiles ? 384 : 288;  // two scale groups and a short one
   s.y_dtype = RAMP_F32;
   s.ids = Ids::kSkewed;
   s.seed = 11;
@@ -39,9 +53,10 @@ void expect_right(BlockCase& c) {
   EXPECT_TRUE(result.ok()) << result.text();
 }
 
-class GpuBits : public testing::TestWithParam<ramp_format> {};
-INSTANTIATE_TEST_SUITE_P(Formats, GpuBits, testing::ValuesIn(kAllFormats),
-                         [](const auto& p) { return std::string(format_name(p.param)); });
+class GpuBits : public testing::TestWithParam<BitsCase> {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuBits, testing::ValuesIn(bits_cases()), [](const auto& p) {
+  return std::string(format_name(p.param.format)) + (p.param.tiles ? "_tiles" : "");
+});
 
 TEST_P(GpuBits, RepeatThemselves) {
   for (const ramp_determinism mode : {RAMP_REPEATABLE, RAMP_BATCH_INVARIANT}) {
@@ -233,8 +248,8 @@ TEST_P(GpuBits, GraphsFollowTheirInputs) {
       spec.tokens = tokens;
       spec.experts = 16;
       spec.top_k = 8;
-      spec.hidden = 160;
-      spec.intermediate = 96;
+      spec.hidden = GetParam().tiles ? 256 : 160;
+      spec.intermediate = GetParam().tiles ? 128 : 96;
       spec.ids = Ids::kDistinct;
       SCOPED_TRACE(case_name(spec));
       BlockCase c(spec);
@@ -271,7 +286,7 @@ TEST_P(GpuBits, GraphsFollowTheirInputs) {
 }
 
 TEST(GpuGraph, AllMaskedGivesZeros) {
-  CaseSpec spec = base_spec(RAMP_FORMAT_BF16);
+  CaseSpec spec = base_spec({RAMP_FORMAT_BF16, true});
   spec.ids = Ids::kDistinct;
   BlockCase c(spec);
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);

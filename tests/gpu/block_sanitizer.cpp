@@ -59,9 +59,15 @@ TEST_P(GpuSmall, Batched) {
 
 // The stream kernels in every config: more depth than the ring holds, tiles that are not full, two slices for
 // the cluster's blocks; and, of the configs with small tiles, several tiles per expert.
-TEST(GpuSmallStream, EveryConfig) {
+class GpuSmallStream : public testing::TestWithParam<ramp_format> {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuSmallStream,
+                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                         RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL),
+                         [](const auto& p) { return std::string(format_name(p.param)); });
+
+TEST_P(GpuSmallStream, EveryConfig) {
   for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{128, 1152}}) {
-    CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 11);
+    CaseSpec s = small_spec(GetParam(), 11);
     s.hidden = hidden;
     s.intermediate = intermediate;
     s.ids = Ids::kSkewed;
@@ -85,7 +91,7 @@ TEST(GpuSmallStream, EveryConfig) {
 // The prefill kernel where it shares weights in a cluster (two row tiles of more than 64 rows) and where it
 // does not (a tail), with more depth than the ring holds in one GEMM or the other and an odd number of
 // slices. On other GPUs, and without its config, what runs by default.
-TEST(GpuSmallStream, ManyRows) {
+TEST(GpuSmallPrefill, ManyRows) {
   for (const auto& [hidden, intermediate] : {std::pair{640, 128}, std::pair{128, 640}}) {
     CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 290);
     s.experts = 2;
@@ -104,8 +110,8 @@ TEST(GpuSmallStream, ManyRows) {
   }
 }
 
-TEST(GpuSmallStream, Batched) {
-  CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 20);
+TEST_P(GpuSmallStream, Batched) {
+  CaseSpec s = small_spec(GetParam(), 20);
   s.top_k = 1;
   s.hidden = 256;
   s.intermediate = 128;

@@ -130,6 +130,49 @@ TEST(Bounds, CoverTheCutsOfFp8TensorCoresAndNotMuchMore) {
   }
 }
 
+// sm_90's bf16 and f16 wgmma: 16 products and the sum so far, cut to 25 bits behind the largest of them,
+// their sum cut to fp32; all instructions in one chain.
+double half_tensor_sum(const std::vector<double>& p) {
+  double total = 0;
+  for (size_t first = 0; first < p.size(); first += 16) {
+    double largest = std::fabs(total);
+    for (size_t k = first; k < first + 16; ++k) largest = std::max(largest, std::fabs(p[k]));
+    if (largest == 0) continue;
+    const double unit = std::exp2(std::floor(std::log2(largest)) - 25);
+    double sum = std::trunc(total / unit) * unit;
+    for (size_t k = first; k < first + 16; ++k) sum += std::trunc(p[k] / unit) * unit;
+    float rounded = static_cast<float>(sum);
+    if (std::fabs(static_cast<double>(rounded)) > std::fabs(sum)) rounded = std::nextafter(rounded, 0.0F);
+    total = rounded;
+  }
+  return total;
+}
+
+TEST(Bounds, CoverTheCutsOfHalfTensorCoresAndNotMuchMore) {
+  Rng rng(78);
+  for (const int64_t n : {64, 768, 2048, 14336}) {
+    for (const double drift : {0.0, 0.5}) {  // sums that walk, sums that grow
+      for (int trial = 0; trial < 100; ++trial) {
+        std::vector<double> p(static_cast<size_t>(n));
+        DotSums exact;
+        for (double& v : p) {
+          v = static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(rng.normal() + drift)))) *
+              static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(rng.normal() + drift))));
+          exact.sum += v;
+          exact.absolute += std::fabs(v);
+          exact.square += v * v;
+        }
+        const Uncertain u = fp32_dot(exact, static_cast<double>(n), kHalfTensorUnit);
+        const double off = std::fabs(half_tensor_sum(p) - exact.sum);
+        EXPECT_LE(off, u.error) << n;
+        EXPECT_LE(off, kCheckSigmas * u.sigma) << n;
+        // Far below what bf16 keeps of the sum.
+        EXPECT_LT(kCheckSigmas * u.sigma, 0x1p-10 * (std::fabs(exact.sum) + std::sqrt(exact.square))) << n;
+      }
+    }
+  }
+}
+
 TEST(Bounds, OverflowingSumsAreUndetermined) {
   EXPECT_TRUE(std::isinf(fp32_dot({1.0, 4e38, 1.0}, 32).error));
   EXPECT_TRUE(std::isfinite(fp32_dot({1.0, 3e38, 1.0}, 32).error));

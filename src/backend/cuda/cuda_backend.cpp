@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
@@ -24,12 +25,12 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90 };
-constexpr std::array<const char*, 3> kFamilyNames = {"plain", "plain_f64", "sm90"};
+enum class Family { kPlain, kPlainF64, kSm90, kPortable };
+constexpr std::array<const char*, 4> kFamilyNames = {"plain", "plain_f64", "sm90", "portable"};
 
 Family parse_family(const std::string& name, const GpuFacts& facts) {
   const bool hopper = facts.major == 9 && facts.minor == 0;
-  if (name.empty()) return hopper ? Family::kSm90 : Family::kPlain;
+  if (name.empty()) return hopper ? Family::kSm90 : Family::kPortable;
   for (size_t i = 0; i < kFamilyNames.size(); ++i) {
     if (name != kFamilyNames[i]) continue;
     const auto family = static_cast<Family>(i);
@@ -40,7 +41,7 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
                      facts.name, facts.major, facts.minor));
   }
   fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'plain' or 'plain_f64'",
+                "a kernel family of the CUDA backend: 'sm90', 'portable', 'plain' or 'plain_f64'",
                 "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
@@ -68,6 +69,7 @@ class CudaBackend final : public Backend {
         plain_(gpu_, *library_, prologue_, combine_,
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
+        flat_(gpu_, *library_, prologue_, combine_),
         prefill_(gpu_, *library_, prologue_, combine_) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
@@ -75,30 +77,34 @@ class CudaBackend final : public Backend {
     info_.isa = kFamilyNames[static_cast<size_t>(family_)];
     info_.device_name = facts.name;
     info_.workers = facts.sm_count;
+    if (family_ == Family::kSm90 || family_ == Family::kPortable) plain_.add_portable();
   }
 
   [[nodiscard]] const BackendInfo& info() const noexcept override { return info_; }
   [[nodiscard]] const DeviceMemory* memory() const noexcept override { return memory_.get(); }
 
-  // Of packed weights where the stream kernels apply: unpacked weights run the plain kernels, without a
-  // choice.
+  // Of packed weights where the stream kernels apply: unpacked weights have others, of which the backend
+  // chooses.
   [[nodiscard]] ConfigList configs(const ModelShape& model, ramp_format format, ramp_activation activation,
                                    bool with_rejected) const override {
     ConfigList list;
     std::string reason = "the plain kernels were asked for";
     const bool stream = family_ == Family::kSm90 &&
-                        stream_applies(format, activation, model.hidden, model.intermediate, &reason);
-    if (!stream) list.legal.push_back(plain_config(activation));
-    for (const StreamVariant& v : stream_variants()) {
+                        tiles_apply(format, activation, model.hidden, model.intermediate, &reason);
+    if (!stream) list.legal = plain_.configs(format, activation);
+    const auto add = [&](const KernelConfig& config) {
       if (stream)
-        list.legal.push_back(v.config());
+        list.legal.push_back(config);
       else if (with_rejected)
-        list.rejected.push_back({v.config(), reason});
+        list.rejected.push_back({config, reason});
+    };
+    if (flat_format(format)) {
+      for (const FlatVariant& v : flat_variants(format, model.hidden, model.intermediate))
+        add(v.config(format));
+    } else {
+      for (const StreamVariant& v : stream_variants()) add(v.config());
+      add(prefill_config());
     }
-    if (stream)
-      list.legal.push_back(prefill_config());
-    else if (with_rejected)
-      list.rejected.push_back({prefill_config(), reason});
     return list;
   }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
@@ -107,26 +113,28 @@ class CudaBackend final : public Backend {
     return std::find(legal.begin(), legal.end(), config) != legal.end();
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
-                                    ramp_determinism /*determinism*/, int64_t top_k) const override {
-    if (!tiled(w)) return plain_config(w.activation);
+                                    ramp_determinism determinism, int64_t top_k) const override {
+    if (!tiled(w)) return plain_.choose(w, histogram, determinism, top_k);
     int64_t slots = 0;
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
     const int64_t tokens = (slots + k - 1) / k;
+    if (flat_format(w.format)) return FlatBlock::choose(w, tokens, k).config(w.format);
     if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
     return StreamBlock::choose(w, tokens, k).config();
   }
 
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
-    if (!tiled(w)) return {};
-    return {RAMP_BF16, kFp8TensorUnit};
+    if (!tiled(w)) return plain_.arithmetic(w);
+    const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
+    return {flat_rows(w.format), half ? kHalfTensorUnit : kFp8TensorUnit};
   }
 
   void pack(ExpertWeights& w, void* stream) override {
     if (w.packed != nullptr) return;
     const ScopedContext scope(*gpu_);
     const bool tiles =
-        family_ == Family::kSm90 && stream_applies(w.format, w.activation, w.hidden, w.intermediate);
+        family_ == Family::kSm90 && tiles_apply(w.format, w.activation, w.hidden, w.intermediate, nullptr);
     prepare(w, RAMP_BF16, tiles);
     const TilePacker packer = make_packer();
     pack_weights(w, *memory_, tiles ? &packer : nullptr, stream);
@@ -151,15 +159,16 @@ class CudaBackend final : public Backend {
   void routed_block(const RouteCall& routing, const BlockCall& block) override { run(block, &routing); }
 
   [[nodiscard]] uint64_t batched_workspace(const ExpertWeights& w, int64_t max_tokens) const override {
-    const int64_t slots = w.experts * max_tokens;
-    return tiled(w) ? tiled_workspace(w, slots, 1) : PlainBlock::workspace(w, slots, 1);
+    return block_workspace(w, w.experts * max_tokens, 1);
   }
   void expert_block_batched(const BatchedCall& call) override {
     const ScopedContext scope(*gpu_);
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
+    if (tiles && flat_format(call.weights->format))
+      flat_.batched(call);
+    else if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
       prefill_.batched(call);
     else if (tiles)
       stream_.batched(call);
@@ -187,7 +196,9 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
+    if (tiles && flat_format(call.weights->format))
+      flat_.block(call, routing);
+    else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
       prefill_.block(call, routing);
     else if (tiles)
       stream_.block(call, routing);
@@ -196,9 +207,15 @@ class CudaBackend final : public Backend {
   }
   // For any number of tokens up to this one, whichever block runs it.
   [[nodiscard]] static uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) {
+    if (flat_format(w.format)) return FlatBlock::workspace(w, tokens, top_k);
     return std::max(StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k));
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
+  [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
+                                        int64_t intermediate, std::string* reason) {
+    return flat_format(format) ? flat_applies(format, activation, hidden, intermediate, reason)
+                               : stream_applies(format, activation, hidden, intermediate, reason);
+  }
   TilePacker make_packer() {
     return {*memory_, library_->get(pack_programs(arch_number()).front(), "pack_tiles")};
   }
@@ -208,14 +225,19 @@ class CudaBackend final : public Backend {
     std::atomic<bool>& done = prepared_[static_cast<size_t>(w.format)][static_cast<size_t>(x_dtype)]
                                        [tiles ? 1 + static_cast<size_t>(w.activation) : 0];
     if (done.load(std::memory_order_acquire)) return;
-    std::vector<KernelProgram> programs = tiles ? stream_.programs(w.activation) : plain_.programs(w.format);
-    if (tiles) {
+    const bool flat = tiles && flat_format(w.format);
+    std::vector<KernelProgram> programs = flat    ? FlatBlock::programs(w.format, w.activation)
+                                          : tiles ? stream_.programs(w.activation)
+                                                  : plain_.programs(w.format);
+    if (tiles && !flat) {
       for (KernelProgram& p : PrefillBlock::programs(w.activation)) programs.push_back(std::move(p));
     }
     programs.push_back(combine_program(RAMP_BF16));
     library_->load(programs);
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
-    if (tiles) {
+    if (flat) {
+      flat_.prepare(w, x_dtype);
+    } else if (tiles) {
       stream_.prepare(w, x_dtype);
       prefill_.prepare(w, x_dtype);
     } else {
@@ -233,6 +255,7 @@ class CudaBackend final : public Backend {
   Combine combine_;
   PlainBlock plain_;
   StreamBlock stream_;
+  FlatBlock flat_;
   PrefillBlock prefill_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};

@@ -3,12 +3,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
+#include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
@@ -266,18 +268,50 @@ const PlainBlock::Kernels& PlainBlock::kernels(ramp_format format) {
   return state_->kernels[at];
 }
 
+void PlainBlock::add_portable() {
+  portable_ = std::make_shared<PortableBlock>(gpu_, library_, prologue_, combine_);
+}
+bool PlainBlock::portable(const ExpertWeights& weights) const noexcept {
+  return portable_ != nullptr && portable_applies(weights);
+}
+
+std::vector<KernelConfig> PlainBlock::configs(ramp_format format, ramp_activation activation) const {
+  if (portable_ != nullptr && portable_takes(format)) return portable_->configs(format);
+  return {plain_config(activation)};
+}
+
+KernelConfig PlainBlock::choose(const ExpertWeights& weights, std::span<const int32_t> histogram,
+                                ramp_determinism determinism, int64_t top_k) const {
+  if (!portable(weights)) return plain_config(weights.activation);
+  int64_t slots = 0;
+  for (const int32_t c : histogram) slots += c;
+  const int64_t k = std::max<int64_t>(1, top_k);
+  return portable_->choose(weights, (slots + k - 1) / k, k, determinism);
+}
+
+BlockArithmetic PlainBlock::arithmetic(const ExpertWeights& weights) const noexcept {
+  return portable(weights) ? portable_->arithmetic(weights.format) : BlockArithmetic{};
+}
+
 void PlainBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+  if (portable(weights)) {
+    portable_->prepare(weights, x_dtype);
+    return;
+  }
   prologue_.prepare(weights, x_dtype);
   kernels(weights.format);
 }
 
 std::vector<KernelProgram> PlainBlock::programs(ramp_format format) const {
+  if (portable_ != nullptr && portable_takes(format)) return portable_->programs(format);
   return {plain_program(format, precision_)};
 }
 
 uint64_t PlainBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
   Parts parts;
-  return carve(weights, tokens, top_k, nullptr, parts);
+  const uint64_t plain = carve(weights, tokens, top_k, nullptr, parts);
+  return portable_applies(weights) ? std::max(plain, PortableBlock::workspace(weights, tokens, top_k))
+                                   : plain;
 }
 
 namespace {
@@ -337,6 +371,10 @@ void check_size(uint64_t got, uint64_t needed, const void* workspace) {
 }  // namespace
 
 void PlainBlock::block(const BlockCall& call, const RouteCall* routing) {
+  if (portable(*call.weights)) {
+    portable_->block(call, routing);
+    return;
+  }
   const ExpertWeights& w = *call.weights;
   Parts parts;
   check_size(call.workspace_bytes, carve(w, call.tokens, call.top_k, call.workspace, parts), call.workspace);
@@ -363,6 +401,10 @@ void PlainBlock::block(const BlockCall& call, const RouteCall* routing) {
 }
 
 void PlainBlock::batched(const BatchedCall& call) {
+  if (portable(*call.weights)) {
+    portable_->batched(call);
+    return;
+  }
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
   Parts parts;

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <set>
 
+#include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/stream_block.hpp"
@@ -19,12 +21,14 @@ namespace {
 using Part = std::vector<KernelProgram> (*)(int arch);
 constexpr Part kParts[] = {
     copy_programs,      // device_memory.cpp
+    portable_programs,  // portable_block.cpp
     plain_programs,     // plain_block.cpp
     combine_programs,   // plain_block.cpp
     prologue_programs,  // prologue_kernels.cpp
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
+    flat_programs,      // flat_block.cpp
     prefill_programs,   // prefill_block.cpp
 };
 

@@ -55,22 +55,27 @@ std::vector<KernelProgram> pack_programs(int /*arch*/) {
 
 namespace {
 
-// One expert of [E, rows, columns] e4m3.
+int64_t element_bytes(const ramp_tensor& t) noexcept {
+  return dtype_bytes(static_cast<ramp_dtype>(t.dtype));
+}
+// One expert of [E, rows, columns].
 ramp_tensor expert_of(const ramp_tensor& t, int64_t e) noexcept {
   return expert_range(t, e, 1);
 }
 
+// plain_stride: elements from row to row of the checkpoint layout.
 void launch_pack(CUfunction f, const ramp_tensor& shape, const void* from, void* to, int64_t plain_stride,
                  bool gated, bool unpack, CUstream stream) {
+  const int64_t row_bytes = shape.shape[2] * element_bytes(shape);
   PackParams p{};
   p.from = static_cast<const unsigned char*>(from);
   p.to = static_cast<unsigned char*>(to);
-  p.from_stride = plain_stride;
+  p.from_stride = plain_stride * element_bytes(shape);
   p.rows = static_cast<int>(shape.shape[1]);
-  p.row_bytes = static_cast<int>(shape.shape[2]);
+  p.row_bytes = static_cast<int>(row_bytes);
   p.gated = gated ? 1 : 0;
   p.unpack = unpack ? 1 : 0;
-  const uint64_t chunks = static_cast<uint64_t>(shape.shape[1]) * static_cast<uint64_t>(shape.shape[2]) / 16;
+  const uint64_t chunks = static_cast<uint64_t>(shape.shape[1]) * static_cast<uint64_t>(row_bytes) / 16;
   launch(f, {ceil_div(chunks, 256), 1, 256, 0}, stream, p);
 }
 
@@ -80,7 +85,7 @@ namespace {
 
 // The kernel moves 16 bytes at a time.
 bool direct(const ramp_tensor& t) noexcept {
-  return rows_aligned(t.data, 1, {t.stride[0], t.stride[1]});
+  return rows_aligned(t.data, element_bytes(t), {t.stride[0], t.stride[1]});
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <limits>
 #include <numbers>
 
+#include "backend/backend.hpp"
 #include "backend/reference/check.hpp"
 #include "base/float_types.hpp"
 #include "weights/activation.hpp"
@@ -161,12 +162,24 @@ Uncertain fp32_dot(const DotSums& s, double depth, double tensor_unit) noexcept 
   const double partial = std::fabs(s.sum) + 2.0 * std::sqrt(s.square);
   Uncertain r{s.sum, gamma_of(n) * s.absolute + depth * kUnderflow,
               kUnit * std::sqrt(n / 3.0) * partial + depth * kUnderflow};
-  if (tensor_unit > 0) {
-    // Per instruction 32 products and the accumulator are cut to multiples of tensor_unit times (at most) the
-    // largest of them; 4 instructions per 128 columns start from zero. Rigorous: each of the 33 cuts loses
-    // less than tensor_unit times the step's sum of magnitudes. Statistical: a cut is uniform, so it spreads
-    // by 1/sqrt(12) of that unit, and the largest term of a step is taken as the drift plus three times the
-    // spread of its sum.
+  if (tensor_unit == kHalfTensorUnit) {
+    // bf16 and f16: per instruction 16 products and the sum so far are cut towards zero to multiples of
+    // tensor_unit times (at most) the largest of them, then their sum to fp32: up to 2 * kUnit of it.
+    // Statistical: cuts have their terms' signs, so they scatter, with a mean square of 1/3 of the unit's;
+    // the cut of the sum, kUnit times it in the mean, always shrinks it, which is an offset and not a spread.
+    constexpr double kColumns = 16;
+    constexpr double kCuts = kColumns + 1;
+    const double chain = std::ceil(depth / kColumns);
+    r.error += chain * (kCuts * tensor_unit + 2.0 * kUnit) * s.absolute;
+    r.sigma = std::hypot(r.sigma, tensor_unit * std::sqrt(kCuts * chain / 3.0) *
+                                      (std::fabs(s.sum) + 3.0 * std::sqrt(s.square))) +
+              chain * kUnit * partial / kCheckSigmas;
+  } else if (tensor_unit > 0) {
+    // FP8: per instruction 32 products and the accumulator are cut to multiples of tensor_unit times (at
+    // most) the largest of them; 4 instructions per 128 columns start from zero. Rigorous: each of the 33
+    // cuts loses less than tensor_unit times the step's sum of magnitudes. Statistical: a cut is uniform, so
+    // it spreads by 1/sqrt(12) of that unit, and the largest term of a step is taken as the drift plus three
+    // times the spread of its sum.
     constexpr double kCuts = 4 * 34;
     r.error += kCuts * tensor_unit * s.absolute;
     r.sigma = std::hypot(

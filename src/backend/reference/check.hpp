@@ -30,8 +30,8 @@ struct CheckOptions {
   int64_t sum_depth = 0;
   // What per-slot rows are stored as before they are combined (bf16 in the GPU's repeatable mode).
   ramp_dtype slot_rows = RAMP_F32;
-  // Unit of the tensor cores' sums, relative to the largest term: 0 for fp32, kFp8TensorUnit for e4m3 on
-  // sm_90.
+  // Unit of the tensor cores' sums, relative to the largest term: 0 for fp32; on sm_90 kFp8TensorUnit for
+  // e4m3, kHalfTensorUnit for bf16 and f16.
   double tensor_unit = 0;
   bool statistical = true;
   ParallelFor parallel = serial_for;

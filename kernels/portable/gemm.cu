@@ -1,0 +1,124 @@
+// The portable GEMMs of the expert block: mma.sync out of a ring that cp.async fills, for every NVIDIA GPU
+// from sm_80 on, H and I multiples of 32, weights in the checkpoint layout. Weight rows are mma's 16-row
+// side, tokens its 8-column side, so that a tile of few tokens pads at most 7. FP8 weights and inputs stay
+// FP8 in memory and in shared memory; they are decoded to f16 (exactly) in registers, or multiplied as they
+// are where the tensor cores can (ptx.cuh).
+//
+//   GATED    1: GEMM 1 with gate and up; 0: GEMM 1 without, or GEMM 2, as the parameters tell
+//   FORMAT   ramp_format: 1 fp8_block, 2 bf16, 3 fp16, 5 fp8_tensor, 6 fp8_channel
+//   ROWS     weight rows per tile; gated: half of them gate rows, half up rows, by eights in turn
+//   TOKENS   token rows per tile at most (the plan's tile_m)
+//   KW       warps that share the depth: each takes 128 bytes of every KW * 128; sums are added in warp order
+//   WR, WT   warps that share the weight rows and the tokens of a tile
+//   STAGES   ring depth
+//   BLOCKS   blocks per SM (register budget)
+//
+// fp8_block: a 128-deep step is summed from zero and promoted into fp32 with its block scales. The other FP8
+// formats scale once, in the epilogue. Blocks stride over (tile, slice) units in the order that `group`
+// chooses. The epilogue passes through shared memory: sums of the KW warps, activation, router weight,
+// 16-byte stores.
+#include "portable/epilogue.cuh"
+#include "portable/products.cuh"
+
+__device__ __forceinline__ void run_gemm(const PortableParams& p) {
+  extern __shared__ __align__(128) u8 memory[];
+  const u32 ring = shared_address(memory);
+  const u32 scales = ring + STAGES * kStage;
+  const u32 lane = threadIdx.x % 32;
+  const u32 warp = threadIdx.x / 32;
+  const u32 wk = warp % KW;
+  const u32 wr = warp / KW % WR;
+  const u32 wt = warp / (KW * WR);
+  // GEMM 2's plan is older than the kernel in front of it, so it asks for weights before it waits.
+  bool waited = GATED || !p.second;
+  if (waited) {
+    dependency_wait();
+    if (p.early) launch_dependents();
+  }
+  constexpr int kColumns = GATED ? ROWS / 2 : ROWS;
+  const u32 slices = (u32)(p.n + kColumns - 1) / kColumns;
+  const u32 units = (u32)*p.num_tiles * slices;
+  const int steps = (p.depth + kStep - 1) / kStep;
+  for (u32 number = blockIdx.x; number < units; number += gridDim.x) {
+    const Unit unit = find_unit(p, number, slices, kColumns);
+    Copies copies = plan_copies(p, unit);
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) copy_weights(p, copies, ring + s * kStage, s);
+    if (!waited) {
+      dependency_wait();
+      if (p.early) launch_dependents();
+      waited = true;
+    }
+    plan_token_copies(p, unit, copies);
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) {
+      copy_tokens(p, copies, unit, ring + s * kStage, scales + s * kScaleBytes, s);
+      copy_commit();
+    }
+
+    float sum[kMt][kNt][4];
+#pragma unroll
+    for (int i = 0; i < kMt; ++i)
+#pragma unroll
+      for (int j = 0; j < kNt; ++j)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) sum[i][j][v] = 0.0f;
+    // Pairs of n8 tiles are dealt out to the WT warps in turn.
+    const int pairs = (unit.rows + 15) / 16;
+    const int active = kNt == 1 ? (unit.rows > 8 * (int)wt ? 1 : 0) : (pairs - (int)wt + WT - 1) / WT;
+    u32 slot = 0;
+    for (int k = 0; k < steps; ++k) {
+      copy_wait<STAGES - 2>();
+      __syncthreads();
+      const auto copy_ahead = [&] {
+        const u32 to = slot == 0 ? STAGES - 1 : slot - 1;
+        copy_weights(p, copies, ring + to * kStage, k + STAGES - 1);
+        copy_tokens(p, copies, unit, ring + to * kStage, scales + to * kScaleBytes, k + STAGES - 1);
+        copy_commit();
+      };
+      const u32 stage = ring + slot * kStage;
+      const u32 weights = stage + wk * (ROWS * kRowBytes) + wr * (kMt * 16 * kRowBytes);
+      const u32 tokens =
+          stage + kWeightBytes + wk * (TOKENS * kRowBytes) + wt * ((kNt > 1 ? 16 : 8) * kRowBytes);
+      const u32 stage_scales = scales + slot * kScaleBytes;
+      const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
+      const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
+      // All of a warp's pairs, or half of them: rows that are not there are zeros.
+      if (2 * active > kPairs)
+        run_step<kPairs>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
+      else if (kPairs > 1 && active > 0)
+        run_step<(kPairs + 1) / 2>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
+      else
+        copy_ahead();
+      slot = slot + 1 == STAGES ? 0 : slot + 1;
+    }
+
+    copy_wait<0>();
+    __syncthreads();  // the ring is free: sums take its place
+    float* const sums = (float*)memory;
+    if (active > 0) {
+      const u32 row = wr * (kMt * 16) + lane / 4;
+#pragma unroll
+      for (int j = 0; j < kNt; ++j) {
+        const u32 token = (kNt > 1 ? (u32)(j / 2 * WT * 16 + j % 2 * 8) + wt * 16 : wt * 8) + 2 * (lane % 4);
+        float* const to = sums + (wk * TOKENS + token) * kPitch + row;
+#pragma unroll
+        for (int i = 0; i < kMt; ++i) {
+          to[16 * i] = sum[i][j][0];
+          to[16 * i + kPitch] = sum[i][j][1];
+          to[16 * i + 8] = sum[i][j][2];
+          to[16 * i + 8 + kPitch] = sum[i][j][3];
+        }
+      }
+    }
+    __syncthreads();
+    finish(p, unit, sums);
+    __syncthreads();  // ... and the ring's again
+  }
+  if (!waited) dependency_wait();
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+    gemm(const __grid_constant__ PortableParams p) {
+  run_gemm(p);
+}

@@ -1,0 +1,158 @@
+// The portable GEMMs: what a tile is, which unit of work is which, and the copies that bring it to shared
+// memory. The macros are those of gemm.cu.
+#pragma once
+
+#include "common/types.cuh"
+#include "params/block.hpp"
+#include "params/portable.hpp"
+#include "portable/ptx.cuh"
+
+using namespace ramp::core::cuda;
+
+#define IS_FP8 (FORMAT == 1 || FORMAT == 5 || FORMAT == 6)
+#define PROMOTED (FORMAT == 1 || (IS_FP8 && NATIVE_E4M3))
+constexpr int kThreads = 32 * KW * WR * WT;
+constexpr int kRowBytes = 128;         // of depth per warp and step
+constexpr int kStep = KW * kRowBytes;  // of depth per step
+constexpr int kMt = ROWS / WR / 16;    // m16 tiles of a warp
+constexpr int kNt = TOKENS / WT / 8;   // n8 tiles of a warp
+constexpr int kPairs = kNt > 1 ? kNt / 2 : 1;
+constexpr int kWeightBytes = ROWS * kStep;
+constexpr int kTokenBytes = TOKENS * kStep;
+constexpr int kScaleBytes = FORMAT == 1 ? KW * (TOKENS + 2) * 4 : 0;
+constexpr int kStage = kWeightBytes + kTokenBytes;
+constexpr int kChunks = kStep / 16;             // 16-byte chunks of a row and step
+constexpr int kRowsApart = kThreads / kChunks;  // rows that the block copies at a time
+constexpr int kWeightCopies = ROWS / kRowsApart;
+constexpr int kTokenCopies = TOKENS / kRowsApart;
+constexpr int kPitch = ROWS + 4;  // floats per token row of the staged sums: no bank conflicts
+static_assert(kNt == 1 || kNt % 2 == 0, "tokens of a warp: 8, or a multiple of 16");
+static_assert(KW * TOKENS <= kThreads || FORMAT != 1, "a token scale per thread");
+static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0 && TOKENS % kRowsApart == 0,
+              "every thread copies whole rows' parts");
+
+struct Unit {
+  int expert, first, rows, n0;
+};
+
+// Unit number `unit` of tiles * slices. Units of an expert: groups of `group` tiles, each group slice by
+// slice.
+__device__ __forceinline__ Unit find_unit(const PortableParams& p, u32 unit, u32 slices, int slice_columns) {
+  const PortableTile base = p.tiles[unit / slices];
+  const int begin = p.offsets[base.expert];
+  const int count = p.offsets[base.expert + 1] - begin;
+  const u32 tiles = (u32)(count + TOKENS - 1) / TOKENS;
+  const u32 first_tile = unit / slices - (u32)(base.first - begin) / TOKENS;
+  const u32 local = unit - first_tile * slices;
+  const u32 group = (u32)p.group < tiles ? (u32)p.group : tiles;
+  const u32 done = local / (group * slices);
+  const u32 rest = local - done * group * slices;
+  const u32 left = tiles - done * group;
+  const u32 width = left < group ? left : group;
+  const u32 slice = rest / width;
+  const int first = begin + (int)(done * group + rest - slice * width) * TOKENS;
+  const int rows = begin + count - first;
+  return {base.expert, first, rows < TOKENS ? rows : TOKENS, (int)slice * slice_columns};
+}
+
+__device__ __forceinline__ i64 source_row(int source, const PortableParams& p, int sorted) {
+  if (source == kRowSorted) return sorted;
+  const int slot = p.slots[sorted];
+  return source == kRowSlot ? slot : slot / p.top_k;
+}
+
+// Row r of the tile is column column_of_row(r) of C, counted from n0; gated: eights of gate and up rows in
+// turn.
+__device__ __forceinline__ constexpr int column_of_row(int r) {
+  return GATED ? r / 16 * 8 + r % 8 : r;
+}
+__device__ __forceinline__ constexpr bool is_up(int r) {
+  return GATED && r / 8 % 2 != 0;
+}
+// A thread copies rows `row` + i * kRowsApart; with kRowsApart 4, 8 or a multiple of 16 column and half of
+// row `row` + i * kRowsApart are those of `row` plus (or in the other half, as tells) those of i *
+// kRowsApart.
+static_assert(kRowsApart <= 8 || kRowsApart % 16 == 0, "gate and up rows of a thread");
+
+// What a thread copies of a unit: 16 bytes of each of its rows and steps.
+struct Copies {
+  const u8* w;
+  const u8* x[kTokenCopies];
+  const float* x_scale;
+  const float* w_scale;
+  u32 to;            // within 128 bytes of depth of a stage
+  int row;           // first row
+  int chunk;         // of a row's step
+  int columns_left;  // from the first row's on
+};
+
+__device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit) {
+  Copies c;
+  c.chunk = (int)threadIdx.x % kChunks;
+  c.row = (int)threadIdx.x / kChunks;
+  c.to = (u32)(c.row * kRowBytes + ((c.chunk % 8) ^ (c.row % 8)) * 16);
+  const int column = column_of_row(c.row);
+  c.columns_left = p.n - unit.n0 - column;
+  c.w = p.w + (i64)unit.expert * p.w_expert +
+        (i64)(unit.n0 + column + (is_up(c.row) ? p.up_row : 0)) * p.w_row + c.chunk * 16;
+#if FORMAT == 1
+  const int half = GATED && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
+  c.w_scale = p.w_scale + (i64)unit.expert * p.ws_expert + (i64)(unit.n0 / 128 + half) * p.ws_row;
+#endif
+  return c;
+}
+__device__ __forceinline__ void plan_token_copies(const PortableParams& p, const Unit& unit, Copies& c) {
+#pragma unroll
+  for (int i = 0; i < kTokenCopies; ++i) {
+    const int r = c.row + i * kRowsApart;
+    c.x[i] =
+        p.x + source_row(p.x_source, p, unit.first + (r < unit.rows ? r : 0)) * p.x_stride + c.chunk * 16;
+  }
+#if FORMAT == 1
+  const int r = (int)threadIdx.x % TOKENS;
+  c.x_scale =
+      p.x_scale + source_row(p.x_scale_source, p, unit.first + (r < unit.rows ? r : 0)) * p.x_scale_stride;
+#endif
+}
+// Where in a stage row `row` + i * kRowsApart goes: its chunk number is xored with the row's number modulo 8.
+__device__ __forceinline__ u32 place_of_copy(const Copies& c, int i) {
+  return (kRowsApart % 8 != 0 && i % 2 != 0 ? c.to ^ 64u : c.to) + (u32)(i * kRowsApart * kRowBytes);
+}
+
+// Weight rows that are not there are zeros, and so is the depth behind its end. (The address of a copy of no
+// bytes is not read.)
+__device__ __forceinline__ void copy_weights(const PortableParams& p, const Copies& c, u32 stage, int step) {
+  const bool inside = step * kStep + c.chunk * 16 < p.depth;
+  const u32 to = stage + (u32)(c.chunk / 8 * ROWS * kRowBytes);
+  const i64 up = (i64)p.up_row * p.w_row;
+  const u8* const from = c.w + step * kStep;
+#pragma unroll
+  for (int i = 0; i < kWeightCopies; ++i) {
+    const int column = column_of_row(i * kRowsApart);
+    copy16(to + place_of_copy(c, i), from + column * p.w_row + (is_up(i * kRowsApart) ? up : 0),
+           inside && column < c.columns_left);
+  }
+}
+// Token rows that are not there are zeros with scale 0.
+__device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copies& c, const Unit& unit,
+                                            u32 stage, u32 scales, int step) {
+  const bool inside = step * kStep + c.chunk * 16 < p.depth;
+  const u32 to = stage + kWeightBytes + (u32)(c.chunk / 8 * TOKENS * kRowBytes);
+#pragma unroll
+  for (int i = 0; i < kTokenCopies; ++i) {
+    const int r = c.row + i * kRowsApart;
+    copy16(to + place_of_copy(c, i), c.x[i] + step * kStep, inside && r < unit.rows);
+  }
+#if FORMAT == 1
+  {
+    const int group = step * KW + (int)threadIdx.x / TOKENS;
+    copy4_if(threadIdx.x < KW * TOKENS, scales + 4 * threadIdx.x, c.x_scale + group,
+             (int)threadIdx.x % TOKENS < unit.rows && group < p.groups);
+  }
+  {
+    const int group = step * KW + (int)threadIdx.x / 2;
+    copy4_if(threadIdx.x < 2 * KW, scales + 4 * (KW * TOKENS + threadIdx.x), c.w_scale + group * p.ws_column,
+             group < p.groups);
+  }
+#endif
+}

@@ -1,0 +1,411 @@
+// Host side of the portable block: variants, workspace, parameters, launches. Grids are persistent and depend
+// on the GPU and the shapes alone; the plan on the device says how much of them has work.
+#include "backend/cuda/portable_block.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/launch.hpp"
+#include "backend/cuda/weights.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+#include "params/block.hpp"
+#include "params/portable.hpp"
+#include "weights/quantize.hpp"
+
+namespace ramp::core::cuda {
+namespace {
+
+constexpr uint64_t kAlignment = 256;
+constexpr uint32_t kRowBytes = 128;  // kernels/portable/gemm.cu
+constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
+
+// From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
+// then large ones that reuse what they load.
+constexpr std::array<PortableVariant, 4> kVariants = {{
+    {32, 8, 4, 1, 1, 3, 3},
+    {64, 32, 2, 2, 1, 3, 3},
+    {128, 64, 1, 4, 1, 4, 2},
+    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kDirect},
+}};
+// The automatic choice by the mean number of rows per expert, measured (docs/kernel-log.md). Around 128 rows
+// half of the experts would need a second tile of 128 for a few rows.
+struct Choice {
+  double up_to;
+  size_t variant;
+};
+constexpr std::array<Choice, 6> kChoices = {{{2, 0}, {16, 1}, {48, 2}, {100, 3}, {160, 2}, {1e30, 3}}};
+constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                 RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
+constexpr std::array<const char*, 2> kKinds = {"single", "gated"};  // GATED of the kernel
+
+static_assert(sizeof(PortableTile) == sizeof(Tile));
+
+uint64_t align_up(uint64_t n) noexcept {
+  return (n + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+bool is_fp8_format(ramp_format format) noexcept {
+  return weight_dtype(format) == RAMP_E4M3;
+}
+// Formats whose scales of GEMM 2's input come from more columns than a tile has: h leaves GEMM 1 as fp32.
+bool requantizes(ramp_format format) noexcept {
+  return format == RAMP_FORMAT_FP8_BLOCK || format == RAMP_FORMAT_FP8_CHANNEL;
+}
+
+// What GEMM 2 leaves: bf16 would cost fp16 three of its bits.
+ramp_dtype rows_dtype(ramp_format format) noexcept {
+  return format == RAMP_FORMAT_F16 ? RAMP_F32 : RAMP_BF16;
+}
+
+KernelProgram portable_program(const PortableVariant& v, ramp_format format, size_t kind) {
+  return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), kKinds[kind], v.tokens, v.rows,
+                      v.threads(), v.stages),
+          "portable/gemm.cu",
+          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DGATED={}", kind),
+           fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
+           fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
+           fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
+           fmt::format("-DBLOCKS={}", v.blocks)},
+          {"gemm"},
+          80};
+}
+struct Parts {
+  PrologueWorkspace prologue;
+  float* h = nullptr;       // [T*k, I]: formats that requantise apart
+  void* codes = nullptr;    // [T*k, I] in the activation type
+  float* scales = nullptr;  // its scales
+  void* rows = nullptr;     // [T*k, H], of rows_dtype
+};
+
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
+               Parts& parts) {
+  const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
+  const auto i = static_cast<uint64_t>(w.intermediate);
+  uint64_t at = align_up(carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
+  const auto take = [&](uint64_t bytes) {
+    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
+    at += align_up(bytes);
+    return p;
+  };
+  parts.codes = take(slots * i * static_cast<uint64_t>(dtype_bytes(weight_dtype(w.format))));
+  parts.rows = take(slots * static_cast<uint64_t>(w.hidden) *
+                    static_cast<uint64_t>(dtype_bytes(rows_dtype(w.format))));
+  if (requantizes(w.format)) {
+    parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
+    parts.scales = static_cast<float*>(take(slots * ceil_div(i, kGroup) * sizeof(float)));
+  }
+  return at;
+}
+
+void check_size(uint64_t got, uint64_t needed, const void* workspace) {
+  if (workspace != nullptr && got >= needed) return;
+  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
+                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
+}
+
+}  // namespace
+
+bool PortableVariant::is_for(ramp_format format) const noexcept {
+  return formats == PortableFormats::kAll || (formats == PortableFormats::kPromoted) == is_fp8_format(format);
+}
+
+uint32_t PortableVariant::shared_bytes(ramp_format format) const noexcept {
+  const auto r = static_cast<uint32_t>(rows);
+  const auto t = static_cast<uint32_t>(tokens);
+  const auto k = static_cast<uint32_t>(warps_k);
+  const uint32_t scales = format == RAMP_FORMAT_FP8_BLOCK ? k * (t + 2) * 4 : 0;
+  const uint32_t ring = static_cast<uint32_t>(stages) * (k * kRowBytes * (r + t) + scales);
+  return std::max(ring, k * t * (r + 4) * 4);
+}
+
+KernelConfig PortableVariant::config(ramp_format format) const noexcept {
+  KernelConfig c;
+  c.tile_m = tokens;
+  c.tile_n = rows;
+  c.tile_k = static_cast<int32_t>(kRowBytes) * warps_k / (is_fp8_format(format) ? 1 : 2);
+  c.stages = stages;
+  c.threads = threads();
+  c.split_k = warps_k;
+  return c;
+}
+
+std::vector<KernelProgram> portable_programs(int /*arch*/) {
+  std::vector<KernelProgram> list;
+  for (const ramp_format f : kFormats)
+    for (const PortableVariant& v : kVariants)
+      for (size_t kind = 0; v.is_for(f) && kind < kKinds.size(); ++kind)
+        list.push_back(portable_program(v, f, kind));
+  return list;
+}
+
+bool portable_takes(ramp_format format) noexcept {
+  return std::find(kFormats.begin(), kFormats.end(), format) != kFormats.end();
+}
+
+bool portable_applies(const ExpertWeights& weights) noexcept {
+  if (!portable_takes(weights.format)) return false;
+  const WeightViews views = weight_views(weights);
+  const int64_t bytes = dtype_bytes(weight_dtype(weights.format));
+  return rows_aligned(views.w13.data, bytes, {views.w13.stride[0], views.w13.stride[1]}) &&
+         rows_aligned(views.w2.data, bytes, {views.w2.stride[0], views.w2.stride[1]});
+}
+
+struct PortableBlock::State {
+  struct Kernel {
+    CUfunction function = nullptr;
+    int blocks = 1;  // that fit an SM
+  };
+  using Kernels = std::array<std::array<Kernel, kKinds.size()>, kVariants.size()>;
+  std::mutex mutex;
+  std::array<std::atomic<bool>, 8> ready{};  // by ramp_format
+  std::array<Kernels, 8> kernels{};
+};
+
+PortableBlock::PortableBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
+                             Combine& combine)
+    : gpu_(std::move(gpu)),
+      library_(library),
+      prologue_(prologue),
+      combine_(combine),
+      state_(std::make_shared<State>()) {}
+
+bool PortableBlock::fits(const PortableVariant& v, ramp_format format) const noexcept {
+  return v.is_for(format) && v.shared_bytes(format) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
+}
+
+std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
+  std::vector<KernelConfig> list;
+  for (const TaskOrder order : {TaskOrder::kColumnMajor, TaskOrder::kRowMajor, TaskOrder::kGrouped}) {
+    for (const PortableVariant& v : kVariants) {
+      if (!fits(v, format)) continue;
+      KernelConfig c = v.config(format);
+      c.order = order;
+      c.group_m = order == TaskOrder::kGrouped ? kGroupTiles : 0;
+      list.push_back(c);
+    }
+  }
+  return list;
+}
+
+std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
+  std::vector<KernelProgram> list;
+  for (const PortableVariant& v : kVariants) {
+    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind)
+      list.push_back(portable_program(v, format, kind));
+  }
+  return list;
+}
+
+void PortableBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+  prologue_.prepare(weights, x_dtype);
+  load(weights.format);
+}
+
+// Also by calls: a handle whose weights the plain kernels took may have been what the format was prepared
+// for.
+void PortableBlock::load(ramp_format format) {
+  const auto at = static_cast<size_t>(format);
+  if (state_->ready[at].load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(state_->mutex);
+  if (state_->ready[at].load(std::memory_order_relaxed)) return;
+  for (size_t i = 0; i < kVariants.size(); ++i) {
+    const PortableVariant& v = kVariants[i];
+    const auto shared = static_cast<int>(v.shared_bytes(format));
+    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind) {
+      CUfunction const f = library_.get(portable_program(v, format, kind), "gemm");
+      RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
+      int blocks = 0;
+      RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
+              static_cast<size_t>(shared));
+      state_->kernels[at][i][kind] = {f, std::max(blocks, 1)};
+    }
+  }
+  state_->ready[at].store(true, std::memory_order_release);
+}
+
+uint64_t PortableBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+  Parts parts;
+  return carve(weights, tokens, top_k, kVariants.front().tokens, nullptr,
+               parts);  // the smallest tiles need most
+}
+
+KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
+                                   ramp_determinism determinism) const {
+  // By the mean number of rows per expert. (The histogram itself will decide once the dispatcher runs on the
+  // device.)
+  const double mean =
+      static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
+  // Batch-invariant: one order of sums, which is that without a split over depth.
+  const bool unsplit = determinism == RAMP_BATCH_INVARIANT;
+  size_t n = 0;
+  for (const Choice& c : kChoices) {
+    const PortableVariant& v = kVariants[c.variant];
+    if (!fits(v, weights.format) || (unsplit && v.warps_k != 1)) continue;
+    n = c.variant;
+    if (mean <= c.up_to) break;
+  }
+  return kVariants[n].config(weights.format);
+}
+
+BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
+  const GpuFacts& facts = gpu_->facts();
+  const bool native = (facts.major == 8 && facts.minor == 9) || facts.major >= 12;
+  return {rows_dtype(format), native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
+}
+
+size_t PortableBlock::number_of(const KernelConfig& config, ramp_format format) const {
+  KernelConfig plain = config;
+  plain.order = TaskOrder::kColumnMajor;
+  plain.group_m = 0;
+  for (size_t i = 0; i < kVariants.size(); ++i)
+    if (kVariants[i].config(format) == plain && fits(kVariants[i], format)) return i;
+  fail_argument("config", config_name(config), "a config of the portable kernels",
+                "ramp_config_name lists them");
+}
+
+// One call's launches.
+struct PortableBlock::Run {
+  PortableBlock& block;
+  const ExpertWeights& w;
+  const KernelConfig& config;
+  const Parts& parts;
+  int64_t slots = 0, top_k = 1;
+  size_t number = 0;
+  CUstream stream = nullptr;
+
+  [[nodiscard]] PortableParams common(const GemmInput& in) const {
+    const RowIndex& index = parts.prologue.index;
+    PortableParams p{};
+    p.tiles = reinterpret_cast<const PortableTile*>(index.tiles);
+    p.num_tiles = index.num_tiles;
+    p.offsets = index.offsets;
+    p.slots = index.slots;
+    p.top_k = static_cast<int>(top_k);
+    constexpr int kAllTiles = 1 << 30;
+    p.group = config.order == TaskOrder::kColumnMajor ? kAllTiles
+              : config.order == TaskOrder::kRowMajor  ? 1
+                                                      : config.group_m;
+    p.early = 1;
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride * dtype_bytes(in.dtype);
+    p.x_scale = in.scales;
+    p.x_scale_stride = in.scale_stride;
+    p.x_static = in.static_scale;
+    p.groups = static_cast<int>(in.groups);
+    return p;
+  }
+  void set_weights(PortableParams& p, const ramp_tensor& values, const ramp_tensor& scale, int64_t n,
+                   int64_t depth) const {
+    const int64_t bytes = dtype_bytes(weight_dtype(w.format));
+    p.w = static_cast<const unsigned char*>(values.data);
+    p.w_expert = values.stride[0] * bytes;
+    p.w_row = values.stride[1] * bytes;
+    p.n = static_cast<int>(n);
+    p.depth = static_cast<int>(depth * bytes);
+    if (!present(scale)) return;
+    p.w_scale = static_cast<const float*>(scale.data);
+    p.ws_expert = scale.stride[0];
+    p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
+    p.ws_column = w.format == RAMP_FORMAT_FP8_BLOCK ? scale.stride[2] : 0;
+  }
+  void start(size_t kind, const PortableParams& p, uint64_t columns) const {
+    const State::Kernel& kernel = block.state_->kernels[static_cast<size_t>(w.format)][number][kind];
+    const PortableVariant& shape = kVariants[number];
+    const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, shape.tokens));
+    const uint64_t units = tiles * ceil_div(static_cast<uint64_t>(p.n), columns);
+    const auto resident =
+        static_cast<uint64_t>(block.gpu_->facts().sm_count) * static_cast<uint64_t>(kernel.blocks);
+    launch_dependent(
+        block.gpu_->facts().major >= 9, kernel.function,
+        {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()), shape.shared_bytes(w.format)},
+        stream, p);
+  }
+
+  void gemm1(const GemmInput& in) const {
+    PortableParams p = common(in);
+    set_weights(p, weight_views(w).w13, w.w13_scale, w.intermediate, w.hidden);
+    p.x_source = in.per_slot ? kRowSlot : kRowToken;
+    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    p.up_row = static_cast<int>(w.intermediate);
+    p.up_scale_row = static_cast<int>(ceil_div(static_cast<uint64_t>(w.intermediate), kGroup));
+    p.activation = w.activation;
+    p.out = requantizes(w.format) ? static_cast<void*>(parts.h) : parts.codes;
+    p.out_stride = w.intermediate;
+    p.out_scale = w.w2_input_scale;
+    const auto rows = static_cast<uint64_t>(kVariants[number].rows);
+    start(w.gated() ? 1 : 0, p, w.gated() ? rows / 2 : rows);
+  }
+  // GEMM 2's input: h requantised, or what GEMM 1 wrote.
+  [[nodiscard]] GemmInput middle() const {
+    if (requantizes(w.format))
+      return block.prologue_.requantize(w, parts.h, slots, parts.prologue.index, parts.codes, parts.scales,
+                                        stream);
+    GemmInput in;
+    in.data = parts.codes;
+    in.dtype = weight_dtype(w.format);
+    in.stride = w.intermediate;
+    in.static_scale = w.w2_input_scale;
+    return in;
+  }
+  // weights: [T,k] with strides, absent where they were applied to the input.
+  void gemm2(const GemmInput& in, const ramp_tensor& weights) const {
+    PortableParams p = common(in);
+    set_weights(p, weight_views(w).w2, w.w2_scale, w.hidden, w.intermediate);
+    p.second = 1;
+    p.x_source = p.x_scale_source = kRowSorted;
+    p.out = parts.rows;
+    p.out_stride = w.hidden;
+    if (present(weights)) {
+      p.slot_weight = static_cast<const float*>(weights.data);
+      p.slot_weight_token = weights.stride[0];
+      p.slot_weight_slot = weights.stride[1];
+    }
+    start(0, p, static_cast<uint64_t>(kVariants[number].rows));
+  }
+};
+
+void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
+  const ExpertWeights& w = *call.weights;
+  load(w.format);
+  const KernelConfig config =
+      call.config != nullptr ? *call.config : choose(w, call.tokens, call.top_k, call.determinism);
+  const size_t number = number_of(config, w.format);
+  Parts parts;
+  check_size(call.workspace_bytes,
+             carve(w, call.tokens, call.top_k, kVariants[number].tokens, call.workspace, parts),
+             call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*this, w, config, parts, call.tokens * call.top_k, call.top_k, number, stream};
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
+  run.gemm1(x);
+  run.gemm2(run.middle(), call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  combine_.block(call, parts.rows, rows_dtype(w.format), parts.prologue.index, stream);
+}
+
+void PortableBlock::batched(const BatchedCall& call) {
+  const ExpertWeights& w = *call.weights;
+  load(w.format);
+  const int64_t slots = w.experts * call.max_tokens;
+  const KernelConfig config = call.config != nullptr ? *call.config : choose(w, slots, 1, call.determinism);
+  const size_t number = number_of(config, w.format);
+  Parts parts;
+  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].tokens, call.workspace, parts),
+             call.workspace);
+  auto* const stream = static_cast<CUstream>(call.stream);
+  // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
+  const Run run{*this, w, config, parts, slots, call.max_tokens, number, stream};
+  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  x.per_slot = x.scales_per_slot = true;
+  run.gemm1(x);
+  run.gemm2(run.middle(), call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  combine_.batched(call, parts.rows, rows_dtype(w.format), parts.prologue.index, stream);
+}
+
+}  // namespace ramp::core::cuda

@@ -1,0 +1,71 @@
+// The portable expert block: prologue, two GEMMs on mma.sync (kernels/portable/gemm.cu), combine, on every
+// GPU from sm_80 on, from weights in the checkpoint layout. It takes every format but f32 and every shape (H
+// and I multiples of 32), and is what runs where the Hopper kernels do not apply.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.hpp"
+#include "backend/cuda/kernel_library.hpp"
+#include "backend/cuda/plain_block.hpp"  // Combine
+#include "backend/cuda/prologue.hpp"
+
+namespace ramp::core::cuda {
+
+// Formats that a variant is for: fp8_block holds a step's sums beside the promoted ones, the others have the
+// registers for larger tiles.
+enum class PortableFormats { kAll, kPromoted, kDirect };
+
+// One compiled shape of the GEMMs, as kernels/portable/gemm.cu explains it.
+struct PortableVariant {
+  int32_t rows = 0, tokens = 0;                   // of a tile
+  int32_t warps_k = 1, warps_r = 1, warps_t = 1;  // warps along depth, weight rows, tokens
+  int32_t stages = 3, blocks = 1;                 // ring depth; blocks per SM that the registers allow
+  PortableFormats formats = PortableFormats::kAll;
+  [[nodiscard]] bool is_for(ramp_format format) const noexcept;
+  [[nodiscard]] int32_t threads() const noexcept { return 32 * warps_k * warps_r * warps_t; }
+  [[nodiscard]] uint32_t shared_bytes(ramp_format format) const noexcept;
+  [[nodiscard]] KernelConfig config(ramp_format format) const noexcept;
+};
+
+std::vector<KernelProgram> portable_programs(int arch);
+
+// Whether the portable kernels have this format: all but f32, which tensor cores have no products for.
+bool portable_takes(ramp_format format) noexcept;
+// ... and these weights: rows have to begin at multiples of 16 bytes. A handle's answer never changes.
+bool portable_applies(const ExpertWeights& weights) noexcept;
+
+class PortableBlock {
+ public:
+  PortableBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue, Combine& combine);
+  // Every config of a format that this GPU has shared memory for, in each order of tiles.
+  [[nodiscard]] std::vector<KernelConfig> configs(ramp_format format) const;
+  void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);  // loads every variant; thread-safe
+  [[nodiscard]] std::vector<KernelProgram> programs(ramp_format format) const;
+  [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
+  // The config that runs without a forced one. Batch-invariant calls stay with configs that sum in one order.
+  [[nodiscard]] KernelConfig choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
+                                    ramp_determinism determinism) const;
+  // FP8 products in the tensor cores' own precision (sm_89, sm_90, sm_120) have another unit.
+  [[nodiscard]] BlockArithmetic arithmetic(ramp_format format) const noexcept;
+  void block(const BlockCall& call, const RouteCall* routing = nullptr);
+  void batched(const BatchedCall& call);
+
+ private:
+  struct State;
+  struct Run;
+  void load(ramp_format format);
+  [[nodiscard]] size_t number_of(const KernelConfig& config, ramp_format format) const;
+  [[nodiscard]] bool fits(const PortableVariant& v, ramp_format format) const noexcept;
+  std::shared_ptr<const Gpu> gpu_;
+  KernelLibrary& library_;
+  Prologue& prologue_;
+  Combine& combine_;
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace ramp::core::cuda

@@ -1,0 +1,315 @@
+// The portable kernels, forced (isa "portable"): every config in every format, on shapes with tails in H, in
+// I and in both; every number of rows of one expert; every kind of routing; orders of tiles and repetitions
+// give the same bits; layers one behind the other in one workspace, where dependent launches overlap.
+#include <algorithm>
+#include <array>
+#include <map>
+#include <memory>
+
+#include "base/tensor.hpp"
+#include "cli/gpu.hpp"
+#include "gpu/support.hpp"
+
+namespace ramp::core::test {
+namespace {
+
+constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                 RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
+
+ramp_context* portable() {
+  return gpu("portable");
+}
+
+std::vector<std::string> configs_of(const ramp_weights* w) {
+  std::vector<std::string> names;
+  const char* name = nullptr;
+  while ((name = ramp_config_name(portable(), w, static_cast<int32_t>(names.size()))) != nullptr)
+    names.emplace_back(name);
+  return names;
+}
+
+CaseSpec make_spec(ramp_format format, int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden,
+                   int64_t intermediate) {
+  CaseSpec s;
+  s.format = format;
+  s.experts = experts;
+  s.top_k = top_k;
+  s.tokens = tokens;
+  s.hidden = hidden;
+  s.intermediate = intermediate;
+  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden) + 1000 * static_cast<uint64_t>(format);
+  return s;
+}
+
+// config: from 1; 0 is the automatic choice.
+void run_config(BlockCase& c, GpuBlock& block, const ramp_weights* w, int32_t config) {
+  const DeviceBuffer scratch = block.workspace(w);
+  scratch.poison();
+  block.begin();
+  ramp_expert_block_args a = block.args(w);
+  a.config = config;
+  require(ramp_expert_block(portable(), &a, scratch.data(), scratch.bytes(), nullptr));
+  block.finish();
+  EXPECT_TRUE(scratch.guard_intact()) << c.spec;
+}
+
+void check_some(BlockCase& c, int64_t products = 10'000'000) {
+  const int64_t per_token = c.spec.top_k * 3 * c.spec.hidden * c.spec.intermediate;
+  CheckOptions options = check_options();
+  const std::vector<int64_t> tokens =
+      spread_tokens(c.spec.tokens, std::max<int64_t>(4, products / per_token));
+  options.tokens = tokens;
+  const CheckResult result = c.check(options);
+  EXPECT_TRUE(result.ok()) << result.text();
+}
+
+// The same, once per result: many configs give the same bits.
+void check_new(BlockCase& c, std::vector<std::vector<uint8_t>>& seen) {
+  std::vector<uint8_t> bits = c.y_bits();
+  if (std::find(seen.begin(), seen.end(), bits) != seen.end()) return;
+  check_some(c);
+  seen.push_back(std::move(bits));
+}
+
+class GpuPortable : public testing::TestWithParam<ramp_format> {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuPortable, testing::ValuesIn(kFormats),
+                         [](const auto& p) { return std::string(format_name(p.param)); });
+
+TEST_P(GpuPortable, IsWhatRuns) {
+  ramp_context_info info = ramp_context_info_init();
+  require(ramp_context_get_info(portable(), &info));
+  EXPECT_STREQ(info.isa, "portable");
+  BlockCase c(make_spec(GetParam(), 2, 1, 3, 64, 32));
+  const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+  EXPECT_GE(configs_of(w.handle.get()).size(), 9U);
+}
+
+// Every config gives the right result, and the same bits whenever it splits the depth alike: in every order
+// of tiles and at every repetition.
+TEST_P(GpuPortable, EveryConfigIsRight) {
+  struct Shape {
+    int64_t experts, top_k, tokens, hidden, intermediate;
+    Ids ids;
+  };
+  // Depths beyond every ring; tails of 32, 64 and 96 columns; more units than blocks; I = 192.
+  constexpr Shape kShapes[] = {
+      {8, 2, 1, 2080, 192, Ids::kDistinct},   {1, 1, 1, 32, 32, Ids::kSingle},
+      {4, 4, 9, 1152, 1056, Ids::kSingle},    {6, 2, 41, 352, 640, Ids::kSkewed},
+      {16, 4, 130, 512, 416, Ids::kMasked},   {8, 2, 33, 256, 96, Ids::kAllMasked},
+      {8, 3, 33, 224, 256, Ids::kOutOfRange}, {3, 8, 50, 192, 384, Ids::kDuplicates},
+      {64, 8, 500, 288, 160, Ids::kDistinct}, {16, 4, 1500, 160, 320, Ids::kSkewed},
+  };
+  for (const Shape& p : kShapes) {
+    CaseSpec s = make_spec(GetParam(), p.experts, p.top_k, p.tokens, p.hidden, p.intermediate);
+    s.ids = p.ids;
+    s.activation = static_cast<ramp_activation>(p.tokens % 4);
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, portable());
+    const std::vector<std::string> names = configs_of(w.handle.get());
+    std::vector<std::vector<uint8_t>> seen;
+    std::map<bool, std::vector<uint8_t>> unsplit;     // bits of the configs that do not split the depth
+    std::map<std::string, std::vector<uint8_t>> all;  // ... and of each without its order
+    for (size_t n = 0; n < names.size(); ++n) {
+      SCOPED_TRACE(names[n]);
+      run_config(c, block, w.handle.get(), static_cast<int32_t>(n) + 1);
+      check_new(c, seen);
+      const std::vector<uint8_t> bits = c.y_bits();
+      const bool split = names[n].find("_sk") != std::string::npos;
+      std::string without_order = names[n];
+      for (const char* const order : {"_row", "_g8"})
+        if (const size_t at = without_order.rfind(order); at != std::string::npos) without_order.resize(at);
+      EXPECT_EQ(all.emplace(without_order, bits).first->second, bits)
+          << "the order of tiles must leave no trace";
+      if (!split) {
+        EXPECT_EQ(unsplit.emplace(false, bits).first->second, bits) << "one order of sums";
+      }
+      for (int i = 0; i < 2; ++i) {
+        run_config(c, block, w.handle.get(), static_cast<int32_t>(n) + 1);
+        ASSERT_EQ(c.y_bits(), bits) << "repetition " << i;
+      }
+    }
+  }
+}
+
+// Every number of rows of one expert, in every config: tiles that are full, begun, one row short.
+TEST_P(GpuPortable, EveryNumberOfRows) {
+  const bool all = GetParam() == RAMP_FORMAT_FP8_BLOCK || GetParam() == RAMP_FORMAT_BF16;
+  for (int64_t tokens = 1; tokens <= 129; tokens += all ? 1 : 16) {
+    CaseSpec s = make_spec(GetParam(), 1, 1, tokens, 160, 96);
+    s.ids = Ids::kSingle;
+    s.router_weight_on_input = tokens % 5 == 4;
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, false);
+    GpuBlock block(c, portable());
+    std::vector<std::vector<uint8_t>> seen;
+    const auto configs = static_cast<int32_t>(configs_of(w.handle.get()).size());
+    for (int32_t n = 0; n <= configs / 3;
+         ++n) {  // 0: automatic; behind the first third come the other orders
+      run_config(c, block, w.handle.get(), n);
+      check_new(c, seen);
+    }
+  }
+}
+
+TEST_P(GpuPortable, TakesEveryOption) {
+  for (int variant = 0; variant < 8; ++variant) {
+    CaseSpec s = make_spec(GetParam(), 8, 3, 37, 416, 224);
+    s.activation = static_cast<ramp_activation>(variant % 4);
+    s.ids = Ids::kMasked;
+    s.x_dtype = variant % 4 == 0 && is_fp8(s.format) ? RAMP_E4M3 : variant == 5 ? RAMP_F32 : RAMP_BF16;
+    s.y_dtype = variant == 1 ? RAMP_F16 : variant == 2 ? RAMP_F32 : RAMP_BF16;
+    s.router_weight_on_input = variant >= 4;
+    s.output = variant == 2 ? RAMP_OUTPUT_PER_SLOT : RAMP_OUTPUT_COMBINED;
+    s.shared_dtype = variant == 6 ? RAMP_F32 : RAMP_DTYPE_NONE;
+    s.strided = variant % 2 == 1;
+    s.expert_map = variant == 5;
+    s.split_tensor_scale = variant >= 3;
+    s.determinism = static_cast<ramp_determinism>(variant % 3);
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(portable(), c.synthetic,
+                                          variant % 2 == 0 ? RAMP_BORROW : RAMP_IN_PLACE, variant % 3 != 0);
+    GpuBlock block(c, portable());
+    std::vector<std::vector<uint8_t>> seen;
+    const auto configs = static_cast<int32_t>(configs_of(w.handle.get()).size());
+    for (int32_t n = 0; n <= configs / 3; ++n) {
+      run_config(c, block, w.handle.get(), n);
+      check_new(c, seen);
+    }
+  }
+}
+
+TEST_P(GpuPortable, Batched) {
+  for (const int64_t max_tokens : {1, 8, 65, 130}) {
+    CaseSpec s = make_spec(GetParam(), 6, 1, max_tokens, 352, 224);
+    s.x_dtype = max_tokens == 65 && is_fp8(s.format) ? RAMP_E4M3 : RAMP_BF16;
+    s.router_weight_on_input = max_tokens == 8;
+    s.strided = max_tokens == 130;
+    BatchedCase c(s);
+    const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+    GpuBatched(c, portable()).run(w.handle.get());
+    const CheckResult result = c.check(check_options());
+    EXPECT_TRUE(result.ok()) << case_name(s) << result.text();
+  }
+}
+
+// A token's bits do not depend on how many others there are.
+TEST_P(GpuPortable, BatchInvariantBits) {
+  CaseSpec s = make_spec(GetParam(), 4, 2, 300, 544, 288);
+  s.determinism = RAMP_BATCH_INVARIANT;
+  s.y_dtype = RAMP_F32;
+  BlockCase c(s);
+  const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, portable());
+  run_config(c, block, w.handle.get(), 0);
+  const std::vector<uint8_t> expected = c.y_bits();
+  const DeviceBuffer scratch = block.workspace(w.handle.get());
+  for (const int64_t count : {1, 5, 60, 299}) {
+    block.begin();
+    ramp_expert_block_args a = block.args(w.handle.get());
+    a.counters = {};
+    for (ramp_tensor* const part : {&a.x, &a.topk_ids, &a.topk_weights, &a.y}) part->shape[0] = count;
+    require(ramp_expert_block(portable(), &a, scratch.data(), scratch.bytes(), nullptr));
+    memory(portable()).synchronize_all();
+    block.y.download();
+    const std::vector<uint8_t> bits = c.y_bits();
+    const auto bytes = static_cast<std::ptrdiff_t>(count * s.hidden * 4);
+    EXPECT_TRUE(std::equal(bits.begin(), bits.begin() + bytes, expected.begin())) << count << " tokens";
+  }
+}
+
+// H and I of gpt-oss-120b (no multiples of 128), and I = 192 behind a deep H.
+TEST_P(GpuPortable, RealShapes) {
+  for (const auto& [hidden, intermediate] : {std::pair{2880, 2880}, std::pair{4096, 192}}) {
+    for (const int64_t tokens : {1, 19}) {
+      CaseSpec s = make_spec(GetParam(), 2, 2, tokens, hidden, intermediate);
+      SCOPED_TRACE(case_name(s));
+      BlockCase c(s);
+      const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+      GpuBlock block(c, portable());
+      std::vector<std::vector<uint8_t>> seen;
+      const auto configs = static_cast<int32_t>(configs_of(w.handle.get()).size());
+      for (int32_t n = 1; n <= configs / 3; ++n) {
+        run_config(c, block, w.handle.get(), n);
+        check_new(c, seen);
+      }
+    }
+  }
+}
+
+// Layers with weights and routing of their own, each reading what the one before wrote, all in one workspace:
+// what overlapping launches compute is what layers that wait for each other give.
+TEST_P(GpuPortable, LayersInOneWorkspace) {
+  for (const int64_t tokens : {1, 8, 96}) {
+    SCOPED_TRACE(tokens);
+    std::vector<std::unique_ptr<BlockCase>> cases;
+    std::vector<GpuWeights> weights;
+    std::vector<std::unique_ptr<GpuBlock>> blocks;
+    for (int64_t l = 0; l < 4; ++l) {
+      CaseSpec s = make_spec(GetParam(), 16, 4, tokens, 544, 352);
+      s.seed = 40 + static_cast<uint64_t>(l);
+      s.ids = l % 2 == 0 ? Ids::kDistinct : Ids::kSkewed;
+      s.counters = false;
+      cases.push_back(std::make_unique<BlockCase>(s));
+      weights.push_back(make_gpu_weights(portable(), cases.back()->synthetic, RAMP_COPY, true));
+      blocks.push_back(std::make_unique<GpuBlock>(*cases.back(), portable()));
+    }
+    const DeviceBuffer scratch = blocks[0]->workspace(weights[0].handle.get());
+    const auto enqueue = [&](void* stream, bool wait) {
+      for (size_t l = 0; l < blocks.size(); ++l) {
+        ramp_expert_block_args a = blocks[l]->args(weights[l].handle.get());
+        if (l > 0) a.x = blocks[l - 1]->y.view();
+        require(ramp_expert_block(portable(), &a, scratch.data(), scratch.bytes(), stream));
+        if (wait) memory(portable()).synchronize(stream);
+      }
+    };
+    const auto bits = [&] {
+      memory(portable()).synchronize_all();
+      blocks.back()->y.download();
+      return cases.back()->y_bits();
+    };
+    enqueue(nullptr, true);
+    const std::vector<uint8_t> expected = bits();
+    cli::Graph graph(portable(), [&](void* stream) { enqueue(stream, false); });
+    for (int i = 0; i < 100; ++i) {
+      if (i % 20 == 0) {
+        scratch.poison();
+        for (const auto& b : blocks) b->y.poison();
+      }
+      if (i % 2 == 0)
+        graph.replay();
+      else
+        enqueue(nullptr, false);
+      ASSERT_EQ(bits(), expected) << "round " << i;  // waits: one workspace, two streams
+    }
+  }
+}
+
+// For compute-sanitizer: every config once, with tails in every dimension and more depth than a ring holds.
+class GpuSmallPortable : public testing::TestWithParam<ramp_format> {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuSmallPortable, testing::ValuesIn(kFormats),
+                         [](const auto& p) { return std::string(format_name(p.param)); });
+
+TEST_P(GpuSmallPortable, EveryConfig) {
+  CaseSpec s = make_spec(GetParam(), 3, 2, 41, 1184, 96);
+  s.ids = Ids::kMasked;
+  for (const ramp_activation activation : {RAMP_ACTIVATION_SILU_AND_MUL, RAMP_ACTIVATION_RELU2}) {
+    s.activation = activation;
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, portable());
+    std::vector<std::vector<uint8_t>> seen;
+    const auto configs = static_cast<int32_t>(configs_of(w.handle.get()).size());
+    for (int32_t n = 1; n <= configs / 3; ++n) {
+      SCOPED_TRACE(ramp_config_name(portable(), w.handle.get(), n - 1));
+      run_config(c, block, w.handle.get(), n);
+      check_new(c, seen);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ramp::core::test
