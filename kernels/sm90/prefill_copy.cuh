@@ -132,7 +132,7 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
       }
       if (lane < 2) {
         copy4(s.weight_scales + at.slot * kWeightScales + 4 * lane, weight_scale + k);
-        barrier_arrive_copies(full);
+        copy_arrive(full);
       }
       if (lane == 0) {
         barrier_expect(full, weight_bytes(p, item) + rows * (128 + 4));

@@ -122,8 +122,8 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
       for (int q = 0; q < 8; ++q) {
         const u32 chunk = 4 * (SLICES == 2 ? i : group) + q / 2;
         store_u16(staging + row * 128 + (chunk ^ (row % 8)) * 16 + q % 2 * 8 + lane % 4 * 2,
-                  e4m3_pair(quotient(h[i][4 * q + 2 * r], scale, inverse),
-                            quotient(h[i][4 * q + 2 * r + 1], scale, inverse)));
+                  (u16)e4m3_pair(quotient(h[i][4 * q + 2 * r], scale, inverse),
+                                 quotient(h[i][4 * q + 2 * r + 1], scale, inverse)));
       }
     if (lane % 4 == 0 && (SLICES == 2 || group == 0) && base + 8 * r < (u32)item.rows)
       p.h_scale[place + row] = scale;

@@ -21,9 +21,6 @@ __device__ __forceinline__ void load_scales(float (&token)[2], float (&scale)[2]
       : "r"(tokens), "r"(weights), "r"((u32)mine)
       : "memory");
 }
-__device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
-  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(address) : "memory");
-}
 __device__ __forceinline__ uint4 load_words(u32 address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -47,12 +44,7 @@ __device__ __forceinline__ void store_words(u32 address, u32 a, u32 b, u32 c, u3
                : "memory");
 }
 
-// Arrives once the small copies that this thread has issued so far have landed; counts like any other
-// arrival.
-__device__ __forceinline__ void barrier_arrive_copies(u32 bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
-}
-
+// Arrives in the partner block: bar is an address that remote_address() has given.
 __device__ __forceinline__ void barrier_arrive_remote(u32 bar) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
 }
@@ -103,18 +95,6 @@ __device__ __forceinline__ void registers_take() {
 template <int COUNT>
 __device__ __forceinline__ void registers_release() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
-}
-
-// Two values as bf16 or e4m3, the first in the low bits; round to nearest even, e4m3 saturating.
-__device__ __forceinline__ u32 bf16_pair(float low, float high) {
-  u32 r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-__device__ __forceinline__ u16 e4m3_pair(float low, float high) {
-  u16 r;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
-  return r;
 }
 
 __device__ __forceinline__ float reciprocal(float v) {

@@ -88,31 +88,9 @@ TEST_P(GpuSmallStream, EveryConfig) {
   }
 }
 
-// The prefill kernel where it shares weights in a cluster (two row tiles of more than 64 rows) and where it
-// does not (a tail), with more depth than the ring holds in one GEMM or the other and an odd number of
-// slices. On other GPUs, and without its config, what runs by default.
-TEST(GpuSmallPrefill, ManyRows) {
-  for (const auto& [hidden, intermediate] : {std::pair{640, 128}, std::pair{128, 640}}) {
-    CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 290);
-    s.experts = 2;
-    s.top_k = 1;
-    s.hidden = hidden;
-    s.intermediate = intermediate;
-    s.ids = Ids::kSingle;
-    BlockCase c(s);
-    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
-    GpuBlock(c, gpu()).run(w.handle.get());  // by default: 145 rows per expert
-    CheckOptions options = check_options();
-    const std::vector<int64_t> sample = spread_tokens(s.tokens, 40);
-    options.tokens = sample;
-    const CheckResult result = c.check(options);
-    EXPECT_TRUE(result.ok()) << result.text();
-  }
-}
-
-// The few-token kernels, all three: items in several pieces, blocks with several, an expert twice for a
-// token.
-TEST(GpuSmallFew, Block) {
+// The few-token kernels: items divided among blocks and blocks with several items, both tile widths, an
+// expert with two tiles.
+TEST(GpuSmallFew, FewTokens) {
   for (const int64_t tokens : {1, 3, 7, 11}) {
     for (const auto& [hidden, intermediate] : {std::pair{1152, 128}, std::pair{256, 1152}}) {
       for (const Ids ids : {Ids::kSkewed, Ids::kDuplicates, Ids::kOutOfRange}) {
@@ -133,6 +111,28 @@ TEST(GpuSmallFew, Block) {
         EXPECT_TRUE(result.ok()) << case_name(s) << result.text();
       }
     }
+  }
+}
+
+// The prefill kernel where it shares weights in a cluster (two row tiles of more than 64 rows) and where it
+// does not (a tail), with more depth than the ring holds in one GEMM or the other and an odd number of
+// slices. On other GPUs, and without its config, what runs by default.
+TEST(GpuSmallPrefill, ManyRows) {
+  for (const auto& [hidden, intermediate] : {std::pair{640, 128}, std::pair{128, 640}}) {
+    CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 290);
+    s.experts = 2;
+    s.top_k = 1;
+    s.hidden = hidden;
+    s.intermediate = intermediate;
+    s.ids = Ids::kSingle;
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBlock(c, gpu()).run(w.handle.get());  // by default: 145 rows per expert
+    CheckOptions options = check_options();
+    const std::vector<int64_t> sample = spread_tokens(s.tokens, 40);
+    options.tokens = sample;
+    const CheckResult result = c.check(options);
+    EXPECT_TRUE(result.ok()) << result.text();
   }
 }
 

@@ -26,8 +26,8 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90, kPortable, kSm90Few };
-constexpr std::array<const char*, 5> kFamilyNames = {"plain", "plain_f64", "sm90", "portable", "sm90_few"};
+enum class Family { kPlain, kPlainF64, kSm90, kSm90Few, kPortable };
+constexpr std::array<const char*, 5> kFamilyNames = {"plain", "plain_f64", "sm90", "sm90_few", "portable"};
 bool streams(Family f) {
   return f == Family::kSm90 || f == Family::kSm90Few;
 }
@@ -82,7 +82,7 @@ class CudaBackend final : public Backend {
     info_.isa = kFamilyNames[static_cast<size_t>(family_)];
     info_.device_name = facts.name;
     info_.workers = facts.sm_count;
-    if (streams(family_) || family_ == Family::kPortable) plain_.add_portable();
+    if (family_ == Family::kSm90 || family_ == Family::kPortable) plain_.add_portable();
   }
 
   [[nodiscard]] const BackendInfo& info() const noexcept override { return info_; }
@@ -201,12 +201,12 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    const bool flat = tiles && flat_format(call.weights->format);
-    if (tiles && !flat && few_.applies(call) && few_.block(call, routing)) return;
-    if (flat)
+    if (tiles && flat_format(call.weights->format))
       flat_.block(call, routing);
     else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
       prefill_.block(call, routing);
+    else if (tiles && few_.applies(call) && few_.block(call, routing))
+      return;
     else if (tiles)
       stream_.block(call, routing);
     else

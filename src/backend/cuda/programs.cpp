@@ -29,9 +29,9 @@ constexpr Part kParts[] = {
     route_programs,     // route.cpp
     pack_programs,      // weights.cpp
     stream_programs,    // stream_block.cpp
-    few_programs,       // few_block.cpp
     flat_programs,      // flat_block.cpp
     prefill_programs,   // prefill_block.cpp
+    few_programs,       // few_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {
