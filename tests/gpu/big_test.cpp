@@ -52,6 +52,7 @@ class BigLayer {
     ramp_weights* handle = nullptr;
     require(ramp_weights_create(context, &storage_.desc, nullptr, &handle));
     const WeightsPtr w(handle);
+    note_arithmetic(context, handle);
     OwnedTensor y(y_dtype, {spec_.tokens, spec_.model.hidden});
     const OnDevice dx(context, x_);
     const OnDevice di(context, ids_);

@@ -45,11 +45,11 @@ const testing::Environment* const kReleaseContexts = testing::AddGlobalTestEnvir
 // For check_options(): the tests run one block at a time and check it next.
 BlockArithmetic g_arithmetic;
 
+}  // namespace
+
 void note_arithmetic(ramp_context* context, const ramp_weights* w) {
   g_arithmetic = context_of(context).backend->arithmetic(*weights_of(w).weights);
 }
-
-}  // namespace
 
 ramp_context* gpu(const std::string& isa) {
   ContextPtr& context = kept_contexts()[isa];
@@ -162,6 +162,7 @@ GpuWeights make_gpu_weights(ramp_context* context, const SyntheticWeights& host,
     require(ramp_weights_pack(context, handle, nullptr));
     memory(context).synchronize(nullptr);
   }
+  note_arithmetic(context, handle);
   return w;
 }
 
