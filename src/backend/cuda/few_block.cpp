@@ -11,6 +11,7 @@
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/prologue_state.hpp"
 #include "backend/cuda/weights.hpp"
+#include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
 #include "params/few.hpp"
@@ -19,7 +20,6 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr uint64_t kAlignment = 256;
 constexpr int64_t kSliceRows = 128;
 constexpr int64_t kMaxTokens = 16;
 
@@ -74,26 +74,19 @@ struct Parts {
   float *out1 = nullptr, *out2 = nullptr;
 };
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) noexcept {
-  uint64_t at = 0;
-  const auto take = [&](int64_t bytes) {
-    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
-    at += (static_cast<uint64_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
-    return p;
-  };
-  const auto floats = [&](int64_t n) { return static_cast<float*>(take(n * int64_t{sizeof(float)})); };
-  const auto codes = [&](int64_t n) { return static_cast<unsigned char*>(take(n)); };
+  WorkspaceLayout layout(base);
   const int64_t width = kKernels[program_of(tokens)].width;
   const int64_t slots = tokens * top_k;
   const int64_t active = std::min(slots, w.experts);
-  parts.in1.codes = codes(width * w.hidden);
-  parts.in1.scales = floats(width * w.hidden / kGroup);
-  parts.in2.codes = codes(active * width * w.intermediate);
-  parts.in2.scales = floats(active * width * w.intermediate / kGroup);
+  parts.in1.codes = layout.take<unsigned char>(width * w.hidden);
+  parts.in1.scales = layout.take<float>(width * w.hidden / kGroup);
+  parts.in2.codes = layout.take<unsigned char>(active * width * w.intermediate);
+  parts.in2.scales = layout.take<float>(active * width * w.intermediate / kGroup);
   // How many parts an item has is decided on the device, from the experts that are active.
   const auto most = [](int64_t steps) { return std::min<int64_t>(kFewParts, steps); };
-  parts.out1 = floats(most(w.hidden / kGroup) * slots * 2 * w.intermediate);
-  parts.out2 = floats(most(w.intermediate / kGroup) * slots * w.hidden);
-  return at;
+  parts.out1 = layout.take<float>(most(w.hidden / kGroup) * slots * 2 * w.intermediate);
+  parts.out2 = layout.take<float>(most(w.intermediate / kGroup) * slots * w.hidden);
+  return layout.used();
 }
 
 FewWeights weights_of(const ramp_tensor& values, const ramp_tensor& scale, int64_t rows, int64_t depth) {
@@ -272,11 +265,7 @@ bool FewBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
   Parts parts;
   const uint64_t needed = carve(w, call.tokens, call.top_k, call.workspace, parts);
-  if (call.workspace == nullptr || call.workspace_bytes < needed) {
-    fail_argument("workspace_bytes", fmt::format("{}", call.workspace_bytes),
-                  fmt::format("at least {}", needed), "ask for the size first",
-                  RAMP_ERROR_WORKSPACE_TOO_SMALL);
-  }
+  check_workspace(call.workspace, call.workspace_bytes, needed);
   prepare();
   if (!usable_) return false;
   auto* const stream = static_cast<CUstream>(call.stream);

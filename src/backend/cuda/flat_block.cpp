@@ -12,6 +12,7 @@
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
+#include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
 #include "params/block.hpp"
@@ -22,15 +23,10 @@ namespace {
 
 constexpr int64_t kTileRows = 128;   // of weights in a packed tile
 constexpr int64_t kTileBytes = 128;  // of its depth
-constexpr uint64_t kAlignment = 256;
 
 // Measured at T = 1, 32 and 128 over four models (docs/kernel-log.md).
 constexpr std::array<FlatVariant, 4> kVariants = {
     {{8, 64, 12, 2}, {32, 128, 5, 2}, {64, 128, 4, 2}, {96, 256, 5, 1}}};
-
-uint64_t align_up(uint64_t n) noexcept {
-  return (n + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 int64_t element_bytes(ramp_format format) noexcept {
   return dtype_bytes(weight_dtype(format));
@@ -89,24 +85,20 @@ struct Parts {
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, const FlatVariant& v, void* base,
                Parts& parts) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
-  uint64_t at = align_up(carve_prologue(w, tokens, top_k, v.width, base, parts.prologue));
-  const auto take = [&](uint64_t bytes) {
-    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
-    at += align_up(bytes);
-    return p;
-  };
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, v.width, base, parts.prologue));
   const auto i = static_cast<uint64_t>(w.intermediate);
   if (w.format == RAMP_FORMAT_FP8_CHANNEL) {
-    parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
-    parts.scales = static_cast<float*>(take(slots * sizeof(float)));
+    parts.h = layout.take<float>(slots * i);
+    parts.scales = layout.take<float>(slots);
   }
   // Packed tiles of GEMM 2's input begin at multiples of the step: kernels/sm90/stream_items.cuh,
   // packed_row().
   const auto tiles = static_cast<uint64_t>(max_tiles(static_cast<int64_t>(slots), w.experts, v.width));
   const uint64_t padded = slots + (tiles + 1) * uint64_t{kStep};
-  parts.codes = take(padded * i * static_cast<uint64_t>(element_bytes(w.format)));
-  parts.rows = take(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(flat_rows(w.format))));
-  return at;
+  parts.codes = layout.take<std::byte>(padded * i * static_cast<uint64_t>(element_bytes(w.format)));
+  parts.rows =
+      layout.take<std::byte>(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(flat_rows(w.format))));
+  return layout.used();
 }
 
 }  // namespace
@@ -335,20 +327,14 @@ size_t variant_number(const KernelConfig* forced, const FlatVariant& chosen, con
                 "ramp_config_name lists them");
 }
 
-void check_size(uint64_t got, uint64_t needed, const void* workspace) {
-  if (workspace != nullptr && got >= needed) return;
-  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
-                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
-}
-
 }  // namespace
 
 void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
   const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k), w);
   Parts parts;
-  check_size(call.workspace_bytes,
-             carve(w, call.tokens, call.top_k, kVariants[number], call.workspace, parts), call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, call.tokens, call.top_k, kVariants[number], call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], call.tokens * call.top_k, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
@@ -365,8 +351,8 @@ void FlatBlock::batched(const BatchedCall& call) {
   const int64_t slots = w.experts * call.max_tokens;
   const size_t number = variant_number(call.config, choose(w, slots, 1), w);
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number], call.workspace, parts),
-             call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, slots, 1, kVariants[number], call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], slots, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);

@@ -12,6 +12,7 @@
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/weights.hpp"
+#include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
 #include "params/block.hpp"
@@ -21,14 +22,9 @@ namespace ramp::core::cuda {
 namespace {
 
 constexpr int32_t kTileRows = 64, kTileColumns = 64;  // kernels/reference/gemm.cu
-constexpr uint64_t kAlignment = 256;
-constexpr unsigned kCombineThreads = 128;  // kernels/combine/combine.cu
+constexpr unsigned kCombineThreads = 128;             // kernels/combine/combine.cu
 
 static_assert(sizeof(TileParams) == sizeof(Tile));
-
-uint64_t align_up(uint64_t n) noexcept {
-  return (n + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 KernelProgram plain_program(ramp_format format, PlainPrecision precision) {
   const bool f64 = precision == PlainPrecision::kF64;
@@ -52,17 +48,13 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
   const auto h = static_cast<uint64_t>(w.hidden);
   const auto i = static_cast<uint64_t>(w.intermediate);
-  uint64_t at = align_up(carve_prologue(w, tokens, top_k, kTileRows, base, parts.prologue));
-  const auto take = [&](uint64_t bytes) {
-    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
-    at += align_up(bytes);
-    return p;
-  };
-  parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
-  parts.codes = take(slots * i * static_cast<uint64_t>(dtype_bytes(weight_dtype(w.format))));
-  parts.scales = static_cast<float*>(take(slots * ceil_div(i, kGroup) * sizeof(float)));
-  parts.rows = static_cast<float*>(take(slots * h * sizeof(float)));
-  return at;
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, kTileRows, base, parts.prologue));
+  parts.h = layout.take<float>(slots * i);
+  parts.codes =
+      layout.take<std::byte>(slots * i * static_cast<uint64_t>(dtype_bytes(weight_dtype(w.format))));
+  parts.scales = layout.take<float>(slots * ceil_div(i, kGroup));
+  parts.rows = layout.take<float>(slots * h);
+  return layout.used();
 }
 
 RowSource row_source(bool per_slot) noexcept {
@@ -362,12 +354,6 @@ struct Run {
   }
 };
 
-void check_size(uint64_t got, uint64_t needed, const void* workspace) {
-  if (workspace != nullptr && got >= needed) return;
-  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
-                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
-}
-
 }  // namespace
 
 void PlainBlock::block(const BlockCall& call, const RouteCall* routing) {
@@ -377,7 +363,8 @@ void PlainBlock::block(const BlockCall& call, const RouteCall* routing) {
   }
   const ExpertWeights& w = *call.weights;
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, call.tokens, call.top_k, call.workspace, parts), call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, call.tokens, call.top_k, call.workspace, parts));
   const Kernels& k = kernels(w.format);
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{w, parts, call.tokens * call.top_k, call.top_k, stream};
@@ -408,7 +395,7 @@ void PlainBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, slots, 1, call.workspace, parts), call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
   const Kernels& k = kernels(w.format);
   auto* const stream = static_cast<CUstream>(call.stream);
   // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.

@@ -12,6 +12,7 @@
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
+#include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
 #include "params/block.hpp"
@@ -21,7 +22,6 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr uint64_t kAlignment = 256;
 constexpr uint32_t kRowBytes = 128;  // kernels/portable/gemm.cu
 constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
 
@@ -45,10 +45,6 @@ constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_F
 constexpr std::array<const char*, 2> kKinds = {"single", "gated"};  // GATED of the kernel
 
 static_assert(sizeof(PortableTile) == sizeof(Tile));
-
-uint64_t align_up(uint64_t n) noexcept {
-  return (n + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 bool is_fp8_format(ramp_format format) noexcept {
   return weight_dtype(format) == RAMP_E4M3;
@@ -87,26 +83,16 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
                Parts& parts) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
   const auto i = static_cast<uint64_t>(w.intermediate);
-  uint64_t at = align_up(carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
-  const auto take = [&](uint64_t bytes) {
-    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
-    at += align_up(bytes);
-    return p;
-  };
-  parts.codes = take(slots * i * static_cast<uint64_t>(dtype_bytes(weight_dtype(w.format))));
-  parts.rows = take(slots * static_cast<uint64_t>(w.hidden) *
-                    static_cast<uint64_t>(dtype_bytes(rows_dtype(w.format))));
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
+  parts.codes =
+      layout.take<std::byte>(slots * i * static_cast<uint64_t>(dtype_bytes(weight_dtype(w.format))));
+  parts.rows = layout.take<std::byte>(slots * static_cast<uint64_t>(w.hidden) *
+                                      static_cast<uint64_t>(dtype_bytes(rows_dtype(w.format))));
   if (requantizes(w.format)) {
-    parts.h = static_cast<float*>(take(slots * i * sizeof(float)));
-    parts.scales = static_cast<float*>(take(slots * ceil_div(i, kGroup) * sizeof(float)));
+    parts.h = layout.take<float>(slots * i);
+    parts.scales = layout.take<float>(slots * ceil_div(i, kGroup));
   }
-  return at;
-}
-
-void check_size(uint64_t got, uint64_t needed, const void* workspace) {
-  if (workspace != nullptr && got >= needed) return;
-  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
-                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
+  return layout.used();
 }
 
 }  // namespace
@@ -377,9 +363,8 @@ void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
       call.config != nullptr ? *call.config : choose(w, call.tokens, call.top_k, call.determinism);
   const size_t number = number_of(config, w.format);
   Parts parts;
-  check_size(call.workspace_bytes,
-             carve(w, call.tokens, call.top_k, kVariants[number].tokens, call.workspace, parts),
-             call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, call.tokens, call.top_k, kVariants[number].tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*this, w, config, parts, call.tokens * call.top_k, call.top_k, number, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
@@ -396,8 +381,8 @@ void PortableBlock::batched(const BatchedCall& call) {
   const KernelConfig config = call.config != nullptr ? *call.config : choose(w, slots, 1, call.determinism);
   const size_t number = number_of(config, w.format);
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].tokens, call.workspace, parts),
-             call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, slots, 1, kVariants[number].tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
   const Run run{*this, w, config, parts, slots, call.max_tokens, number, stream};

@@ -12,6 +12,7 @@
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
+#include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
 #include "params/block.hpp"
@@ -23,15 +24,10 @@ namespace {
 
 constexpr int64_t kSliceRows = 128;
 constexpr unsigned kThreads = 384, kStages = 4;
-constexpr uint64_t kAlignment = 256;
 constexpr size_t kActivations = 3;  // the gated ones
 // kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
 // once two exchanges of amax, and what results are staged in.
 constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
-
-uint64_t align_up(uint64_t n) noexcept {
-  return (n + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 // activation: of GEMM 1 alone.
 KernelProgram prefill_program(int gemm, ramp_activation activation) {
@@ -58,24 +54,12 @@ struct Parts {
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
   const auto tiles = static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, kPrefillRows));
-  uint64_t at = align_up(carve_prologue(w, tokens, top_k, kPrefillRows, base, parts.prologue));
-  const auto take = [&](uint64_t bytes) {
-    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
-    at += align_up(bytes);
-    return p;
-  };
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, kPrefillRows, base, parts.prologue));
   const uint64_t rows = slots + 7 * tiles;
-  parts.h = static_cast<uint8_t*>(take(rows * static_cast<uint64_t>(w.intermediate)));
-  parts.h_scale =
-      static_cast<float*>(take(rows * static_cast<uint64_t>(w.intermediate / kGroup) * sizeof(float)));
-  parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
-  return at;
-}
-
-void check_size(uint64_t got, uint64_t needed, const void* workspace) {
-  if (workspace != nullptr && got >= needed) return;
-  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
-                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
+  parts.h = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.intermediate));
+  parts.h_scale = layout.take<float>(rows * static_cast<uint64_t>(w.intermediate / kGroup));
+  parts.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  return layout.used();
 }
 
 struct Run {
@@ -221,7 +205,8 @@ bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens)
 void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, call.tokens, call.top_k, call.workspace, parts), call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, call.tokens, call.top_k, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
@@ -236,7 +221,7 @@ void PrefillBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, slots, 1, call.workspace, parts), call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);

@@ -3,28 +3,11 @@
 
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/prologue_sort.hpp"
+#include "backend/cuda/workspace.hpp"
 #include "weights/quantize.hpp"
 
 namespace ramp::core::cuda {
 namespace {
-
-constexpr uint64_t kAlignment = 256;
-
-class Layout {
- public:
-  explicit Layout(void* base) : base_(static_cast<std::byte*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    std::byte* const at = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (static_cast<uint64_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<T*>(at);
-  }
-  [[nodiscard]] uint64_t used() const noexcept { return used_; }
-
- private:
-  std::byte* base_;
-  uint64_t used_ = 0;
-};
 
 int64_t activation_bytes(ramp_format format) noexcept {
   switch (format) {
@@ -47,7 +30,7 @@ int64_t max_tiles(int64_t slots, int64_t experts, int32_t tile_m) noexcept {
 uint64_t carve_prologue(const ExpertWeights& weights, int64_t tokens, int64_t top_k, int32_t tile_m,
                         void* workspace, PrologueWorkspace& out) {
   const int64_t slots = tokens * top_k;
-  Layout layout(workspace);
+  WorkspaceLayout layout(workspace);
   out.index.tile_m = tile_m;
   out.index.offsets = layout.take<int32_t>(weights.experts + 1);
   out.index.slots = layout.take<int32_t>(slots);

@@ -12,6 +12,7 @@
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
+#include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
 #include "params/block.hpp"
@@ -23,17 +24,12 @@ namespace {
 
 constexpr int64_t kSliceRows = 128, kThreads = 320;
 constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
-constexpr uint64_t kAlignment = 256;
 
 // Many small rings for few rows. choose() knows when which is best.
 constexpr std::array<StreamVariant, 5> kVariants = {
     {{8, 6, 2}, {16, 4, 3}, {32, 3, 3}, {32, 5, 2}, {64, 4, 2}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
-
-uint64_t align_up(uint64_t n) noexcept {
-  return (n + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
@@ -65,21 +61,16 @@ struct Parts {
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
                Parts& parts) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
-  uint64_t at = align_up(carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
-  const auto take = [&](uint64_t bytes) {
-    void* const p = base == nullptr ? nullptr : static_cast<std::byte*>(base) + at;
-    at += align_up(bytes);
-    return p;
-  };
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
   const auto i = static_cast<uint64_t>(w.intermediate);
   // A tile begins at most kStep rows later for each tile before it and for its own first row's rounding, and
   // has at most kStep - 1 rows more.
   const uint64_t packed =
       slots + kStep * static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, tile_m) + 1);
-  parts.codes = static_cast<uint8_t*>(take(packed * i));
-  parts.scales = static_cast<float*>(take(packed * i / kGroup * sizeof(float)));
-  parts.rows = static_cast<uint16_t*>(take(slots * static_cast<uint64_t>(w.hidden) * sizeof(uint16_t)));
-  return at;
+  parts.codes = layout.take<uint8_t>(packed * i);
+  parts.scales = layout.take<float>(packed * i / kGroup);
+  parts.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  return layout.used();
 }
 
 }  // namespace
@@ -276,21 +267,14 @@ size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
                 "ramp_config_name lists them");
 }
 
-void check_size(uint64_t got, uint64_t needed, const void* workspace) {
-  if (workspace != nullptr && got >= needed) return;
-  fail_argument("workspace_bytes", fmt::format("{}", got), fmt::format("at least {}", needed),
-                "ask for the size first", RAMP_ERROR_WORKSPACE_TOO_SMALL);
-}
-
 }  // namespace
 
 void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
   const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k));
   Parts parts;
-  check_size(call.workspace_bytes,
-             carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts),
-             call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
@@ -306,8 +290,8 @@ void StreamBlock::batched(const BatchedCall& call) {
   const int64_t slots = w.experts * call.max_tokens;
   const size_t number = variant_number(call.config, choose(w, slots, 1));
   Parts parts;
-  check_size(call.workspace_bytes, carve(w, slots, 1, kVariants[number].width, call.workspace, parts),
-             call.workspace);
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, slots, 1, kVariants[number].width, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, kVariants[number], call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
