@@ -237,11 +237,10 @@ typedef struct ramp_context_options {
   ramp_log_fn log;               /* NULL = no log */
   void* log_user;
   const char* cache_dir; /* compiled kernels; NULL = $RAMP_CACHE_DIR, $XDG_CACHE_HOME/ramp, ~/.cache/ramp */
-  const char*
-      isa; /* CPU backend: an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best. CUDA
-              backend: a kernel family ("sm90", "plain", "plain_f64"); NULL = the best.
-              "amx" asks Linux for the matrix unit, for the whole process: alternate signal stacks
-              below sysconf(_SC_SIGSTKSZ) are refused from then on */
+  const char* isa; /* CPU backend: an ISA level by its `ramp info` name; NULL = $RAMP_CPU_ISA or the best.
+                      CUDA backend: a kernel family ("sm90", "portable", "plain", ...: docs/cuda.md); NULL =
+                      the best. "amx" asks Linux for the matrix unit, for the whole process: alternate signal
+                      stacks below sysconf(_SC_SIGSTKSZ) are refused from then on */
 } ramp_context_options;
 RAMP_DEFINE_INIT(ramp_context_options)
 

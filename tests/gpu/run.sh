@@ -16,7 +16,7 @@ sections=(
   "faults:60:memory, cache and kernel faults; first calls and host time"
   "cli:60:ramp info, demo, run, bench and cache list"
   "memcheck:60:compute-sanitizer: addresses and leaks of the kernels"
-  "racecheck:60:compute-sanitizer: shared memory hazards"
+  "racecheck:90:compute-sanitizer: shared memory hazards"
   "synccheck:40:compute-sanitizer: barriers"
   "initcheck:40:compute-sanitizer: memory that was never written"
 )
