@@ -2,6 +2,8 @@
 // shared memory that a launch needs. Plain types only: NVRTC brings no headers.
 #pragma once
 
+#include "params/decide.hpp"
+
 #if defined(__CUDACC__)
 #define RAMP_PARAMS_FN __host__ __device__ constexpr
 #else
@@ -123,6 +125,13 @@ struct PrologueParams {
   SortParams sort;
   RowsParams rows;
   BatchParams batch;
+};
+
+// prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number).
+struct DecidedPrologueParams {
+  PrologueParams prologue;
+  DecideParams decide;
+  unsigned decide_at;
 };
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,

@@ -52,7 +52,7 @@ __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s)
   const u32 units = units_of(p);
   Place at;
   u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
-  for (Walk walk; walk.unit() < units; walk.next()) {
+  for (Walk walk(p); walk.unit() < units; walk.next()) {
     barrier_wait(s.full + 8 * at.slot, at.round);
     const uint4 v = load_words(s.items + 16 * at.slot);
     const Item item{(int)v.x, (int)v.y, (int)v.z, (int)v.w, 0, false};
@@ -94,7 +94,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     barrier_init_fence();
   }
   cluster_sync();
-  dependency_wait();
+  if (p.beside == 0) dependency_wait();
   if (p.early) launch_dependents();
   if (threadIdx.x >= kMathThreads) {
     registers_release<GEMM == 1 ? 56 : 40>();
@@ -107,4 +107,5 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     compute(p, s);
   }
   cluster_sync();  // no block leaves while its partner may still write to it
+  if (p.beside != 0) dependency_wait();  // whoever waits for this kernel waits for those in front of it
 }

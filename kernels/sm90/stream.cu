@@ -296,28 +296,29 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   else
     __syncthreads();
 #if GEMM == 1
-  dependency_wait();
+  if (p.beside == 0) dependency_wait();
   if (p.early) launch_dependents();
 #endif
   const u32 slices = kPaired ? (u32)p.slices / 2 : (u32)p.slices;
-  const u32 units = (u32)*p.num_tiles * slices;
+  const u32 blocks = p.blocks == nullptr ? gridDim.x : (u32)*p.blocks;
+  const u32 units = blockIdx.x < blocks ? (u32)*p.num_tiles * slices : 0;
   const u32 first = kPaired ? blockIdx.x / 2 : blockIdx.x;
-  const u32 stride = kPaired ? gridDim.x / 2 : gridDim.x;
+  const u32 stride = kPaired ? blocks / 2 : blocks;
   const u32 warp = threadIdx.x / 32;
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, first, stride, units, slices, rank);
     __syncwarp();
-    if (GEMM == 2) dependency_wait();
+    if (GEMM == 2 && p.beside == 0) dependency_wait();
   } else if (warp == kMathWarps + 1) {
 #if GEMM == 1
     gather_tokens(p, s.ring, first, stride, units, slices);
 #else
-    dependency_wait();
+    if (p.beside == 0) dependency_wait();
     if (threadIdx.x % 32 == 0) bring_tokens(p, s.ring, first, stride, units, slices);
 #endif
   } else {
 #if GEMM == 2
-    dependency_wait();
+    if (p.beside == 0) dependency_wait();
     if (p.early) launch_dependents();
 #endif
     u32 at = 0;
@@ -349,4 +350,5 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
     }
   }
   if (kPaired) cluster_sync();  // no block leaves while its partner may still write to it
+  if (p.beside != 0) dependency_wait();  // whoever waits for this kernel waits for those in front of it
 }

@@ -17,6 +17,7 @@
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
+#include "backend/cuda/step_block.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/error.hpp"
@@ -26,10 +27,11 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90, kSm90Few, kPortable };
-constexpr std::array<const char*, 5> kFamilyNames = {"plain", "plain_f64", "sm90", "sm90_few", "portable"};
+enum class Family { kPlain, kPlainF64, kSm90, kSm90Few, kSm90Split, kPortable };
+constexpr std::array<const char*, 6> kFamilyNames = {"plain",    "plain_f64",  "sm90",
+                                                     "sm90_few", "sm90_split", "portable"};
 bool streams(Family f) {
-  return f == Family::kSm90 || f == Family::kSm90Few;
+  return f == Family::kSm90 || f == Family::kSm90Few || f == Family::kSm90Split;
 }
 
 Family parse_family(const std::string& name, const GpuFacts& facts) {
@@ -45,7 +47,8 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
                      name, facts.name, facts.major, facts.minor));
   }
   fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'portable', 'plain' or 'plain_f64'",
+                "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'sm90_split', 'portable', 'plain' or "
+                "'plain_f64'",
                 "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
@@ -75,6 +78,7 @@ class CudaBackend final : public Backend {
         stream_(gpu_, *library_, prologue_, combine_),
         flat_(gpu_, *library_, prologue_, combine_),
         prefill_(gpu_, *library_, prologue_, combine_),
+        step_(prologue_, combine_, stream_, prefill_),
         few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
@@ -173,6 +177,8 @@ class CudaBackend final : public Backend {
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     if (tiles && flat_format(call.weights->format))
       flat_.batched(call);
+    else if (const StepSet* set = tiles ? step_set(call.config) : nullptr; set != nullptr)
+      step_.batched(call, *set);
     else if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
       prefill_.batched(call);
     else if (tiles)
@@ -203,6 +209,8 @@ class CudaBackend final : public Backend {
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     if (tiles && flat_format(call.weights->format))
       flat_.block(call, routing);
+    else if (const StepSet* set = tiles ? step_set(call.config) : nullptr; set != nullptr)
+      step_.block(call, routing, *set);
     else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
       prefill_.block(call, routing);
     else if (tiles && few_.applies(call) && few_.block(call, routing))
@@ -215,8 +223,13 @@ class CudaBackend final : public Backend {
   // For any number of tokens up to this one, whichever block runs it.
   [[nodiscard]] uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
     if (flat_format(w.format)) return FlatBlock::workspace(w, tokens, top_k);
+    if (family_ == Family::kSm90Split) return StepBlock::workspace(w, tokens, top_k);
     return std::max({StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k),
                      few_.workspace(w, tokens, top_k)});
+  }
+  // The kernels among which this call's experts are divided; nullptr: one kernel for all.
+  [[nodiscard]] const StepSet* step_set(const KernelConfig* forced) const noexcept {
+    return forced == nullptr && family_ == Family::kSm90Split ? &fixed_split() : nullptr;
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
   [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
@@ -267,6 +280,7 @@ class CudaBackend final : public Backend {
   StreamBlock stream_;
   FlatBlock flat_;
   PrefillBlock prefill_;
+  StepBlock step_;
   FewBlock few_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};

@@ -44,43 +44,36 @@ KernelProgram prefill_program(int gemm, ramp_activation activation) {
   return p;
 }
 
-struct Parts {
-  PrologueWorkspace prologue;
-  uint8_t* h = nullptr;  // rows of I bytes, and their scales: kernels/params/prefill.hpp
-  float* h_scale = nullptr;
-  uint16_t* rows = nullptr;  // bf16 [T*k, H]
-};
-
-uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, PrologueWorkspace& prologue,
+               GemmPair& pair) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
-  const auto tiles = static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, kPrefillRows));
-  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, kPrefillRows, base, parts.prologue));
-  const uint64_t rows = slots + 7 * tiles;
-  parts.h = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.intermediate));
-  parts.h_scale = layout.take<float>(rows * static_cast<uint64_t>(w.intermediate / kGroup));
-  parts.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, kPrefillRows, base, prologue));
+  PrefillBlock::carve_h(w, tokens * top_k, layout, pair);
+  pair.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  pair.weights = &w;
+  pair.index = prologue.index;
   return layout.used();
 }
 
 struct Run {
   const Gpu& gpu;
   const ExpertWeights& w;
-  const Parts& parts;
-  int64_t top_k = 1;
-  CUstream stream = nullptr;
+  const GemmPair& pair;
 
   [[nodiscard]] PrefillParams common() const {
-    const RowIndex& index = parts.prologue.index;
+    const RowIndex& index = pair.index;
     PrefillParams p{};
     p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.offsets = index.offsets;
     p.slots = index.slots;
-    p.top_k = static_cast<int>(top_k);
-    p.h = parts.h;
-    p.h_scale = parts.h_scale;
+    p.top_k = static_cast<int>(pair.top_k);
+    p.h = pair.h;
+    p.h_scale = pair.h_scale;
     p.h_steps = static_cast<int>(w.intermediate / kGroup);
     p.early = 1;
+    p.beside = pair.beside ? 1 : 0;
+    p.blocks = pair.blocks;
     return p;
   }
   [[nodiscard]] Grid grid() const {
@@ -104,7 +97,7 @@ struct Run {
     p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
     p.slices = static_cast<int>(2 * w.intermediate / kSliceRows);
     p.steps = static_cast<int>(w.hidden / kGroup);
-    launch_dependent(true, f, grid(), stream, p);
+    launch_dependent(true, f, grid(), pair.stream, p);
   }
 
   // weights: [T,k], absent where they were applied to the input.
@@ -117,14 +110,14 @@ struct Run {
     p.ws_row = w.w2_scale.stride[1];
     p.slices = static_cast<int>(w.hidden / kSliceRows);
     p.steps = static_cast<int>(w.intermediate / kGroup);
-    p.rows = parts.rows;
+    p.rows = pair.rows;
     p.out_stride = w.hidden;
     if (present(weights)) {
       p.slot_weight = static_cast<const float*>(weights.data);
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    launch_dependent(true, f, grid(), stream, p);
+    launch_dependent(true, f, grid(), pair.stream, p);
   }
 };
 
@@ -182,8 +175,16 @@ void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
 }
 
 uint64_t PrefillBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
-  Parts parts;
-  return carve(weights, tokens, top_k, nullptr, parts);
+  PrologueWorkspace prologue;
+  GemmPair pair;
+  return carve(weights, tokens, top_k, nullptr, prologue, pair);
+}
+
+void PrefillBlock::carve_h(const ExpertWeights& w, int64_t slots, WorkspaceLayout& layout, GemmPair& pair) {
+  const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, kPrefillRows));
+  const uint64_t rows = static_cast<uint64_t>(slots) + 7 * tiles;  // kernels/params/prefill.hpp
+  pair.h = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.intermediate));
+  pair.h_scale = layout.take<float>(rows * static_cast<uint64_t>(w.intermediate / kGroup));
 }
 
 bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
@@ -202,34 +203,44 @@ bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens)
   return max_tokens > kDecodeCapacity;
 }
 
+void PrefillBlock::gemm1(const GemmPair& pair, const GemmInput& x) const {
+  const ExpertWeights& w = *pair.weights;
+  Run{*gpu_, w, pair}.gemm1(state_->functions[static_cast<size_t>(w.activation)][0], x);
+}
+
+void PrefillBlock::gemm2(const GemmPair& pair, const ramp_tensor& weights) const {
+  const ExpertWeights& w = *pair.weights;
+  Run{*gpu_, w, pair}.gemm2(state_->functions[static_cast<size_t>(w.activation)][1], weights);
+}
+
 void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  Parts parts;
+  PrologueWorkspace prologue;
+  GemmPair pair;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, call.workspace, parts));
-  auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, call.top_k, stream};
-  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                                         : prologue_.block(call, parts.prologue, stream);
-  const auto& functions = state_->functions[static_cast<size_t>(w.activation)];
-  run.gemm1(functions[0], x);
-  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
-  combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+                  carve(w, call.tokens, call.top_k, call.workspace, prologue, pair));
+  pair.top_k = call.top_k;
+  pair.stream = static_cast<CUstream>(call.stream);
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, prologue, pair.stream)
+                                         : prologue_.block(call, prologue, pair.stream);
+  gemm1(pair, x);
+  gemm2(pair, call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  combine_.block(call, pair.rows, RAMP_BF16, prologue.index, pair.stream);
 }
 
 void PrefillBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
-  Parts parts;
-  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
-  auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, call.max_tokens, stream};
-  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  PrologueWorkspace prologue;
+  GemmPair pair;
+  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, prologue, pair));
+  pair.top_k = call.max_tokens;
+  pair.stream = static_cast<CUstream>(call.stream);
+  GemmInput x = prologue_.batched(call, prologue, pair.stream);
   x.per_slot = x.scales_per_slot = true;
-  const auto& functions = state_->functions[static_cast<size_t>(w.activation)];
-  run.gemm1(functions[0], x);
-  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
-  combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+  gemm1(pair, x);
+  gemm2(pair, call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  combine_.batched(call, pair.rows, RAMP_BF16, prologue.index, pair.stream);
 }
 
 }  // namespace ramp::core::cuda

@@ -10,6 +10,7 @@
 
 #include "backend/backend.hpp"
 #include "backend/cuda/kernel_library.hpp"
+#include "params/decide.hpp"
 
 namespace ramp::core::cuda {
 
@@ -53,6 +54,9 @@ struct PrologueWorkspace {
   void* codes = nullptr;    // GEMM1's input where x cannot be read as it is: rows x H in the activation type
   float* scales = nullptr;  // its scales
   int32_t* counts = nullptr;  // scratch of the sort over several launches
+  // Several candidates: tiles go to their plans (index.tiles and index.num_tiles are not written). fp8_block
+  // alone. Read during the call.
+  const DecideParams* decide = nullptr;
 };
 // Bytes that carve_prologue needs, for any T <= tokens (batched: experts * max_tokens slots, k = 1) with any
 // x and flags.

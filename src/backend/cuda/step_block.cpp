@@ -1,0 +1,136 @@
+// Host side of the block that divides a step: workspace and launches.
+#include "backend/cuda/step_block.hpp"
+
+#include <array>
+
+#include "backend/cuda/workspace.hpp"
+#include "base/tensor.hpp"
+#include "params/prefill.hpp"
+
+namespace ramp::core::cuda {
+
+int32_t StepCandidate::tile_m() const noexcept {
+  return prefill ? kPrefillRows : stream_variants()[variant].width;
+}
+KernelConfig StepCandidate::config() const noexcept {
+  return prefill ? prefill_config() : stream_variants()[variant].config();
+}
+
+unsigned StepCandidate::blocks_per_sm() const noexcept {
+  return prefill ? 1U : static_cast<unsigned>(stream_variants()[variant].blocks);
+}
+
+struct StepBlock::Parts {
+  PrologueWorkspace prologue;
+  std::array<GemmPair, kMostCandidates> pairs;
+  DecideParams decide{};
+};
+
+uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
+                          std::span<const StepCandidate> candidates, void* base, Parts& parts) {
+  const int64_t slots = tokens * top_k;
+  WorkspaceLayout layout(
+      base, carve_prologue(w, tokens, top_k, candidates.front().tile_m(), base, parts.prologue));
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    GemmPair& pair = parts.pairs[c];
+    const int32_t tile_m = candidates[c].tile_m();
+    pair.weights = &w;
+    pair.index = parts.prologue.index;
+    pair.beside = c + 1 != candidates.size();
+    pair.index.tile_m = tile_m;
+    if (c != 0)
+      pair.index.tiles = layout.take<Tile>(static_cast<uint64_t>(max_tiles(slots, w.experts, tile_m)));
+    pair.index.num_tiles = layout.take<int32_t>(2);
+    pair.blocks = base == nullptr ? nullptr : pair.index.num_tiles + 1;
+    if (candidates[c].prefill)
+      PrefillBlock::carve_h(w, slots, layout, pair);
+    else
+      StreamBlock::carve_h(w, slots, tile_m, layout, pair);
+    parts.decide.plan[c] = {base == nullptr ? nullptr : &pair.index.tiles->expert, pair.index.num_tiles,
+                            static_cast<unsigned>(tile_m), candidates[c].blocks_per_sm()};
+  }
+  auto* const rows = layout.take<uint16_t>(static_cast<uint64_t>(slots) * static_cast<uint64_t>(w.hidden));
+  for (GemmPair& pair : parts.pairs) pair.rows = rows;
+  return layout.used();
+}
+
+uint64_t StepBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+  // The smallest tiles, which come first, need most.
+  static_assert(kMostCandidates == 3);
+  const std::array<StepCandidate, kMostCandidates> most = {{{false, 0}, {false, 0}, {true, 0}}};
+  Parts parts;
+  return carve(weights, tokens, top_k, most, nullptr, parts);
+}
+
+void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
+                    const ramp_tensor& router_weights) const {
+  // The kernel that is given the experts with most rows goes first: its blocks want SMs of their own, the
+  // others fill those that it leaves.
+  for (size_t c = set.candidates.size(); c-- > 0;) {
+    if (set.candidates[c].prefill)
+      prefill_.gemm1(parts.pairs[c], x);
+    else
+      stream_.gemm1(set.candidates[c].variant, parts.pairs[c], x);
+  }
+  for (size_t c = set.candidates.size(); c-- > 0;) {
+    if (set.candidates[c].prefill)
+      prefill_.gemm2(parts.pairs[c], router_weights);
+    else
+      stream_.gemm2(set.candidates[c].variant, parts.pairs[c], router_weights);
+  }
+}
+
+void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set) {
+  Parts parts;
+  parts.decide = set.decide;
+  check_workspace(
+      call.workspace, call.workspace_bytes,
+      carve(*call.weights, call.tokens, call.top_k, set.candidates, call.workspace, parts));
+  auto* const stream = static_cast<CUstream>(call.stream);
+  for (GemmPair& pair : parts.pairs) {
+    pair.top_k = call.top_k;
+    pair.stream = stream;
+  }
+  parts.prologue.decide = &parts.decide;
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
+  const ramp_tensor none{};
+  run(set, parts, x, call.router_weight_on_input ? none : call.topk_weights);
+  combine_.block(call, parts.pairs[0].rows, RAMP_BF16, parts.prologue.index, stream);
+}
+
+void StepBlock::batched(const BatchedCall& call, const StepSet& set) {
+  Parts parts;
+  parts.decide = set.decide;
+  check_workspace(
+      call.workspace, call.workspace_bytes,
+      carve(*call.weights, call.weights->experts * call.max_tokens, 1, set.candidates, call.workspace, parts));
+  auto* const stream = static_cast<CUstream>(call.stream);
+  for (GemmPair& pair : parts.pairs) {
+    pair.top_k = call.max_tokens;
+    pair.stream = stream;
+  }
+  parts.prologue.decide = &parts.decide;
+  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  x.per_slot = x.scales_per_slot = true;
+  const ramp_tensor none{};
+  run(set, parts, x, call.router_weight_on_input ? none : call.row_weights);
+  combine_.batched(call, parts.pairs[0].rows, RAMP_BF16, parts.prologue.index, stream);
+}
+
+const StepSet& fixed_split() {
+  static const StepSet set = [] {
+    constexpr unsigned kNarrow = 16, kWide = 64;  // rows
+    constexpr unsigned kShare = 44;               // of SMs
+    StepSet s;
+    s.candidates = {{false, 1}, {false, 2}, {true, 0}};
+    s.decide.candidates = 3;
+    s.decide.options = 1;
+    s.decide.option[0] = {{kNarrow, kWide}, {kShare, kShare, kShare}};
+    for (CandidateCost& c : s.decide.cost) c.places[0] = c.places[1] = 1;
+    return s;
+  }();
+  return set;
+}
+
+}  // namespace ramp::core::cuda
