@@ -18,6 +18,7 @@
 #include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/step_block.hpp"
+#include "backend/cuda/step_choice.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/error.hpp"
@@ -78,7 +79,7 @@ class CudaBackend final : public Backend {
         stream_(gpu_, *library_, prologue_, combine_),
         flat_(gpu_, *library_, prologue_, combine_),
         prefill_(gpu_, *library_, prologue_, combine_),
-        step_(prologue_, combine_, stream_, prefill_),
+        step_(static_cast<unsigned>(gpu_->facts().sm_count), prologue_, combine_, stream_, prefill_),
         few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
@@ -129,10 +130,14 @@ class CudaBackend final : public Backend {
     const int64_t k = std::max<int64_t>(1, top_k);
     const int64_t tokens = (slots + k - 1) / k;
     if (flat_format(w.format)) return FlatBlock::choose(w, tokens, k).config(w.format);
+    if (family_ == Family::kSm90Split) return fixed_split().candidates.back().config();
+    const StepSet* const set = step_choice_.find(fits_, w, tokens, k, false);
+    if (set != nullptr) return set->candidates[decided(*set, histogram)].config();
     if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
     return StreamBlock::choose(w, tokens, k).config();
   }
 
+  [[nodiscard]] FitList* fits() noexcept override { return &fits_; }
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
     if (!tiled(w)) return plain_.arithmetic(w);
     const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
@@ -177,8 +182,8 @@ class CudaBackend final : public Backend {
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     if (tiles && flat_format(call.weights->format))
       flat_.batched(call);
-    else if (const StepSet* set = tiles ? step_set(call.config) : nullptr; set != nullptr)
-      step_.batched(call, *set);
+    else if (const StepSet* set = tiles ? step_set(call) : nullptr; set != nullptr)
+      run_set(call, *set);
     else if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
       prefill_.batched(call);
     else if (tiles)
@@ -209,8 +214,8 @@ class CudaBackend final : public Backend {
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     if (tiles && flat_format(call.weights->format))
       flat_.block(call, routing);
-    else if (const StepSet* set = tiles ? step_set(call.config) : nullptr; set != nullptr)
-      step_.block(call, routing, *set);
+    else if (const StepSet* set = tiles ? step_set(call) : nullptr; set != nullptr)
+      run_set(call, routing, *set);
     else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
       prefill_.block(call, routing);
     else if (tiles && few_.applies(call) && few_.block(call, routing))
@@ -223,13 +228,47 @@ class CudaBackend final : public Backend {
   // For any number of tokens up to this one, whichever block runs it.
   [[nodiscard]] uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
     if (flat_format(w.format)) return FlatBlock::workspace(w, tokens, top_k);
-    if (family_ == Family::kSm90Split) return StepBlock::workspace(w, tokens, top_k);
     return std::max({StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k),
+                     StepBlock::workspace(w, tokens, top_k, family_ != Family::kSm90Split),
                      few_.workspace(w, tokens, top_k)});
   }
-  // The kernels among which this call's experts are divided; nullptr: one kernel for all.
-  [[nodiscard]] const StepSet* step_set(const KernelConfig* forced) const noexcept {
-    return forced == nullptr && family_ == Family::kSm90Split ? &fixed_split() : nullptr;
+  // The kernels of this call, where not the blocks' own rules choose.
+  [[nodiscard]] const StepSet* step_set(const BlockCall& call) {
+    if (call.config != nullptr) return nullptr;
+    if (family_ == Family::kSm90Split) return &fixed_split();
+    return step_choice_.find(fits_, *call.weights, call.tokens, call.top_k, false);
+  }
+  [[nodiscard]] const StepSet* step_set(const BatchedCall& call) {
+    if (call.config != nullptr) return nullptr;
+    if (family_ == Family::kSm90Split) return &fixed_split();
+    return step_choice_.find(fits_, *call.weights, call.max_tokens, 1, true);
+  }
+  // One candidate needs no decision.
+  void run_set(const BlockCall& call, const RouteCall* routing, const StepSet& set) {
+    if (set.candidates.size() > 1) {
+      step_.block(call, routing, set);
+      return;
+    }
+    BlockCall one = call;
+    const KernelConfig config = set.candidates.front().config();
+    one.config = &config;
+    if (set.candidates.front().prefill)
+      prefill_.block(one, routing);
+    else if (!few_.applies(call) || !few_.block(call, routing))
+      stream_.block(one, routing);
+  }
+  void run_set(const BatchedCall& call, const StepSet& set) {
+    if (set.candidates.size() > 1) {
+      step_.batched(call, set);
+      return;
+    }
+    BatchedCall one = call;
+    const KernelConfig config = set.candidates.front().config();
+    one.config = &config;
+    if (set.candidates.front().prefill)
+      prefill_.batched(one);
+    else
+      stream_.batched(one);
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
   [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
@@ -281,6 +320,8 @@ class CudaBackend final : public Backend {
   FlatBlock flat_;
   PrefillBlock prefill_;
   StepBlock step_;
+  FitList fits_;
+  mutable StepChoice step_choice_;
   FewBlock few_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};

@@ -190,9 +190,12 @@ void PrefillBlock::carve_h(const ExpertWeights& w, int64_t slots, WorkspaceLayou
 bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                          int64_t top_k) noexcept {
   if (config != nullptr) return *config == prefill_config();
-  // From T = 512 ... 8192 over four models (docs/kernel-log.md), by mean rows per expert.
-  constexpr int64_t kRowsPerExpert = 32;
-  return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
+  // From T = 64 ... 8192 over four models and five skews (docs/kernel-log.md), by mean rows per expert: large
+  // experts, whose weights this kernel streams as quickly as the stream kernels do, from fewer rows on.
+  constexpr int64_t kLargeExpert = int64_t{16} << 20, kRowsPerExpert = 32, kRowsPerLargeExpert = 8;
+  const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
+  return tokens * top_k >=
+         (large ? kRowsPerLargeExpert : kRowsPerExpert) * std::max<int64_t>(1, weights.experts);
 }
 
 bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept {

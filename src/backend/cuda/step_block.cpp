@@ -1,6 +1,7 @@
 // Host side of the block that divides a step: workspace and launches.
 #include "backend/cuda/step_block.hpp"
 
+#include <algorithm>
 #include <array>
 
 #include "backend/cuda/workspace.hpp"
@@ -27,10 +28,11 @@ struct StepBlock::Parts {
 };
 
 uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
-                          std::span<const StepCandidate> candidates, void* base, Parts& parts) {
+                          std::span<const StepCandidate> candidates, bool whole, void* base, Parts& parts) {
   const int64_t slots = tokens * top_k;
   WorkspaceLayout layout(
       base, carve_prologue(w, tokens, top_k, candidates.front().tile_m(), base, parts.prologue));
+  uint64_t end = layout.used();
   for (size_t c = 0; c < candidates.size(); ++c) {
     GemmPair& pair = parts.pairs[c];
     const int32_t tile_m = candidates[c].tile_m();
@@ -42,24 +44,36 @@ uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
       pair.index.tiles = layout.take<Tile>(static_cast<uint64_t>(max_tiles(slots, w.experts, tile_m)));
     pair.index.num_tiles = layout.take<int32_t>(2);
     pair.blocks = base == nullptr ? nullptr : pair.index.num_tiles + 1;
-    if (candidates[c].prefill)
-      PrefillBlock::carve_h(w, slots, layout, pair);
-    else
-      StreamBlock::carve_h(w, slots, tile_m, layout, pair);
     parts.decide.plan[c] = {base == nullptr ? nullptr : &pair.index.tiles->expert, pair.index.num_tiles,
                             static_cast<unsigned>(tile_m), candidates[c].blocks_per_sm()};
   }
   auto* const rows = layout.take<uint16_t>(static_cast<uint64_t>(slots) * static_cast<uint64_t>(w.hidden));
-  for (GemmPair& pair : parts.pairs) pair.rows = rows;
-  return layout.used();
+  const uint64_t h = layout.used();
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    WorkspaceLayout here(base, whole ? h : std::max(h, end));
+    if (candidates[c].prefill)
+      PrefillBlock::carve_h(w, slots, here, parts.pairs[c]);
+    else
+      StreamBlock::carve_h(w, slots, candidates[c].tile_m(), here, parts.pairs[c]);
+    end = std::max(end, here.used());
+    parts.pairs[c].rows = rows;
+  }
+  return end;
 }
 
-uint64_t StepBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
-  // The smallest tiles, which come first, need most.
+uint64_t StepBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k, bool whole) {
+  // The smallest tiles need most.
   static_assert(kMostCandidates == 3);
   const std::array<StepCandidate, kMostCandidates> most = {{{false, 0}, {false, 0}, {true, 0}}};
   Parts parts;
-  return carve(weights, tokens, top_k, most, nullptr, parts);
+  return carve(weights, tokens, top_k, most, whole, nullptr, parts);
+}
+
+void StepBlock::prepare(const StepSet& set, Parts& parts) const {
+  parts.decide = set.decide;
+  if (!set.whole) return;
+  for (unsigned o = 0; o < set.decide.options; ++o)
+    for (unsigned& sms : parts.decide.option[o].sms) sms = sms_ / 2 * 2;
 }
 
 void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
@@ -82,10 +96,10 @@ void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
 
 void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set) {
   Parts parts;
-  parts.decide = set.decide;
+  prepare(set, parts);
   check_workspace(
       call.workspace, call.workspace_bytes,
-      carve(*call.weights, call.tokens, call.top_k, set.candidates, call.workspace, parts));
+      carve(*call.weights, call.tokens, call.top_k, set.candidates, set.whole, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   for (GemmPair& pair : parts.pairs) {
     pair.top_k = call.top_k;
@@ -101,10 +115,10 @@ void StepBlock::block(const BlockCall& call, const RouteCall* routing, const Ste
 
 void StepBlock::batched(const BatchedCall& call, const StepSet& set) {
   Parts parts;
-  parts.decide = set.decide;
+  prepare(set, parts);
   check_workspace(
       call.workspace, call.workspace_bytes,
-      carve(*call.weights, call.weights->experts * call.max_tokens, 1, set.candidates, call.workspace, parts));
+      carve(*call.weights, call.weights->experts * call.max_tokens, 1, set.candidates, set.whole, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   for (GemmPair& pair : parts.pairs) {
     pair.top_k = call.max_tokens;

@@ -30,15 +30,19 @@ struct StepCandidate {
 // tile heights of `decide` are filled in by the call.
 struct StepSet {
   std::vector<StepCandidate> candidates;
+  // Every option gives all experts to one candidate: it has all SMs, and h is laid out in the same memory for
+  // all. Candidates are launched from the last to the first, whose wait for the others is the shortest.
+  bool whole = false;
   DecideParams decide{};
 };
 
 class StepBlock {
  public:
-  StepBlock(Prologue& prologue, Combine& combine, StreamBlock& stream, PrefillBlock& prefill)
-      : prologue_(prologue), combine_(combine), stream_(stream), prefill_(prefill) {}
-  // Enough for any set and any number of tokens up to this.
-  [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
+  StepBlock(unsigned sms, Prologue& prologue, Combine& combine, StreamBlock& stream, PrefillBlock& prefill)
+      : sms_(sms), prologue_(prologue), combine_(combine), stream_(stream), prefill_(prefill) {}
+  // Enough for any number of tokens up to this and any set; whole: any such set.
+  [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
+                                          bool whole);
   // Both StreamBlock and PrefillBlock have been prepared for these weights and this x.
   void block(const BlockCall& call, const RouteCall* routing, const StepSet& set);
   void batched(const BatchedCall& call, const StepSet& set);
@@ -46,9 +50,11 @@ class StepBlock {
  private:
   struct Parts;
   static uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
-                        std::span<const StepCandidate> candidates, void* base, Parts& parts);
+                        std::span<const StepCandidate> candidates, bool whole, void* base, Parts& parts);
+  void prepare(const StepSet& set, Parts& parts) const;
   void run(const StepSet& set, Parts& parts, const GemmInput& x, const ramp_tensor& router_weights) const;
 
+  unsigned sms_;
   Prologue& prologue_;
   Combine& combine_;
   StreamBlock& stream_;

@@ -1,0 +1,45 @@
+// Which kernels a call is captured with: one, where that is enough, or up to three among which the device
+// decides (step_block.hpp). The host knows shapes, not the histogram, so it takes the set whose expected loss
+// over routings that can occur is least, the price of empty launches included.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "backend/cuda/step_block.hpp"
+#include "dispatch/block_fit.hpp"
+
+namespace ramp::core::cuda {
+
+// Histograms that a step of `tokens` tokens may have: Zipf's law with several exponents, experts in order of
+// popularity. Batched: `tokens` rows per expert at most, and filled to several degrees.
+std::vector<std::vector<int32_t>> likely_histograms(int64_t experts, int64_t top_k, int64_t tokens,
+                                                    bool batched);
+
+// Times of candidates (columns) for histograms (rows), in us, and the set of least expected loss: indices of
+// columns, the one that wins most often first. several: sets of more than one are allowed.
+std::vector<size_t> least_loss(std::span<const std::vector<float>> us, bool several);
+
+class StepChoice {
+ public:
+  // The set for calls of this shape: of a fit where there is one for the weights, else (batched alone, where
+  // counts are the device's) of measured constants. nullptr: no opinion; the blocks' own rules hold. Sets are
+  // kept as long as this lives.
+  const StepSet* find(const FitList& fits, const ExpertWeights& w, int64_t tokens, int64_t top_k,
+                      bool batched);
+
+ private:
+  using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
+  std::mutex mutex_;
+  std::map<Key, std::unique_ptr<StepSet>> sets_;
+};
+
+// The candidate that a set's decision takes for a whole histogram, as the device decides.
+size_t decided(const StepSet& set, std::span<const int32_t> histogram);
+
+}  // namespace ramp::core::cuda
