@@ -109,4 +109,31 @@ RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsig
   return ns;
 }
 
+#if !defined(__CUDACC__)
+// The decision as the device makes it (kernels/prologue/decide.cuh): the first of the cheapest options.
+// time_ns: what it costs.
+inline unsigned decide_on_host(const DecideParams& d, const int* histogram, unsigned long experts,
+                               unsigned& time_ns) {
+  unsigned best = 0;
+  time_ns = 0xffffffffU;
+  for (unsigned o = 0; o < d.options; ++o) {
+    unsigned sum[kMostCandidates] = {}, active[kMostCandidates] = {}, tiles[kMostCandidates] = {};
+    for (unsigned long e = 0; e < experts; ++e) {
+      if (histogram[e] <= 0) continue;
+      const auto rows = static_cast<unsigned>(histogram[e]);
+      const unsigned c = candidate_of(d.option[o], rows);
+      sum[c] += curve_ns(d.cost[c].ns, rows);
+      active[c] += 1;
+      tiles[c] += tiles_of(rows, d.plan[c].tile_m);
+    }
+    unsigned total = 0;
+    for (unsigned c = 0; c < d.candidates; ++c) total += candidate_ns(d.cost[c], sum[c], active[c], tiles[c]);
+    if (o != 0 && total >= time_ns) continue;
+    time_ns = total;
+    best = o;
+  }
+  return best;
+}
+#endif
+
 }  // namespace ramp::core::cuda

@@ -38,7 +38,6 @@ std::vector<int32_t> zipf_histogram(int64_t experts, double top_k, double tokens
   for (double low = 0; s - low > 1e-3 * s;) {
     const double middle = (low + s) / 2;
     (taken(middle) < top_k ? low : s) = middle;
-    if (taken(s) < top_k) break;
   }
   std::vector<int32_t> histogram;
   double carry = 0.5;
@@ -159,6 +158,7 @@ StepSet make_set(const Costs& costs, std::span<const size_t> chosen) {
   for (size_t i = 0; i < chosen.size(); ++i) {
     set.candidates.push_back(costs.candidates[chosen[i]]);
     set.decide.cost[i] = costs.costs[chosen[i]];
+    set.decide.plan[i].tile_m = static_cast<unsigned>(set.candidates[i].tile_m());
     for (size_t a = 0; a + 1 < kMostCandidates; ++a)
       set.decide.option[i].above[a] = a < i ? 0 : kNeverAbove;
   }
@@ -244,17 +244,8 @@ const StepSet* StepChoice::find(const FitList& fits, const ExpertWeights& w, int
 }
 
 size_t decided(const StepSet& set, std::span<const int32_t> histogram) {
-  size_t best = 0;
-  uint32_t least = std::numeric_limits<uint32_t>::max();
-  for (size_t c = 0; c < set.candidates.size(); ++c) {
-    const uint32_t ns =
-        step_ns(set.decide.cost[c], static_cast<uint32_t>(set.candidates[c].tile_m()), histogram);
-    if (ns < least) {
-      least = ns;
-      best = c;
-    }
-  }
-  return best;
+  unsigned ns = 0;
+  return decide_on_host(set.decide, histogram.data(), histogram.size(), ns);
 }
 
 }  // namespace ramp::core::cuda

@@ -39,7 +39,8 @@ class StepChoice {
   std::map<Key, std::unique_ptr<StepSet>> sets_;
 };
 
-// The candidate that a set's decision takes for a whole histogram, as the device decides.
+// The candidate that a set takes for a whole histogram, as the device decides (StepSet::whole: option i is
+// candidate i).
 size_t decided(const StepSet& set, std::span<const int32_t> histogram);
 
 }  // namespace ramp::core::cuda
