@@ -19,6 +19,7 @@
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/step_block.hpp"
 #include "backend/cuda/step_choice.hpp"
+#include "backend/cuda/step_trace.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/error.hpp"
@@ -80,6 +81,7 @@ class CudaBackend final : public Backend {
         flat_(gpu_, *library_, prologue_, combine_),
         prefill_(gpu_, *library_, prologue_, combine_),
         step_(static_cast<unsigned>(gpu_->facts().sm_count), prologue_, combine_, stream_, prefill_),
+        trace_(memory_),
         few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
@@ -138,6 +140,14 @@ class CudaBackend final : public Backend {
   }
 
   [[nodiscard]] FitList* fits() noexcept override { return &fits_; }
+  void begin_trace(uint64_t records) override {
+    const ScopedContext scope(*gpu_);
+    trace_.begin(records);
+  }
+  void read_trace(const std::function<void(const TraceRecord&)>& take) override {
+    const ScopedContext scope(*gpu_);
+    trace_.read(take);
+  }
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
     if (!tiled(w)) return plain_.arithmetic(w);
     const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
@@ -234,19 +244,36 @@ class CudaBackend final : public Backend {
   }
   // The kernels of this call, where not the blocks' own rules choose.
   [[nodiscard]] const StepSet* step_set(const BlockCall& call) {
-    if (call.config != nullptr) return nullptr;
-    if (family_ == Family::kSm90Split) return &fixed_split();
-    return step_choice_.find(fits_, *call.weights, call.tokens, call.top_k, false);
+    const ExpertWeights& w = *call.weights;
+    if (call.config == nullptr) {
+      if (family_ == Family::kSm90Split) return &fixed_split();
+      if (const StepSet* set = step_choice_.find(fits_, w, call.tokens, call.top_k, false)) return set;
+    }
+    if (!trace_.active()) return nullptr;
+    return traced(w, PrefillBlock::takes(call.config, w, call.tokens, call.top_k), call.config, call.tokens,
+                  call.top_k);
   }
   [[nodiscard]] const StepSet* step_set(const BatchedCall& call) {
-    if (call.config != nullptr) return nullptr;
-    if (family_ == Family::kSm90Split) return &fixed_split();
-    return step_choice_.find(fits_, *call.weights, call.max_tokens, 1, true);
+    const ExpertWeights& w = *call.weights;
+    if (call.config == nullptr) {
+      if (family_ == Family::kSm90Split) return &fixed_split();
+      if (const StepSet* set = step_choice_.find(fits_, w, call.max_tokens, 1, true)) return set;
+    }
+    if (!trace_.active()) return nullptr;
+    return traced(w, PrefillBlock::takes_batched(call.config, call.max_tokens), call.config,
+                  w.experts * call.max_tokens, 1);
   }
-  // One candidate needs no decision.
+  // What runs without a set, as a set of one.
+  [[nodiscard]] const StepSet* traced(const ExpertWeights& w, bool prefill, const KernelConfig* forced,
+                                      int64_t tokens, int64_t top_k) {
+    StepCandidate candidate{prefill, 0};
+    if (!prefill) candidate.variant = StreamBlock::number(forced, w, tokens, top_k);
+    return &step_choice_.one(fits_, w, top_k, candidate);
+  }
+  // One candidate needs no decision. The few-token kernel, which has no plan, is left out of traces.
   void run_set(const BlockCall& call, const RouteCall* routing, const StepSet& set) {
-    if (set.candidates.size() > 1) {
-      step_.block(call, routing, set);
+    if (set.candidates.size() > 1 || trace_.active()) {
+      step_.block(call, routing, set, trace_.active() ? &trace_ : nullptr);
       return;
     }
     BlockCall one = call;
@@ -258,8 +285,8 @@ class CudaBackend final : public Backend {
       stream_.block(one, routing);
   }
   void run_set(const BatchedCall& call, const StepSet& set) {
-    if (set.candidates.size() > 1) {
-      step_.batched(call, set);
+    if (set.candidates.size() > 1 || trace_.active()) {
+      step_.batched(call, set, trace_.active() ? &trace_ : nullptr);
       return;
     }
     BatchedCall one = call;
@@ -320,6 +347,7 @@ class CudaBackend final : public Backend {
   FlatBlock flat_;
   PrefillBlock prefill_;
   StepBlock step_;
+  StepTrace trace_;
   FitList fits_;
   mutable StepChoice step_choice_;
   FewBlock few_;

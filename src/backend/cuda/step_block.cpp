@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "backend/cuda/step_trace.hpp"
 #include "backend/cuda/workspace.hpp"
 #include "base/tensor.hpp"
 #include "params/prefill.hpp"
@@ -43,7 +44,7 @@ uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
     if (c != 0)
       pair.index.tiles = layout.take<Tile>(static_cast<uint64_t>(max_tiles(slots, w.experts, tile_m)));
     pair.index.num_tiles = layout.take<int32_t>(2);
-    pair.blocks = base == nullptr ? nullptr : pair.index.num_tiles + 1;
+    if (!whole && base != nullptr) pair.blocks = pair.index.num_tiles + 1;
     parts.decide.plan[c] = {base == nullptr ? nullptr : &pair.index.tiles->expert, pair.index.num_tiles,
                             static_cast<unsigned>(tile_m), candidates[c].blocks_per_sm()};
   }
@@ -94,9 +95,11 @@ void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
   }
 }
 
-void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set) {
+void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set,
+                      StepTrace* trace) {
   Parts parts;
   prepare(set, parts);
+  if (trace != nullptr) trace->describe(*call.weights, call.tokens, call.top_k, false, set, parts.decide);
   check_workspace(
       call.workspace, call.workspace_bytes,
       carve(*call.weights, call.tokens, call.top_k, set.candidates, set.whole, call.workspace, parts));
@@ -113,9 +116,10 @@ void StepBlock::block(const BlockCall& call, const RouteCall* routing, const Ste
   combine_.block(call, parts.pairs[0].rows, RAMP_BF16, parts.prologue.index, stream);
 }
 
-void StepBlock::batched(const BatchedCall& call, const StepSet& set) {
+void StepBlock::batched(const BatchedCall& call, const StepSet& set, StepTrace* trace) {
   Parts parts;
   prepare(set, parts);
+  if (trace != nullptr) trace->describe(*call.weights, call.max_tokens, 1, true, set, parts.decide);
   check_workspace(
       call.workspace, call.workspace_bytes,
       carve(*call.weights, call.weights->experts * call.max_tokens, 1, set.candidates, set.whole, call.workspace, parts));

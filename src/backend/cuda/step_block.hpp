@@ -36,6 +36,8 @@ struct StepSet {
   DecideParams decide{};
 };
 
+class StepTrace;  // step_trace.hpp
+
 class StepBlock {
  public:
   StepBlock(unsigned sms, Prologue& prologue, Combine& combine, StreamBlock& stream, PrefillBlock& prefill)
@@ -44,8 +46,9 @@ class StepBlock {
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
                                           bool whole);
   // Both StreamBlock and PrefillBlock have been prepared for these weights and this x.
-  void block(const BlockCall& call, const RouteCall* routing, const StepSet& set);
-  void batched(const BatchedCall& call, const StepSet& set);
+  // trace: records every run there; nullptr: nowhere.
+  void block(const BlockCall& call, const RouteCall* routing, const StepSet& set, StepTrace* trace = nullptr);
+  void batched(const BatchedCall& call, const StepSet& set, StepTrace* trace = nullptr);
 
  private:
   struct Parts;

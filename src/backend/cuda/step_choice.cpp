@@ -13,9 +13,9 @@ namespace ramp::core::cuda {
 namespace {
 
 constexpr double kExponents[] = {0, 0.4, 0.8, 1.2, 1.6};
-// What a candidate that gets nothing adds to a step: two empty launches, and that GEMM 2 cannot begin beside
-// GEMM 1 (H200: docs/kernel-log.md).
-constexpr float kIdleUs = 6;
+// What a candidate that gets nothing adds to a step: two empty launches, the decision, and that GEMM 2 cannot
+// begin beside GEMM 1 (H200, OLMoE: 5 to 8; docs/kernel-log.md).
+constexpr float kIdleUs = 7;
 // Less than this is noise of the fit: no reason for another candidate.
 constexpr double kWorthwhile = 0.005;
 // The sums of the device's decision count tiles in 21 bits (kernels/prologue/decide.cuh).
@@ -241,6 +241,33 @@ const StepSet* StepChoice::find(const FitList& fits, const ExpertWeights& w, int
   std::unique_ptr<StepSet> set;
   if (!chosen.empty()) set = std::make_unique<StepSet>(make_set(costs, chosen));
   return sets_.emplace(key, std::move(set)).first->second.get();
+}
+
+const StepSet& StepChoice::one(const FitList& fits, const ExpertWeights& w, int64_t top_k,
+                               const StepCandidate& candidate) {
+  const FitList::Entry* const entry =
+      fits.find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, top_k);
+  const Key key{entry,
+                w.experts,
+                w.hidden,
+                w.intermediate,
+                static_cast<int64_t>(candidate.variant),
+                top_k,
+                candidate.prefill};
+  const std::lock_guard lock(mutex_);
+  std::unique_ptr<StepSet>& set = single_[key];
+  if (set != nullptr) return *set;
+  const Costs costs = entry != nullptr ? costs_of_fit(*entry, {}) : costs_of_constants(w, {});
+  const auto at = std::find(costs.candidates.begin(), costs.candidates.end(), candidate);
+  Costs alone;
+  alone.candidates = {candidate};
+  alone.costs.emplace_back();
+  for (unsigned& places : alone.costs.back().places) places = 1;
+  if (at != costs.candidates.end() && costs.step)
+    alone.costs.back() = costs.costs[static_cast<size_t>(at - costs.candidates.begin())];
+  const size_t first[] = {0};
+  set = std::make_unique<StepSet>(make_set(alone, first));
+  return *set;
 }
 
 size_t decided(const StepSet& set, std::span<const int32_t> histogram) {

@@ -32,11 +32,15 @@ class StepChoice {
   // kept as long as this lives.
   const StepSet* find(const FitList& fits, const ExpertWeights& w, int64_t tokens, int64_t top_k,
                       bool batched);
+  // A set of this candidate alone, with its costs where they are known: for traces.
+  const StepSet& one(const FitList& fits, const ExpertWeights& w, int64_t top_k,
+                     const StepCandidate& candidate);
 
  private:
   using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
   std::mutex mutex_;
   std::map<Key, std::unique_ptr<StepSet>> sets_;
+  std::map<Key, std::unique_ptr<StepSet>> single_;
 };
 
 // The candidate that a set takes for a whole histogram, as the device decides (StepSet::whole: option i is

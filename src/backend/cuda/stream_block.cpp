@@ -270,6 +270,11 @@ size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
 
 }  // namespace
 
+size_t StreamBlock::number(const KernelConfig* forced, const ExpertWeights& weights, int64_t tokens,
+                           int64_t top_k) {
+  return variant_number(forced, choose(weights, tokens, top_k));
+}
+
 void StreamBlock::gemm1(size_t variant, const GemmPair& pair, const GemmInput& x) const {
   const ExpertWeights& w = *pair.weights;
   Run{*gpu_, w, pair, kVariants[variant]}.gemm1(
@@ -284,35 +289,35 @@ void StreamBlock::gemm2(size_t variant, const GemmPair& pair, const ramp_tensor&
 
 void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k));
+  const size_t variant = number(call.config, w, call.tokens, call.top_k);
   PrologueWorkspace prologue;
   GemmPair pair;
   check_workspace(
       call.workspace, call.workspace_bytes,
-      carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, prologue, pair));
+      carve(w, call.tokens, call.top_k, kVariants[variant].width, call.workspace, prologue, pair));
   pair.top_k = call.top_k;
   pair.stream = static_cast<CUstream>(call.stream);
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, prologue, pair.stream)
                                          : prologue_.block(call, prologue, pair.stream);
-  gemm1(number, pair, x);
-  gemm2(number, pair, call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  gemm1(variant, pair, x);
+  gemm2(variant, pair, call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
   combine_.block(call, pair.rows, RAMP_BF16, prologue.index, pair.stream);
 }
 
 void StreamBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
-  const size_t number = variant_number(call.config, choose(w, slots, 1));
+  const size_t variant = number(call.config, w, slots, 1);
   PrologueWorkspace prologue;
   GemmPair pair;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, kVariants[number].width, call.workspace, prologue, pair));
+                  carve(w, slots, 1, kVariants[variant].width, call.workspace, prologue, pair));
   pair.top_k = call.max_tokens;
   pair.stream = static_cast<CUstream>(call.stream);
   GemmInput x = prologue_.batched(call, prologue, pair.stream);
   x.per_slot = x.scales_per_slot = true;
-  gemm1(number, pair, x);
-  gemm2(number, pair, call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  gemm1(variant, pair, x);
+  gemm2(variant, pair, call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
   combine_.batched(call, pair.rows, RAMP_BF16, prologue.index, pair.stream);
 }
 

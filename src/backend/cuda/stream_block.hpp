@@ -50,6 +50,9 @@ class StreamBlock {
                                             int64_t top_k) noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
+  // Number of the variant that runs: the forced config's (throws if it is none of them), else choose()'s.
+  [[nodiscard]] static size_t number(const KernelConfig* forced, const ExpertWeights& weights, int64_t tokens,
+                                     int64_t top_k);
   // One after the other, on a plan of tiles of the variant's width. h as carve_h() lays it out.
   void gemm1(size_t variant, const GemmPair& pair, const GemmInput& x) const;
   void gemm2(size_t variant, const GemmPair& pair, const ramp_tensor& router_weights) const;
