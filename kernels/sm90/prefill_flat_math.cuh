@@ -67,7 +67,7 @@ struct RowValues {
 template <int SLICES>
 __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared& s, const Item& item,
                                            Place& at, u32 group, float (&sum)[64 * SLICES],
-                                           RowValues& values) {
+                                           RowValues& values STAMP(, u32& g_wait)) {
 #pragma unroll
   for (int i = 0; i < 64 * SLICES; ++i) sum[i] = 0.0f;
   if (FP8 || GEMM == 2) values.find<SLICES>(p, item, group);
@@ -77,7 +77,9 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   // e4m3 products keep 13 bits behind the largest term: 128 deep from zero, then into fp32.
   for (int k = 0; k < p.steps; ++k) {
     const u32 stage = s.ring + at.slot * kStage;
+    STAMP(const u32 w0 = clock();)
     barrier_wait(s.full + 8 * at.slot, at.round);
+    STAMP(g_wait += clock() - w0;)
     if (VAR_ASYNC && GATHERED) proxy_fence();
     const u64 a = descriptor(stage + a_offset);
     const u64 b = descriptor(stage + b_offset);
@@ -104,7 +106,9 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   u32 last = 0;
   for (int k = 0; k < p.steps; ++k) {
     const u32 stage = s.ring + at.slot * kStage;
+    STAMP(const u32 w0 = clock();)
     barrier_wait(s.full + 8 * at.slot, at.round);
+    STAMP(g_wait += clock() - w0;)
     if (VAR_ASYNC && GATHERED) proxy_fence();
     const u64 a = descriptor(stage + a_offset);
     const u64 b = descriptor(stage + b_offset);

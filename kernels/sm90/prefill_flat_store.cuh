@@ -18,7 +18,14 @@ __device__ __forceinline__ u32 half_pair(float low, float high) {
 // reciprocal stays normal: quotients down there (near 1e-36) are still normal numbers, which bf16 can tell
 // from zero. At last the infinite ones: b infinite gives -0, +inf stays what it is, -inf gives NaN.
 __device__ __forceinline__ float gated(float g, float u) {
-#if ACTIVATION == 0
+#if VAR_SILU && ACTIVATION == 0
+  const float t = g * -1.44269502f;
+  const float lo = __fmaf_rn(g, -1.92596303e-8f, __fmaf_rn(g, -1.44269502f, -t));
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(t, 127.9f)));
+  e = __fmaf_rn(e, lo * 0.693147181f, e);
+  return g * reciprocal(1.0f + e) * u;
+#elif ACTIVATION == 0
   const float whole = 1.0f + expf(-g);
   const float shrink = whole > 0x1p64f ? 0x1p-64f : 1.0f;
   const float b = fminf(whole * shrink, 0x1p100f);
@@ -203,7 +210,7 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
     for (u32 r = 0; r < 16; r += 2) {
       const u32 row = r + lane / 16;
       const uint4 words = load_words(staging + row * 256 + ((lane % 16) ^ (row % 8)) * 16);
-      if (base + row < (u32)item.rows)
+      if (base + row < (u32)item.rows && (VAR_ST || words.x == 0x12345678u))
         store_global(
             p.rows + (i64)(item.first + (int)(base + row)) * p.out_stride + slice * 128 + lane % 16 * 8,
             words);
