@@ -2,42 +2,17 @@
 // rows. The same bits as stream_flat.cu's.
 #pragma once
 
+#include "sm90/flat_silu.cuh"
 #include "sm90/prefill_flat_math.cuh"
 
-constexpr u32 kFlatStaging = 4096;  // per math warp: 16 rows of 256 bytes
+constexpr u32 kRowStaging = 272;                // 256 bytes, and 16 so that eight rows share no bank
+constexpr u32 kFlatStaging = 16 * kRowStaging;  // per math warp
 
 __device__ __forceinline__ void store_pair(float* address, float a, float b) {
   asm volatile("st.global.v2.f32 [%0], {%1,%2};" ::"l"(address), "f"(a), "f"(b) : "memory");
 }
 __device__ __forceinline__ u32 half_pair(float low, float high) {
   return FORMAT == 3 ? f16_pair(low, high) : bf16_pair(low, high);
-}
-
-// g / (1 + e^-g) * u, divided as the compiler does it, without its branches, which would run the elements of
-// an epilogue one after the other. Above 2^64 the denominator and g are scaled down first, so that its
-// reciprocal stays normal: quotients down there (near 1e-36) are still normal numbers, which bf16 can tell
-// from zero. At last the infinite ones: b infinite gives -0, +inf stays what it is, -inf gives NaN.
-__device__ __forceinline__ float gated(float g, float u) {
-#if VAR_SILU && ACTIVATION == 0
-  const float t = g * -1.44269502f;
-  const float lo = __fmaf_rn(g, -1.92596303e-8f, __fmaf_rn(g, -1.44269502f, -t));
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(t, 127.9f)));
-  e = __fmaf_rn(e, lo * 0.693147181f, e);
-  return g * reciprocal(1.0f + e) * u;
-#elif ACTIVATION == 0
-  const float whole = 1.0f + expf(-g);
-  const float shrink = whole > 0x1p64f ? 0x1p-64f : 1.0f;
-  const float b = fminf(whole * shrink, 0x1p100f);
-  const float a = g * shrink;
-  float r = reciprocal(b);
-  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
-  float q = __fmul_rn(a, r);
-  q = __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
-  return (g == __uint_as_float(0x7f800000u) ? g : q) * u;
-#else
-  return activate(g, u);
-#endif
 }
 
 #if GEMM == 1 && FORMAT == 6
@@ -184,7 +159,8 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
   }
 }
 #elif GEMM == 2
-// Times the router weight, bf16, one row per row of the sorted index.
+// Times the router weight, bf16, one row per row of the sorted index; the rows' 256 bytes are stored behind
+// the warp's back.
 template <int SLICES>
 __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared& s, const Item& item,
                                            u32 group, float (&sum)[64 * SLICES], const float (&weight)[2]) {
@@ -192,30 +168,28 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
   const u32 base = warp_row<SLICES>(group);
   const u32 staging = s.staging + threadIdx.x / 32 * kFlatStaging;
   // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
-  const u32 to = staging + lane % 16 * 256;
+  const u32 to = staging + lane % 16 * kRowStaging + lane / 16 * 16;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
     const u32 slice = 2 * (u32)item.pair + (SLICES == 2 ? i : group);
     if (slice >= (u32)p.slices) break;
+    bulk_wait_read();  // the staging is free again
+    __syncwarp();
 #pragma unroll
     for (u32 j = 0; j < 16; j += 2) {
       const float* const v = &sum[64 * i + 4 * j];
-      store_matrices(to + ((j + lane / 16) ^ (lane % 8)) * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
+      store_matrices(to + j * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
                      bf16_pair(v[2] * weight[1], v[3] * weight[1]),
                      bf16_pair(v[4] * weight[0], v[5] * weight[0]),
                      bf16_pair(v[6] * weight[1], v[7] * weight[1]));
     }
+    proxy_fence();
     __syncwarp();
-#pragma unroll
-    for (u32 r = 0; r < 16; r += 2) {
-      const u32 row = r + lane / 16;
-      const uint4 words = load_words(staging + row * 256 + ((lane % 16) ^ (row % 8)) * 16);
-      if (base + row < (u32)item.rows && (VAR_ST || words.x == 0x12345678u))
-        store_global(
-            p.rows + (i64)(item.first + (int)(base + row)) * p.out_stride + slice * 128 + lane % 16 * 8,
-            words);
+    if (lane < 16 && base + lane < (u32)item.rows) {
+      bulk_store(p.rows + (i64)(item.first + (int)(base + lane)) * p.out_stride + slice * 128,
+                 staging + lane * kRowStaging, 256);
+      bulk_commit();
     }
-    __syncwarp();
   }
 }
 #endif
