@@ -44,19 +44,16 @@ struct CandidateCost {
 };
 
 // Experts are given to candidates by rows: more than above[0] rows go to candidate 1 or 2, more than above[1]
-// to candidate 2. above[0] <= above[1]. Candidates that share the experts share the SMs too, so that one's
-// products run while another's weights arrive: sms[c], even numbers.
+// to candidate 2. above[0] <= above[1].
 struct DecideOption {
   unsigned above[kMostCandidates - 1];
-  unsigned sms[kMostCandidates];
 };
 
 // The plan of a candidate: its tiles, in the order of experts and rows.
 struct CandidatePlan {
   int* tiles;      // {expert, first, rows, 0} each
-  int* num_tiles;  // [2]: tiles; blocks that work on them, the others have nothing to do
+  int* num_tiles;
   unsigned tile_m;
-  unsigned blocks_per_sm;
 };
 
 struct DecideParams {

@@ -27,7 +27,6 @@ struct StreamParams {
   int slices, steps;     // per expert; per slice
   int early;             // 1: the next kernel may start while this one runs
   int beside;  // 1: the kernel in front is the same GEMM of another plan: see GemmPair::beside (host)
-  const int* blocks;  // nullptr, or how many blocks of the grid work (an even number)
   unsigned char* codes;  // GEMM1: [rows, I] e4m3 (stream_flat.cu: as the format wants h)
   float* scales;         // GEMM1: [rows, I/128]
   unsigned short* rows;  // GEMM2: bf16 (fp16: fp32) [rows, H]

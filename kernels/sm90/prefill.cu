@@ -52,7 +52,7 @@ __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s)
   const u32 units = units_of(p);
   Place at;
   u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
-  for (Walk walk(p); walk.unit() < units; walk.next()) {
+  for (Walk walk; walk.unit() < units; walk.next()) {
     barrier_wait(s.full + 8 * at.slot, at.round);
     const uint4 v = load_words(s.items + 16 * at.slot);
     const Item item{(int)v.x, (int)v.y, (int)v.z, (int)v.w, 0, false};

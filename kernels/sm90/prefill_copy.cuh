@@ -45,7 +45,7 @@ __device__ __forceinline__ void gather(const PrefillParams& p, const Shared& s) 
   const u32 place = t / 8 * 128 + ((t % 8) ^ (t / 8 % 8)) * 16;
   Place at;
   u32 before = 0;  // the full barrier of the step whose copies have not been signalled yet
-  for (Walk walk(p); walk.unit() < units; walk.next()) {
+  for (Walk walk; walk.unit() < units; walk.next()) {
     const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const u32 rows = (u32)item.rows;
     barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
@@ -115,7 +115,7 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
   const u32 pairs = pairs_of(p);
   const u32 lane = threadIdx.x % 32;
   Place at;
-  for (Walk walk(p); walk.unit() < units; walk.next()) {
+  for (Walk walk; walk.unit() < units; walk.next()) {
     const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const float* weight_scale = weight_scales(p, item, lane % 2);
     const u8* tile = weight_tiles(p, item, s.rank);

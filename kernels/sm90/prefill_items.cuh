@@ -28,22 +28,18 @@ struct Item {
 __device__ __forceinline__ u32 pairs_of(const PrefillParams& p) {
   return (u32)(p.slices + 3) / 4 * 2;
 }
-__device__ __forceinline__ u32 blocks_of(const PrefillParams& p) {
-  return p.blocks == nullptr ? gridDim.x : (u32)*p.blocks;
-}
 __device__ __forceinline__ u32 units_of(const PrefillParams& p) {
-  return blockIdx.x < blocks_of(p) ? (u32)*p.num_tiles * (pairs_of(p) / 2) : 0;
+  return (u32)*p.num_tiles * (pairs_of(p) / 2);
 }
 // The units of this cluster: one of each round of as many as there are clusters, the next one in each round,
 // because large and small units may take turns in step with the number of clusters.
 struct Walk {
-  u32 base, at, clusters;
-  __device__ __forceinline__ explicit Walk(const PrefillParams& p)
-      : base(0), at(blockIdx.x / 2), clusters(blocks_of(p) / 2) {}
+  u32 base, at;
+  __device__ __forceinline__ Walk() : base(0), at(blockIdx.x / 2) {}
   __device__ __forceinline__ u32 unit() const { return base + at; }
   __device__ __forceinline__ void next() {
-    base += clusters;
-    at = at + 1 == clusters ? 0 : at + 1;
+    base += gridDim.x / 2;
+    at = at + 1 == gridDim.x / 2 ? 0 : at + 1;
   }
 };
 

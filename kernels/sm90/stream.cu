@@ -300,10 +300,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   if (p.early) launch_dependents();
 #endif
   const u32 slices = kPaired ? (u32)p.slices / 2 : (u32)p.slices;
-  const u32 blocks = p.blocks == nullptr ? gridDim.x : (u32)*p.blocks;
-  const u32 units = blockIdx.x < blocks ? (u32)*p.num_tiles * slices : 0;
+  const u32 units = (u32)*p.num_tiles * slices;
   const u32 first = kPaired ? blockIdx.x / 2 : blockIdx.x;
-  const u32 stride = kPaired ? blocks / 2 : blocks;
+  const u32 stride = kPaired ? gridDim.x / 2 : gridDim.x;
   const u32 warp = threadIdx.x / 32;
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, first, stride, units, slices, rank);

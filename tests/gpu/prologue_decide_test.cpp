@@ -25,7 +25,6 @@ DecideParams random_params(Rng& rng) {
   for (unsigned c = 0; c < d.candidates; ++c) {
     CandidateCost& cost = d.cost[c];
     d.plan[c].tile_m = kHeights[below(rng, std::size(kHeights))];
-    d.plan[c].blocks_per_sm = 1 + below(rng, 3);
     cost.base_ns = below(rng, 30000);
     cost.active_ns = below(rng, 4000);
     cost.overlap = below(rng, 257);
@@ -50,7 +49,6 @@ DecideParams random_params(Rng& rng) {
     if (first > second) std::swap(first, second);
     d.option[o].above[0] = first;
     d.option[o].above[1] = second;
-    for (unsigned& sms : d.option[o].sms) sms = 2 * below(rng, 67);
   }
   return d;
 }
@@ -68,7 +66,7 @@ std::vector<int32_t> random_counts(Rng& rng, int64_t experts, int64_t most) {
 struct Plans {
   Plans(const DecideParams& host, int64_t slots, int64_t experts)
       : tiles(kMostCandidates * sizeof(Tile) * static_cast<uint64_t>(max_tiles(slots, experts, 8))),
-        counts(kMostCandidates * 8),
+        counts(kMostCandidates * 4),
         trace(8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts))),
         params(host) {
     Device::get().memory->fill(trace.data(), 0, 8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts)), nullptr);
@@ -78,7 +76,7 @@ struct Plans {
     params = host;
     for (size_t c = 0; c < kMostCandidates; ++c) {
       params.plan[c].tiles = &(tiles.as<Tile>() + static_cast<int64_t>(c) * max_tiles(slots, experts, 8))->expert;
-      params.plan[c].num_tiles = counts.as<int32_t>() + 2 * c;
+      params.plan[c].num_tiles = counts.as<int32_t>() + c;
     }
     params.trace = trace.as<unsigned long long>();
     params.trace_words = static_cast<unsigned>(4 + experts);
@@ -119,8 +117,7 @@ void compare(const Plans& plans, const std::vector<int32_t>& histogram, int64_t 
   const std::vector<int32_t> counts = plans.counts.get<int32_t>();
   const std::vector<Tile> tiles = plans.tiles.get<Tile>();
   for (unsigned c = 0; c < d.candidates; ++c) {
-    ASSERT_EQ(counts[2 * c], static_cast<int32_t>(want[c].size())) << "candidate " << c;
-    ASSERT_EQ(counts[2 * c + 1], static_cast<int32_t>(d.option[option].sms[c] * d.plan[c].blocks_per_sm));
+    ASSERT_EQ(counts[c], static_cast<int32_t>(want[c].size())) << "candidate " << c;
     const auto from = static_cast<size_t>(static_cast<int64_t>(c) * max_tiles(slots, experts, 8));
     for (size_t i = 0; i < want[c].size(); ++i)
       ASSERT_EQ(std::memcmp(&tiles[from + i], &want[c][i], sizeof(Tile)), 0) << "candidate " << c << " tile " << i;

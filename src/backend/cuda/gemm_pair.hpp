@@ -22,7 +22,6 @@ struct GemmPair {
   // Each GEMM has its twin of another plan in front of it: it need not wait for it to begin, since that one
   // lets it begin only after it has itself waited for what both read; only to end.
   bool beside = false;
-  const int32_t* blocks = nullptr;  // of the grid, that work; nullptr: all
 };
 
 }  // namespace ramp::core::cuda

@@ -73,7 +73,6 @@ struct Run {
     p.h_steps = static_cast<int>(w.intermediate / kGroup);
     p.early = 1;
     p.beside = pair.beside ? 1 : 0;
-    p.blocks = pair.blocks;
     return p;
   }
   [[nodiscard]] Grid grid() const {

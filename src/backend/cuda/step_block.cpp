@@ -18,10 +18,6 @@ KernelConfig StepCandidate::config() const noexcept {
   return prefill ? prefill_config() : stream_variants()[variant].config();
 }
 
-unsigned StepCandidate::blocks_per_sm() const noexcept {
-  return prefill ? 1U : static_cast<unsigned>(stream_variants()[variant].blocks);
-}
-
 struct StepBlock::Parts {
   PrologueWorkspace prologue;
   std::array<GemmPair, kMostCandidates> pairs;
@@ -41,12 +37,12 @@ uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
     pair.index = parts.prologue.index;
     pair.beside = c + 1 != candidates.size();
     pair.index.tile_m = tile_m;
-    if (c != 0)
+    if (c != 0) {
       pair.index.tiles = layout.take<Tile>(static_cast<uint64_t>(max_tiles(slots, w.experts, tile_m)));
-    pair.index.num_tiles = layout.take<int32_t>(2);
-    if (!whole && base != nullptr) pair.blocks = pair.index.num_tiles + 1;
+      pair.index.num_tiles = layout.take<int32_t>(1);
+    }
     parts.decide.plan[c] = {base == nullptr ? nullptr : &pair.index.tiles->expert, pair.index.num_tiles,
-                            static_cast<unsigned>(tile_m), candidates[c].blocks_per_sm()};
+                            static_cast<unsigned>(tile_m)};
   }
   auto* const rows = layout.take<uint16_t>(static_cast<uint64_t>(slots) * static_cast<uint64_t>(w.hidden));
   const uint64_t h = layout.used();
@@ -70,17 +66,9 @@ uint64_t StepBlock::workspace(const ExpertWeights& weights, int64_t tokens, int6
   return carve(weights, tokens, top_k, most, whole, nullptr, parts);
 }
 
-void StepBlock::prepare(const StepSet& set, Parts& parts) const {
-  parts.decide = set.decide;
-  if (!set.whole) return;
-  for (unsigned o = 0; o < set.decide.options; ++o)
-    for (unsigned& sms : parts.decide.option[o].sms) sms = sms_ / 2 * 2;
-}
-
 void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
                     const ramp_tensor& router_weights) const {
-  // The kernel that is given the experts with most rows goes first: its blocks want SMs of their own, the
-  // others fill those that it leaves.
+  // Candidate 0 last: where one gets everything, it is the likeliest, and the last in line waits least.
   for (size_t c = set.candidates.size(); c-- > 0;) {
     if (set.candidates[c].prefill)
       prefill_.gemm1(parts.pairs[c], x);
@@ -98,7 +86,7 @@ void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
 void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set,
                       StepTrace* trace) {
   Parts parts;
-  prepare(set, parts);
+  parts.decide = set.decide;
   if (trace != nullptr) trace->describe(*call.weights, call.tokens, call.top_k, false, set, parts.decide);
   check_workspace(
       call.workspace, call.workspace_bytes,
@@ -118,7 +106,7 @@ void StepBlock::block(const BlockCall& call, const RouteCall* routing, const Ste
 
 void StepBlock::batched(const BatchedCall& call, const StepSet& set, StepTrace* trace) {
   Parts parts;
-  prepare(set, parts);
+  parts.decide = set.decide;
   if (trace != nullptr) trace->describe(*call.weights, call.max_tokens, 1, true, set, parts.decide);
   check_workspace(
       call.workspace, call.workspace_bytes,
@@ -139,12 +127,11 @@ void StepBlock::batched(const BatchedCall& call, const StepSet& set, StepTrace* 
 const StepSet& fixed_split() {
   static const StepSet set = [] {
     constexpr unsigned kNarrow = 16, kWide = 64;  // rows
-    constexpr unsigned kShare = 44;               // of SMs
     StepSet s;
     s.candidates = {{false, 1}, {false, 2}, {true, 0}};
     s.decide.candidates = 3;
     s.decide.options = 1;
-    s.decide.option[0] = {{kNarrow, kWide}, {kShare, kShare, kShare}};
+    s.decide.option[0] = {{kNarrow, kWide}};
     for (CandidateCost& c : s.decide.cost) c.places[0] = c.places[1] = 1;
     return s;
   }();

@@ -21,7 +21,6 @@ struct StepCandidate {
   bool prefill = false;
   size_t variant = 0;  // of stream_variants()
   [[nodiscard]] int32_t tile_m() const noexcept;
-  [[nodiscard]] unsigned blocks_per_sm() const noexcept;
   [[nodiscard]] KernelConfig config() const noexcept;
   friend bool operator==(const StepCandidate&, const StepCandidate&) = default;
 };
@@ -30,8 +29,7 @@ struct StepCandidate {
 // tile heights of `decide` are filled in by the call.
 struct StepSet {
   std::vector<StepCandidate> candidates;
-  // Every option gives all experts to one candidate: it has all SMs, and h is laid out in the same memory for
-  // all. Candidates are launched from the last to the first, whose wait for the others is the shortest.
+  // Every option gives all experts to one candidate: h is laid out in the same memory for all.
   bool whole = false;
   DecideParams decide{};
 };
@@ -40,8 +38,8 @@ class StepTrace;  // step_trace.hpp
 
 class StepBlock {
  public:
-  StepBlock(unsigned sms, Prologue& prologue, Combine& combine, StreamBlock& stream, PrefillBlock& prefill)
-      : sms_(sms), prologue_(prologue), combine_(combine), stream_(stream), prefill_(prefill) {}
+  StepBlock(Prologue& prologue, Combine& combine, StreamBlock& stream, PrefillBlock& prefill)
+      : prologue_(prologue), combine_(combine), stream_(stream), prefill_(prefill) {}
   // Enough for any number of tokens up to this and any set; whole: any such set.
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
                                           bool whole);
@@ -54,10 +52,8 @@ class StepBlock {
   struct Parts;
   static uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
                         std::span<const StepCandidate> candidates, bool whole, void* base, Parts& parts);
-  void prepare(const StepSet& set, Parts& parts) const;
   void run(const StepSet& set, Parts& parts, const GemmInput& x, const ramp_tensor& router_weights) const;
 
-  unsigned sms_;
   Prologue& prologue_;
   Combine& combine_;
   StreamBlock& stream_;

@@ -205,7 +205,6 @@ struct Run {
     constexpr int64_t kManyExperts = 16;
     p.early = w.experts > kManyExperts ? 1 : 0;
     p.beside = pair.beside ? 1 : 0;
-    p.blocks = pair.blocks;
     return p;
   }
   [[nodiscard]] Grid grid(int gemm) const {
