@@ -112,5 +112,91 @@ TEST_F(GpuSplit, GraphsFollowTheRouting) {
   }
 }
 
+// Counts are the device's: the same call with few rows and with full experts, by the default choice (several
+// candidates, of which one gets everything) and divided.
+TEST_F(GpuSplit, BatchedWithFewAndWithManyRows) {
+  constexpr int64_t kMostRows = 400;
+  CaseSpec s = split_spec(8, 1, kMostRows, 256, 128, Ids::kDistinct);
+  BatchedCase c(s);
+  ramp_context* const split = gpu("sm90_split");
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  const GpuWeights v = make_gpu_weights(split, c.synthetic, RAMP_COPY, true);
+  for (const int64_t rows : {int64_t{0}, int64_t{1}, int64_t{9}, int64_t{60}, kMostRows}) {
+    SCOPED_TRACE(rows);
+    for (int64_t e = 0; e < s.experts; ++e) {
+      // One expert has all rows that there can be.
+      const int64_t count = e == 3 && rows != 0 ? kMostRows : rows;
+      if (c.counts.view.dtype == RAMP_I64)
+        static_cast<int64_t*>(c.counts.view.data)[e] = count;
+      else
+        static_cast<int32_t*>(c.counts.view.data)[e] = static_cast<int32_t>(count);
+    }
+    GpuBatched chosen(c, gpu());
+    chosen.run(w.handle.get());
+    const std::vector<uint8_t> expected = c.y_bits();
+    const CheckResult result = c.check(check_options());
+    EXPECT_TRUE(result.ok()) << result.text();
+    GpuBatched divided(c, split);
+    divided.run(v.handle.get());
+    EXPECT_EQ(c.y_bits(), expected);
+  }
+}
+
+struct Traced {
+  uint64_t number, call;
+  int64_t experts, tokens;
+  std::string config;
+  std::vector<int32_t> histogram;
+};
+
+// Every call writes what its ids say, replays of a graph too; bits are those of an untraced call.
+TEST_F(GpuSplit, TracesHoldTheHistogramOfEveryCall) {
+  const ContextPtr context = make_gpu_context();
+  require(ramp_context_trace(context.get(), 8));
+  EXPECT_EQ(ramp_context_trace(context.get(), 9), RAMP_ERROR_INVALID_ARGUMENT);
+  const CaseSpec spec = split_spec(16, 4, 300, 256, 128, Ids::kSkewed);
+  BlockCase c(spec);
+  const GpuWeights w = make_gpu_weights(context.get(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, context.get());
+  const std::vector<uint8_t> traced = run_case(context.get(), c, block, w.handle.get(), 0);
+  const DeviceBuffer scratch = block.workspace(w.handle.get());
+  {
+    ramp_expert_block_args a = block.args(w.handle.get());
+    cli::Graph graph(context.get(), [&](void* stream) {
+      require(ramp_expert_block(context.get(), &a, scratch.data(), scratch.bytes(), stream));
+    });
+    block.begin();
+    for (int i = 0; i < 9; ++i) graph.replay();
+    block.finish();
+  }
+  std::vector<int32_t> histogram(static_cast<size_t>(spec.experts), 0);
+  for (int64_t i = 0; i < spec.tokens * spec.top_k; ++i) {
+    const int32_t e = static_cast<const int32_t*>(c.ids.view.data)[i];
+    if (e >= 0 && e < spec.experts) ++histogram[static_cast<size_t>(e)];
+  }
+  std::vector<Traced> records;
+  const auto take = [](const ramp_trace_record* r, void* user) {
+    static_cast<std::vector<Traced>*>(user)->push_back(
+        {r->number, r->call, r->num_experts, r->tokens, r->configs[r->chosen],
+         std::vector<int32_t>(r->histogram, r->histogram + r->num_experts)});
+  };
+  require(ramp_context_read_trace(context.get(), take, &records));
+  ASSERT_EQ(records.size(), 8U);  // of ten
+  for (size_t i = 0; i < records.size(); ++i) {
+    EXPECT_EQ(records[i].number, i + 2);
+    EXPECT_EQ(records[i].call, 0U);  // the same layer
+    EXPECT_EQ(records[i].experts, spec.experts);
+    EXPECT_EQ(records[i].tokens, spec.tokens);
+    EXPECT_EQ(records[i].histogram, histogram);
+    EXPECT_FALSE(records[i].config.empty());
+  }
+  records.clear();
+  require(ramp_context_read_trace(context.get(), take, &records));
+  EXPECT_TRUE(records.empty());
+  GpuBlock untraced(c, gpu());
+  const GpuWeights v = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  EXPECT_EQ(run_case(gpu(), c, untraced, v.handle.get(), 0), traced);
+}
+
 }  // namespace
 }  // namespace ramp::core::test
