@@ -191,7 +191,7 @@ bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weight
   if (config != nullptr) return *config == prefill_config();
   // From T = 64 ... 8192 over four models and five skews (docs/kernel-log.md), by mean rows per expert: large
   // experts, whose weights this kernel streams as quickly as the stream kernels do, from fewer rows on.
-  constexpr int64_t kLargeExpert = int64_t{16} << 20, kRowsPerExpert = 32, kRowsPerLargeExpert = 8;
+  constexpr int64_t kLargeExpert = int64_t{16} << 20, kRowsPerExpert = 32, kRowsPerLargeExpert = 16;
   const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
   return tokens * top_k >=
          (large ? kRowsPerLargeExpert : kRowsPerExpert) * std::max<int64_t>(1, weights.experts);

@@ -230,17 +230,34 @@ const StepSet* StepChoice::find(const FitList& fits, const ExpertWeights& w, int
       fits.find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, batched ? 0 : top_k);
   if ((entry == nullptr && !batched) || tokens <= 0) return nullptr;
   const int64_t at = token_class(tokens);
-  const Key key{entry, w.experts, w.hidden, w.intermediate, at, top_k, batched};
-  const std::lock_guard lock(mutex_);
-  const auto known = sets_.find(key);
-  if (known != sets_.end()) return known->second.get();
+  const Key key{entry, w.experts, w.hidden, w.intermediate, at, top_k, batched, false};
+  if (const Node* const node = known(key)) return node->set.get();
   const auto histograms = likely_histograms(w.experts, top_k, at, batched);
   const Costs costs = entry != nullptr ? costs_of_fit(*entry, histograms) : costs_of_constants(w, histograms);
   const bool several = costs.step && at * top_k * (batched ? w.experts : 1) <= kMostSlots;
   const std::vector<size_t> chosen = least_loss(costs.us, several);
   std::unique_ptr<StepSet> set;
   if (!chosen.empty()) set = std::make_unique<StepSet>(make_set(costs, chosen));
-  return sets_.emplace(key, std::move(set)).first->second.get();
+  return keep(key, std::move(set));
+}
+
+// Node by node: a long list of them is no reason for deep recursion.
+StepChoice::~StepChoice() {
+  while (owner_ != nullptr) owner_ = std::move(owner_->next);
+}
+
+const StepChoice::Node* StepChoice::known(const Key& key) const noexcept {
+  const Node* node = head_.load(std::memory_order_acquire);
+  while (node != nullptr && node->key != key) node = node->next.get();
+  return node;
+}
+
+const StepSet* StepChoice::keep(const Key& key, std::unique_ptr<StepSet> set) {
+  const std::lock_guard lock(writers_);
+  if (const Node* const node = known(key)) return node->set.get();  // another thread was first
+  owner_ = std::make_unique<Node>(Node{key, std::move(set), std::move(owner_)});
+  head_.store(owner_.get(), std::memory_order_release);
+  return owner_->set.get();
 }
 
 const StepSet& StepChoice::one(const FitList& fits, const ExpertWeights& w, int64_t top_k,
@@ -253,10 +270,9 @@ const StepSet& StepChoice::one(const FitList& fits, const ExpertWeights& w, int6
                 w.intermediate,
                 static_cast<int64_t>(candidate.variant),
                 top_k,
-                candidate.prefill};
-  const std::lock_guard lock(mutex_);
-  std::unique_ptr<StepSet>& set = single_[key];
-  if (set != nullptr) return *set;
+                candidate.prefill,
+                true};
+  if (const Node* const node = known(key)) return *node->set;
   const Costs costs = entry != nullptr ? costs_of_fit(*entry, {}) : costs_of_constants(w, {});
   const auto at = std::find(costs.candidates.begin(), costs.candidates.end(), candidate);
   Costs alone;
@@ -266,8 +282,7 @@ const StepSet& StepChoice::one(const FitList& fits, const ExpertWeights& w, int6
   if (at != costs.candidates.end() && costs.step)
     alone.costs.back() = costs.costs[static_cast<size_t>(at - costs.candidates.begin())];
   const size_t first[] = {0};
-  set = std::make_unique<StepSet>(make_set(alone, first));
-  return *set;
+  return *keep(key, std::make_unique<StepSet>(make_set(alone, first)));
 }
 
 size_t decided(const StepSet& set, std::span<const int32_t> histogram) {

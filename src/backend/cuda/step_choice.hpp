@@ -3,8 +3,8 @@
 // over routings that can occur is least, the price of empty launches included.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -32,15 +32,25 @@ class StepChoice {
   // kept as long as this lives.
   const StepSet* find(const FitList& fits, const ExpertWeights& w, int64_t tokens, int64_t top_k,
                       bool batched);
+  ~StepChoice();
   // A set of this candidate alone, with its costs where they are known: for traces.
   const StepSet& one(const FitList& fits, const ExpertWeights& w, int64_t top_k,
                      const StepCandidate& candidate);
 
  private:
-  using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
-  std::mutex mutex_;
-  std::map<Key, std::unique_ptr<StepSet>> sets_;
-  std::map<Key, std::unique_ptr<StepSet>> single_;
+  // Of which fit (nullptr: none), shape, tokens or candidate, k; batched; of one().
+  using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool>;
+  // Sets are never changed or freed while this lives: those that look one up neither wait nor allocate.
+  struct Node {
+    Key key;
+    std::unique_ptr<StepSet> set;  // may be nullptr
+    std::unique_ptr<Node> next;
+  };
+  [[nodiscard]] const Node* known(const Key& key) const noexcept;
+  const StepSet* keep(const Key& key, std::unique_ptr<StepSet> set);
+  std::mutex writers_;
+  std::unique_ptr<Node> owner_;
+  std::atomic<const Node*> head_{nullptr};
 };
 
 // The candidate that a set takes for a whole histogram, as the device decides (StepSet::whole: option i is
