@@ -1,4 +1,5 @@
-// RAMP_TRACE: a file that receives what the device decided, one line per layer call (docs/dispatch.md, Traces).
+// RAMP_TRACE: a file that receives what the device decided, one line per layer call (docs/dispatch.md,
+// Traces).
 #pragma once
 
 #include "ramp/ramp.h"

@@ -37,10 +37,10 @@ constexpr unsigned kDecideWords = (kMostCandidates * kCostPoints + 1) / 2 * 2 + 
 struct CandidateCost {
   unsigned base_ns;
   unsigned active_ns;
-  unsigned overlap;             // 0 .. 256
-  unsigned wave_ns[2];          // of either GEMM
+  unsigned overlap;              // 0 .. 256
+  unsigned wave_ns[2];           // of either GEMM
   unsigned units[2], places[2];  // units per tile; units that run at once
-  unsigned ns[kCostPoints];     // never falls
+  unsigned ns[kCostPoints];      // never falls
 };
 
 // Experts are given to candidates by rows: more than above[0] rows go to candidate 1 or 2, more than above[1]
@@ -51,7 +51,7 @@ struct DecideOption {
 
 // The plan of a candidate: its tiles, in the order of experts and rows.
 struct CandidatePlan {
-  int* tiles;      // {expert, first, rows, 0} each
+  int* tiles;  // {expert, first, rows, 0} each
   int* num_tiles;
   unsigned tile_m;
 };

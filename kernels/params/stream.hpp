@@ -24,9 +24,9 @@ struct StreamParams {
   const int* offsets;  // [E+1]
   const int* slots;
   int top_k;
-  int slices, steps;     // per expert; per slice
-  int early;             // 1: the next kernel may start while this one runs
-  int beside;  // 1: the kernel in front is the same GEMM of another plan: see GemmPair::beside (host)
+  int slices, steps;  // per expert; per slice
+  int early;          // 1: the next kernel may start while this one runs
+  int beside;         // 1: the kernel in front is the same GEMM of another plan: see GemmPair::beside (host)
   unsigned char* codes;  // GEMM1: [rows, I] e4m3 (stream_flat.cu: as the format wants h)
   float* scales;         // GEMM1: [rows, I/128]
   unsigned short* rows;  // GEMM2: bf16 (fp16: fp32) [rows, H]

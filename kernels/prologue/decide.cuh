@@ -15,7 +15,8 @@ struct DecideShared {
   u32* sums;    // [warps][kDecideSums]
 };
 // The curves, the sums, and a scan's.
-static_assert(4 * kDecideWords >= 4 * (kMostCandidates * kCostPoints + 1 + kPrologueWarps * (kDecideSums + 2)),
+static_assert(4 * kDecideWords >=
+                  4 * (kMostCandidates * kCostPoints + 1 + kPrologueWarps * (kDecideSums + 2)),
               "decide_shared_words() counts these");
 
 __device__ __forceinline__ DecideShared carve_decide(u32* shared) {
@@ -54,8 +55,7 @@ __device__ __forceinline__ u32 decide(const DecideParams& d, const DecideShared&
 #pragma unroll
       for (u32 c = 0; c < kMostCandidates; ++c) {
         if (c >= d.candidates) continue;
-        const u32 sum =
-            __reduce_add_sync(kAllLanes, (to0 == c ? ns[0][c] : 0) + (to1 == c ? ns[1][c] : 0));
+        const u32 sum = __reduce_add_sync(kAllLanes, (to0 == c ? ns[0][c] : 0) + (to1 == c ? ns[1][c] : 0));
         const u32 count =
             __reduce_add_sync(kAllLanes, (to0 == c ? counts[0][c] : 0) + (to1 == c ? counts[1][c] : 0));
         if (lane == 0) {

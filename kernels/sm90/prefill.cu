@@ -106,6 +106,6 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     registers_take<GEMM == 1 ? 224 : 232>();
     compute(p, s);
   }
-  cluster_sync();  // no block leaves while its partner may still write to it
+  cluster_sync();                        // no block leaves while its partner may still write to it
   if (p.beside != 0) dependency_wait();  // whoever waits for this kernel waits for those in front of it
 }

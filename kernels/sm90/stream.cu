@@ -348,6 +348,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
       }
     }
   }
-  if (kPaired) cluster_sync();  // no block leaves while its partner may still write to it
+  if (kPaired) cluster_sync();           // no block leaves while its partner may still write to it
   if (p.beside != 0) dependency_wait();  // whoever waits for this kernel waits for those in front of it
 }

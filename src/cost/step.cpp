@@ -144,7 +144,8 @@ Trial fit_terms(std::span<const Factors> factors, std::span<const double> us, do
       right += a;
     }
     for (size_t i = 0; i < kTerms; ++i)
-      normal(static_cast<Eigen::Index>(i), static_cast<Eigen::Index>(i)) += kRidge * static_cast<double>(i + 1);
+      normal(static_cast<Eigen::Index>(i), static_cast<Eigen::Index>(i)) +=
+          kRidge * static_cast<double>(i + 1);
     const TermVector t = nonnegative(normal, right).cwiseQuotient(scale);
     Trial trial;
     trial.terms = {t[0], {t[1], t[2]}, t[3], t[4], t[5], overlap, places, true};
@@ -224,10 +225,11 @@ void StepPredictor::predict(std::span<const int32_t> histogram, std::span<float>
                             std::span<std::byte> /*scratch*/) const noexcept {
   const auto counts = histogram.first(std::min(histogram.size(), static_cast<size_t>(model_.experts)));
   for (size_t c = 0; c < std::min(us.size(), costs_.size()); ++c)
-    us[c] = terms_[c].measured
-                ? static_cast<float>(
-                      step_ns(costs_[c], static_cast<uint32_t>(configs_.configs[c].tile_m), counts) / kNsPerUs)
-                : std::numeric_limits<float>::infinity();
+    us[c] =
+        terms_[c].measured
+            ? static_cast<float>(
+                  step_ns(costs_[c], static_cast<uint32_t>(configs_.configs[c].tile_m), counts) / kNsPerUs)
+            : std::numeric_limits<float>::infinity();
 }
 
 size_t StepPredictor::choose(std::span<const int32_t> histogram,
@@ -264,9 +266,8 @@ std::vector<CostTerm> StepPredictor::explain(std::span<const int32_t> histogram,
 namespace {
 
 constexpr std::pair<const char*, double StepTerms::*> kKeys[] = {
-    {"base_us", &StepTerms::base},     {"active_us", &StepTerms::active},
-    {"tile_us", &StepTerms::tile},     {"row_us", &StepTerms::row},
-    {"overlap", &StepTerms::overlap},  {"places_tiles", &StepTerms::places}};
+    {"base_us", &StepTerms::base}, {"active_us", &StepTerms::active}, {"tile_us", &StepTerms::tile},
+    {"row_us", &StepTerms::row},   {"overlap", &StepTerms::overlap},  {"places_tiles", &StepTerms::places}};
 constexpr const char* kWaveKeys[2] = {"wave_gemm1_us", "wave_gemm2_us"};
 
 }  // namespace

@@ -21,8 +21,9 @@ struct StepTerms {
   double active = 0;    // per expert that has rows: its weights out of memory
   double tile = 0;      // per tile
   double row = 0;       // per row, rounded up to 8 in an expert
-  double overlap = 0;   // 0 .. 1: share of the smaller of (weights, tiles and rows) that hides behind the larger
-  double places = 1;    // tiles that run at once
+  double overlap =
+      0;  // 0 .. 1: share of the smaller of (weights, tiles and rows) that hides behind the larger
+  double places = 1;  // tiles that run at once
   bool measured = false;
 };
 cuda::CandidateCost make_cost(const StepTerms& terms, const KernelConfig& config, const ModelShape& model);

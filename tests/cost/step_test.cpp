@@ -1,5 +1,7 @@
 // The model `step`: its curves, the decision in integers against an independent one in wide arithmetic over
 // random histograms, files that read back to the same choices, and its regret on the measured data.
+#include "cost/step.hpp"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,7 +10,6 @@
 #include <random>
 #include <vector>
 
-#include "cost/step.hpp"
 #include "cost/support.hpp"
 
 namespace ramp::core {
@@ -71,8 +72,13 @@ TEST(StepDecision, EqualsAnIndependentOne) {
     for (unsigned c = 0; c < d.candidates; ++c) {
       CandidateCost& cost = d.cost[c];
       d.plan[c].tile_m = 8 * (1 + below(16));
-      cost = {below(30000), below(4000), below(257), {below(900), below(900)}, {1 + below(16), 1 + below(16)},
-              {8 + below(400), 8 + below(400)}, {}};
+      cost = {below(30000),
+              below(4000),
+              below(257),
+              {below(900), below(900)},
+              {1 + below(16), 1 + below(16)},
+              {8 + below(400), 8 + below(400)},
+              {}};
       for (unsigned i = 1; i < kCostPoints; ++i) cost.ns[i] = cost.ns[i - 1] + below(3000);
       if (c != 0 && below(4) == 0) cost = d.cost[0];  // ties
     }
@@ -91,10 +97,12 @@ TEST(StepDecision, EqualsAnIndependentOne) {
       std::vector<int32_t> parts[3];
       for (const int32_t rows : histogram) {
         const auto r = static_cast<uint32_t>(rows);
-        if (rows > 0) parts[r <= d.option[o].above[0] ? 0 : r <= d.option[o].above[1] ? 1 : 2].push_back(rows);
+        if (rows > 0)
+          parts[r <= d.option[o].above[0] ? 0 : r <= d.option[o].above[1] ? 1 : 2].push_back(rows);
       }
       uint64_t total = 0;
-      for (unsigned c = 0; c < d.candidates; ++c) total += reference_ns(d.cost[c], d.plan[c].tile_m, parts[c]);
+      for (unsigned c = 0; c < d.candidates; ++c)
+        total += reference_ns(d.cost[c], d.plan[c].tile_m, parts[c]);
       if (total >= least) continue;
       least = total;
       first = o;

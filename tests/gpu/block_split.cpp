@@ -1,7 +1,7 @@
-// Steps that are divided among several kernels (fp8_block, H and I multiples of 128, packed): whichever kernel
-// an expert goes to, the bits are those of one kernel for all. Family sm90_split divides every step three ways
-// by rows; shapes with experts of every size, none of a size, all of one; graphs whose routing changes; the
-// batched entry.
+// Steps that are divided among several kernels (fp8_block, H and I multiples of 128, packed): whichever
+// kernel an expert goes to, the bits are those of one kernel for all. Family sm90_split divides every step
+// three ways by rows; shapes with experts of every size, none of a size, all of one; graphs whose routing
+// changes; the batched entry.
 #include <algorithm>
 #include <string>
 
@@ -54,12 +54,12 @@ TEST_F(GpuSplit, GivesTheBitsOfOneKernel) {
   // By rows per expert: all below 16, between, above 64; every kind; more than one block sorts (2048 slots),
   // more than one launch (10240); more experts than threads of a warp, of a block; one, none.
   const CaseSpec specs[] = {
-      split_spec(8, 2, 3, 256, 256, Ids::kDistinct),       split_spec(8, 2, 100, 256, 640, Ids::kSkewed),
-      split_spec(4, 4, 129, 384, 1152, Ids::kSingle),      split_spec(16, 4, 500, 1152, 384, Ids::kMasked),
-      split_spec(8, 2, 33, 256, 256, Ids::kAllMasked),     split_spec(8, 3, 200, 384, 256, Ids::kOutOfRange),
-      split_spec(3, 8, 90, 256, 384, Ids::kDuplicates),    split_spec(64, 8, 300, 256, 640, Ids::kSkewed),
-      split_spec(128, 8, 1500, 256, 384, Ids::kSkewed),    split_spec(64, 8, 1200, 256, 256, Ids::kDistinct),
-      split_spec(600, 8, 700, 128, 128, Ids::kSkewed),     split_spec(1024, 8, 400, 128, 128, Ids::kDistinct),
+      split_spec(8, 2, 3, 256, 256, Ids::kDistinct),    split_spec(8, 2, 100, 256, 640, Ids::kSkewed),
+      split_spec(4, 4, 129, 384, 1152, Ids::kSingle),   split_spec(16, 4, 500, 1152, 384, Ids::kMasked),
+      split_spec(8, 2, 33, 256, 256, Ids::kAllMasked),  split_spec(8, 3, 200, 384, 256, Ids::kOutOfRange),
+      split_spec(3, 8, 90, 256, 384, Ids::kDuplicates), split_spec(64, 8, 300, 256, 640, Ids::kSkewed),
+      split_spec(128, 8, 1500, 256, 384, Ids::kSkewed), split_spec(64, 8, 1200, 256, 256, Ids::kDistinct),
+      split_spec(600, 8, 700, 128, 128, Ids::kSkewed),  split_spec(1024, 8, 400, 128, 128, Ids::kDistinct),
       split_spec(1, 1, 200, 128, 128, Ids::kSingle),
   };
   ramp_context* const split = gpu("sm90_split");

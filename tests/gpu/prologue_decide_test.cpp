@@ -58,7 +58,8 @@ std::vector<int32_t> random_counts(Rng& rng, int64_t experts, int64_t most) {
   const double shape = 1 + 5 * rng.unit();
   const double scale = rng.unit() * rng.unit() * static_cast<double>(most);
   for (int64_t e = 0; e < experts; ++e)
-    counts.push_back(static_cast<int32_t>(std::min(static_cast<double>(most), scale * std::pow(rng.unit(), shape) * 2)));
+    counts.push_back(
+        static_cast<int32_t>(std::min(static_cast<double>(most), scale * std::pow(rng.unit(), shape) * 2)));
   return counts;
 }
 
@@ -69,13 +70,15 @@ struct Plans {
         counts(kMostCandidates * 4),
         trace(8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts))),
         params(host) {
-    Device::get().memory->fill(trace.data(), 0, 8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts)), nullptr);
+    Device::get().memory->fill(trace.data(), 0, 8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts)),
+                               nullptr);
     use(host, slots, experts);
   }
   void use(const DecideParams& host, int64_t slots, int64_t experts) {
     params = host;
     for (size_t c = 0; c < kMostCandidates; ++c) {
-      params.plan[c].tiles = &(tiles.as<Tile>() + static_cast<int64_t>(c) * max_tiles(slots, experts, 8))->expert;
+      params.plan[c].tiles =
+          &(tiles.as<Tile>() + static_cast<int64_t>(c) * max_tiles(slots, experts, 8))->expert;
       params.plan[c].num_tiles = counts.as<int32_t>() + c;
     }
     params.trace = trace.as<unsigned long long>();
@@ -120,7 +123,8 @@ void compare(const Plans& plans, const std::vector<int32_t>& histogram, int64_t 
     ASSERT_EQ(counts[c], static_cast<int32_t>(want[c].size())) << "candidate " << c;
     const auto from = static_cast<size_t>(static_cast<int64_t>(c) * max_tiles(slots, experts, 8));
     for (size_t i = 0; i < want[c].size(); ++i)
-      ASSERT_EQ(std::memcmp(&tiles[from + i], &want[c][i], sizeof(Tile)), 0) << "candidate " << c << " tile " << i;
+      ASSERT_EQ(std::memcmp(&tiles[from + i], &want[c][i], sizeof(Tile)), 0)
+          << "candidate " << c << " tile " << i;
   }
   EXPECT_TRUE(plans.tiles.guard_intact() && plans.counts.guard_intact() && plans.trace.guard_intact());
 }

@@ -49,10 +49,11 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
                      "(9.0); leave it out for the best",
                      name, facts.name, facts.major, facts.minor));
   }
-  fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'sm90_split', 'portable', 'plain' or "
-                "'plain_f64'",
-                "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
+  fail_argument(
+      "isa", fmt::format("'{}'", printable(name)),
+      "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'sm90_split', 'portable', 'plain' or "
+      "'plain_f64'",
+      "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
 std::shared_ptr<const Gpu> open_gpu(int ordinal) {

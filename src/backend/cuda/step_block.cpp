@@ -27,8 +27,8 @@ struct StepBlock::Parts {
 uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
                           std::span<const StepCandidate> candidates, bool whole, void* base, Parts& parts) {
   const int64_t slots = tokens * top_k;
-  WorkspaceLayout layout(
-      base, carve_prologue(w, tokens, top_k, candidates.front().tile_m(), base, parts.prologue));
+  WorkspaceLayout layout(base,
+                         carve_prologue(w, tokens, top_k, candidates.front().tile_m(), base, parts.prologue));
   uint64_t end = layout.used();
   for (size_t c = 0; c < candidates.size(); ++c) {
     GemmPair& pair = parts.pairs[c];
@@ -83,8 +83,7 @@ void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
   }
 }
 
-void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set,
-                      StepTrace* trace) {
+void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set, StepTrace* trace) {
   Parts parts;
   parts.decide = set.decide;
   if (trace != nullptr) trace->describe(*call.weights, call.tokens, call.top_k, false, set, parts.decide);
@@ -108,9 +107,9 @@ void StepBlock::batched(const BatchedCall& call, const StepSet& set, StepTrace* 
   Parts parts;
   parts.decide = set.decide;
   if (trace != nullptr) trace->describe(*call.weights, call.max_tokens, 1, true, set, parts.decide);
-  check_workspace(
-      call.workspace, call.workspace_bytes,
-      carve(*call.weights, call.weights->experts * call.max_tokens, 1, set.candidates, set.whole, call.workspace, parts));
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(*call.weights, call.weights->experts * call.max_tokens, 1, set.candidates, set.whole,
+                        call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   for (GemmPair& pair : parts.pairs) {
     pair.top_k = call.max_tokens;

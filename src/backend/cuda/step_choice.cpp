@@ -51,8 +51,8 @@ std::vector<int32_t> zipf_histogram(int64_t experts, double top_k, double tokens
 }
 
 // Terms of the stream and prefill kernels where no fit is: one set of constants for all shapes, per MB (1e6
-// bytes) of an expert's weights and per step of depth, fitted by least squares of relative error (rms 3 to 5%)
-// to OLMoE, Qwen3-30B, Mixtral and DeepSeek-V3 at T = 64 ... 2048, zipf 0.4 ... 1.6 (H200, whole block).
+// bytes) of an expert's weights and per step of depth, fitted by least squares of relative error (rms 3 to
+// 5%) to OLMoE, Qwen3-30B, Mixtral and DeepSeek-V3 at T = 64 ... 2048, zipf 0.4 ... 1.6 (H200, whole block).
 struct KernelTerms {
   int32_t tile_m, stages;
   double residency, overlap, base, wave1, wave2, active, tile, row;
@@ -159,8 +159,7 @@ StepSet make_set(const Costs& costs, std::span<const size_t> chosen) {
     set.candidates.push_back(costs.candidates[chosen[i]]);
     set.decide.cost[i] = costs.costs[chosen[i]];
     set.decide.plan[i].tile_m = static_cast<unsigned>(set.candidates[i].tile_m());
-    for (size_t a = 0; a + 1 < kMostCandidates; ++a)
-      set.decide.option[i].above[a] = a < i ? 0 : kNeverAbove;
+    for (size_t a = 0; a + 1 < kMostCandidates; ++a) set.decide.option[i].above[a] = a < i ? 0 : kNeverAbove;
   }
   set.decide.candidates = set.decide.options = static_cast<unsigned>(chosen.size());
   return set;
@@ -219,7 +218,8 @@ std::vector<size_t> least_loss(std::span<const std::vector<float>> us, bool seve
       for (size_t c = b + 1; c < n; ++c) consider({a, b, c});
   std::vector<size_t> wins(n, 0);
   for (const std::vector<float>& row : us)
-    ++wins[*std::min_element(chosen.begin(), chosen.end(), [&](size_t a, size_t b) { return row[a] < row[b]; })];
+    ++wins[*std::min_element(chosen.begin(), chosen.end(),
+                             [&](size_t a, size_t b) { return row[a] < row[b]; })];
   std::stable_sort(chosen.begin(), chosen.end(), [&](size_t a, size_t b) { return wins[a] > wins[b]; });
   return chosen;
 }
@@ -264,14 +264,8 @@ const StepSet& StepChoice::one(const FitList& fits, const ExpertWeights& w, int6
                                const StepCandidate& candidate) {
   const FitList::Entry* const entry =
       fits.find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, top_k);
-  const Key key{entry,
-                w.experts,
-                w.hidden,
-                w.intermediate,
-                static_cast<int64_t>(candidate.variant),
-                top_k,
-                candidate.prefill,
-                true};
+  const Key key{entry, w.experts,         w.hidden, w.intermediate, static_cast<int64_t>(candidate.variant),
+                top_k, candidate.prefill, true};
   if (const Node* const node = known(key)) return *node->set;
   const Costs costs = entry != nullptr ? costs_of_fit(*entry, {}) : costs_of_constants(w, {});
   const auto at = std::find(costs.candidates.begin(), costs.candidates.end(), candidate);
