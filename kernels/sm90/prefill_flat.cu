@@ -14,10 +14,9 @@
 //   STAGES      ring depth: 48 KB each
 #define FP8 (FORMAT >= 5)
 #define VAR_LAG0 0
-#define VAR_ASYNC 0
+#define VAR_ASYNC 1
 #define VAR_EPI 1
 #define VAR_STAMP 0
-#define VAR_AHEAD 1
 #if VAR_STAMP
 #define STAMP(...) __VA_ARGS__
 #else
@@ -86,7 +85,7 @@ __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s)
     }
   }
   STAMP(const u32 t1 = clock();)
-  bulk_wait();
+  if (GEMM == 1) bulk_wait();
   STAMP(if (blockIdx.x % 44 == 7 && threadIdx.x % 128 == 0) printf("S %d %d %d total %u first %u wait %u epi %u items %u steps %u end %u\n", GEMM, blockIdx.x, threadIdx.x / 128, t1 - t0, g_first, g_wait, g_epi, g_items, g_steps, (u32)clock() - t1);)
 }
 
@@ -109,11 +108,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     barrier_init_fence();
   }
   cluster_sync();
-  // GEMM 2's first weights are asked for before the wait (bring_flat()).
-  if (GATHERED || !VAR_AHEAD || threadIdx.x != kMathThreads) {
-    dependency_wait();
-    if (p.early) launch_dependents();
-  }
+  dependency_wait();
+  if (p.early) launch_dependents();
   if (threadIdx.x >= kMathThreads) {
     registers_release<GATHERED ? 56 : 40>();
 #if GATHERED

@@ -88,50 +88,32 @@ __device__ __forceinline__ void gather_flat(const PrefillParams& p, const Shared
   if (before != 0) barrier_arrive(before);
 }
 #else
-// One lane: everything by bulk copies. The first item's weights do not wait for GEMM 1: the plan is older
-// than that (a block of GEMM 2 starts after every block of GEMM 1 has waited for the prologue).
+// One lane: everything by bulk copies. (Asking for the first item's weights before GEMM 1 has ended wins
+// nothing: docs/kernel-log.md.)
 __device__ __forceinline__ void bring_flat(const PrefillParams& p, const Shared& s) {
   const u32 units = units_of(p);
   const u32 pairs = pairs_of(p);
   Place at;
-  u32 ahead = 0;  // steps whose weights are on their way
   for (Walk walk; walk.unit() < units; walk.next()) {
     const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const u8* tile = weight_tiles(p, item, s.rank);
     const u32 rows = h_rows(item);
     const u8* h = p.h + h_row(item) * (u32)p.steps * 128;
-    if (walk.base == 0) {
-      announce_flat(s, at, item);
-#if VAR_AHEAD
-      if (item.rows > 0) {
-        ahead = (u32)p.steps < STAGES ? (u32)p.steps : STAGES;
-        for (u32 k = 0; k < ahead; ++k, tile += kTile) {
-          barrier_expect(s.full + 8 * k, weight_bytes(p, item) + rows * 128);
-          bring_weights(p, item, s.rank, s.ring + k * kStage, s.full + 8 * k, tile);
-        }
-      }
-      dependency_wait();
-#endif
-    }
     for (u32 k = 0; k < (u32)p.steps; ++k, at.next()) {
       const u32 full = s.full + 8 * at.slot;
       const u32 stage = s.ring + at.slot * kStage;
       barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
-      if (k == 0 && walk.base != 0) announce_flat(s, at, item);
+      if (k == 0) announce_flat(s, at, item);
       if (item.rows == 0) {
         barrier_arrive(full);
         continue;
       }
-      if (k >= ahead) {
-        barrier_expect(full, weight_bytes(p, item) + rows * 128);
-        bring_weights(p, item, s.rank, stage, full, tile);
-        tile += kTile;
-      }
+      barrier_expect(full, weight_bytes(p, item) + rows * 128);
+      bring_weights(p, item, s.rank, stage, full, tile);
       bulk_copy(stage, h, rows * 128, full);
+      tile += kTile;
       h += rows * 128;
     }
-    ahead = 0;
   }
-  if (VAR_AHEAD) dependency_wait();  // who has no item
 }
 #endif
