@@ -233,7 +233,8 @@ uint64_t FlatPrefillBlock::workspace(const ExpertWeights& weights, int64_t token
 bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                              int64_t top_k) noexcept {
   if (config != nullptr) return *config == flat_prefill_config(weights.format);
-  constexpr int64_t kRowsPerExpert = 96;
+  // From T = 128 ... 512 over three models (docs/kernel-log.md), by mean rows per expert.
+  constexpr int64_t kRowsPerExpert = 32;
   return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
 }
 
