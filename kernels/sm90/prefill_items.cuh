@@ -56,7 +56,10 @@ __device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 
   const int count = p.offsets[tile.expert + 1] - begin;
   const u32 tiles = (u32)(count + kPrefillRows - 1) / kPrefillRows;
   const u32 first_tile = base - (u32)(tile.first - begin) / kPrefillRows;
-  const u32 couples = (tiles - (count - (int)(tiles - 1) * kPrefillRows > 64 ? 0 : 1)) / 2;
+  // A short last row tile is left over where others have brought the weights into L2; of two it is the
+  // other's partner, since alone both would wait for the same bytes of memory.
+  const bool last_too = tiles == 2 || count - (int)(tiles - 1) * kPrefillRows > 64;
+  const u32 couples = (tiles - (last_too ? 0 : 1)) / 2;
   const u32 grouped =
       couples == 0 ? 0 : (couples - 1) / kCouples * kCouples;  // couples before the last group
   u32 local = unit - first_tile * (pairs / 2);
