@@ -3,15 +3,22 @@
 
 #include <fmt/format.h>
 
+#include <atomic>
 #include <filesystem>
+#include <fstream>
+#include <map>
 
 #include "abi/handles.hpp"
+#include "backend/cuda/config_space.hpp"
+#include "backend/cuda/cubin_cache.hpp"
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/launch.hpp"
+#include "backend/cuda/nvrtc.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
+#include "cli/runtime.hpp"
 #include "params/fill.hpp"
 
 namespace ramp::cli {
@@ -103,6 +110,35 @@ DeviceWeights fill_on_device(ramp_context* context, const core::SyntheticRecipe&
   return w;
 }
 
+namespace {
+
+CUgraphExec captured(CUstream stream, const std::function<void(void*)>& enqueue) {
+  CUgraph graph = nullptr;
+  // Thread-local: whatever must not happen during a capture (an allocation, say) fails here and shows.
+  RAMP_CU(cuStreamBeginCapture, stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+  try {
+    enqueue(stream);
+  } catch (...) {
+    core::cuda::driver().cuStreamEndCapture(stream, &graph);
+    if (graph != nullptr) core::cuda::driver().cuGraphDestroy(graph);
+    throw;
+  }
+  RAMP_CU(cuStreamEndCapture, stream, &graph);
+  CUgraphExec exec = nullptr;
+  const CUresult made = core::cuda::driver().cuGraphInstantiateWithFlags(&exec, graph, 0);
+  core::cuda::driver().cuGraphDestroy(graph);
+  core::cuda::check_result(made, "cuGraphInstantiateWithFlags", "&exec, graph, 0");
+  return exec;
+}
+
+double elapsed_us(CUevent from, CUevent to) {
+  float ms = 0;
+  RAMP_CU(cuEventElapsedTime, &ms, from, to);
+  return 1e3 * static_cast<double>(ms);
+}
+
+}  // namespace
+
 struct Graph::State {
   std::shared_ptr<const Gpu> gpu;
   CUstream stream = nullptr;
@@ -133,20 +169,7 @@ Graph::Graph(ramp_context* context, const std::function<void(void*)>& enqueue)
   RAMP_CU(cuStreamCreate, &s.stream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
   enqueue(s.stream);
   RAMP_CU(cuStreamSynchronize, s.stream);
-  CUgraph graph = nullptr;
-  // Thread-local: whatever must not happen during a capture (an allocation, say) fails here and shows.
-  RAMP_CU(cuStreamBeginCapture, s.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
-  try {
-    enqueue(s.stream);
-  } catch (...) {
-    core::cuda::driver().cuStreamEndCapture(s.stream, &graph);
-    if (graph != nullptr) core::cuda::driver().cuGraphDestroy(graph);
-    throw;
-  }
-  RAMP_CU(cuStreamEndCapture, s.stream, &graph);
-  const CUresult made = core::cuda::driver().cuGraphInstantiateWithFlags(&s.exec, graph, 0);
-  core::cuda::driver().cuGraphDestroy(graph);
-  core::cuda::check_result(made, "cuGraphInstantiateWithFlags", "&exec, graph, 0");
+  s.exec = captured(s.stream, enqueue);
 }
 
 Graph::~Graph() = default;
@@ -174,12 +197,134 @@ std::vector<double> Graph::time(int64_t replays) {
   }
   RAMP_CU(cuStreamSynchronize, s.stream);
   std::vector<double> us;
-  for (int64_t i = 0; i < replays; ++i) {
-    float ms = 0;
-    RAMP_CU(cuEventElapsedTime, &ms, s.events[static_cast<size_t>(i)], s.events[static_cast<size_t>(i) + 1]);
-    us.push_back(1e3 * static_cast<double>(ms));
-  }
+  us.reserve(static_cast<size_t>(replays));
+  for (size_t i = 0; i < static_cast<size_t>(replays); ++i)
+    us.push_back(elapsed_us(s.events[i], s.events[i + 1]));
   return us;
+}
+
+struct GraphRounds::State {
+  std::shared_ptr<const Gpu> gpu;
+  CUstream stream = nullptr;
+  std::map<size_t, CUgraphExec> graphs;
+  std::vector<CUevent> events;
+
+  void clear() {
+    for (const auto& [key, exec] : graphs) core::cuda::driver().cuGraphExecDestroy(exec);
+    graphs.clear();
+  }
+  ~State() {
+    try {
+      const ScopedContext scope(*gpu);
+      const core::cuda::Driver& d = core::cuda::driver();
+      if (stream != nullptr) d.cuStreamSynchronize(stream);
+      clear();
+      for (CUevent e : events) d.cuEventDestroy(e);
+      if (stream != nullptr) d.cuStreamDestroy(stream);
+    } catch (const std::exception&) {
+      // The driver has shut down, and all of it with the driver.
+    }
+  }
+};
+
+GraphRounds::GraphRounds(ramp_context* context) : state_(std::make_unique<State>()) {
+  state_->gpu = gpu_of(core::context_of(context));
+  const ScopedContext scope(*state_->gpu);
+  RAMP_CU(cuStreamCreate, &state_->stream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
+}
+
+GraphRounds::~GraphRounds() = default;
+
+bool GraphRounds::has(size_t key) const {
+  return state_->graphs.contains(key);
+}
+
+void GraphRounds::capture(size_t key, const std::function<void(void*)>& enqueue, bool first) {
+  State& s = *state_;
+  const ScopedContext scope(*s.gpu);
+  if (first) {
+    enqueue(s.stream);
+    RAMP_CU(cuStreamSynchronize, s.stream);
+  }
+  CUgraphExec const exec = captured(s.stream, enqueue);
+  const auto [at, fresh] = s.graphs.try_emplace(key, exec);
+  if (fresh) return;
+  core::cuda::driver().cuGraphExecDestroy(at->second);
+  at->second = exec;
+}
+
+void GraphRounds::clear() {
+  const ScopedContext scope(*state_->gpu);
+  state_->clear();
+}
+
+std::vector<double> GraphRounds::time(std::span<const size_t> keys) {
+  State& s = *state_;
+  std::vector<double> us;
+  if (keys.empty()) return us;
+  const ScopedContext scope(*s.gpu);
+  while (s.events.size() < keys.size() + 1) {
+    CUevent e = nullptr;
+    RAMP_CU(cuEventCreate, &e, static_cast<unsigned>(CU_EVENT_DEFAULT));
+    s.events.push_back(e);
+  }
+  // One replay ahead of the first event: from then on the GPU has work whenever the next launch arrives.
+  RAMP_CU(cuGraphLaunch, s.graphs.at(keys.front()), s.stream);
+  RAMP_CU(cuEventRecord, s.events[0], s.stream);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    RAMP_CU(cuGraphLaunch, s.graphs.at(keys[i]), s.stream);
+    RAMP_CU(cuEventRecord, s.events[i + 1], s.stream);
+  }
+  RAMP_CU(cuStreamSynchronize, s.stream);
+  us.reserve(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) us.push_back(elapsed_us(s.events[i], s.events[i + 1]));
+  return us;
+}
+
+size_t compile_configs(ramp_context* context, std::span<const core::KernelConfig> configs, ramp_format format,
+                       ramp_activation activation, const std::function<void(double)>& progress) {
+  ramp_context& c = core::context_of(context);
+  if (c.cache_dir.empty()) return 0;  // every kernel is compiled when it is first used
+  const std::string arch = gpu_of(c)->facts().arch();
+  std::vector<core::cuda::KernelProgram> programs;
+  for (const core::KernelConfig& config : configs)
+    for (core::cuda::KernelProgram& p : core::cuda::config_programs(config, format, activation))
+      programs.push_back(std::move(p));
+  core::cuda::CubinCache cache(c.cache_dir, c.log);
+  std::atomic<size_t> compiled{0};
+  std::atomic<size_t> done{0};
+  parallel_for(static_cast<int64_t>(programs.size()), [&](int64_t i) {
+    const core::cuda::Cubin cubin =
+        core::cuda::find_or_compile(cache, programs[static_cast<size_t>(i)], arch);
+    compiled += cubin.seconds > 0 ? 1 : 0;
+    progress(static_cast<double>(++done) / static_cast<double>(programs.size()));
+  });
+  return compiled;
+}
+
+std::vector<int32_t> residency_of(std::span<const core::KernelConfig> configs, ramp_format format) {
+  std::vector<int32_t> blocks;
+  blocks.reserve(configs.size());
+  for (const core::KernelConfig& c : configs) blocks.push_back(core::cuda::config_residency(c, format));
+  return blocks;
+}
+
+void describe_gpu(ramp_context* context, core::Metadata& metadata) {
+  const core::cuda::GpuFacts& facts = gpu_of(core::context_of(context))->facts();
+  constexpr double kKhz = 1e-3;
+  metadata.sm_clock_mhz = kKhz * facts.clock_khz;
+  metadata.memory_clock_mhz = kKhz * facts.memory_clock_khz;
+  metadata.cuda = fmt::format("driver {}, NVRTC {}", core::cuda::version_text(facts.driver_version),
+                              core::cuda::nvrtc().version());
+  // "NVRM version: NVIDIA UNIX ... Kernel Module  580.65.06  Release Build ...": the first word that is a
+  // version.
+  std::ifstream file("/proc/driver/nvidia/version");
+  for (std::string word; file >> word;) {
+    if (word.find_first_not_of("0123456789.") != std::string::npos || word.find('.') == std::string::npos)
+      continue;
+    metadata.driver = word;
+    return;
+  }
 }
 
 }  // namespace ramp::cli

@@ -145,6 +145,20 @@ std::optional<Profiler::Task> Profiler::next() const noexcept {
   return Task{alive_[turn_], order_[at_], warmup_left_ > 0};
 }
 
+std::vector<Profiler::Task> Profiler::round(size_t most) const {
+  std::vector<Task> tasks;
+  if (at_ >= order_.size()) return tasks;
+  for (size_t turn = turn_; turn < alive_.size() && tasks.size() < most; ++turn) {
+    const size_t config = alive_[turn];
+    const int32_t warmups = turn == turn_             ? warmup_left_
+                            : samples_[config].empty() ? options_.warmup
+                                                       : 0;
+    for (int32_t w = 0; w < warmups; ++w) tasks.push_back({config, order_[at_], true});
+    tasks.push_back({config, order_[at_], false});
+  }
+  return tasks;
+}
+
 void Profiler::start_point() {
   for (; at_ < order_.size(); end_point()) {
     alive_.clear();
