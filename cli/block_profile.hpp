@@ -1,5 +1,5 @@
-// Timing configs of the expert block for `ramp profile` on a CPU: the weights and inputs behind the profiler's
-// ticks.
+// Timing configs of the expert block for `ramp profile` on a CPU: the weights and inputs behind the
+// profiler's ticks.
 //
 // What a tick is: one call of the block on one layer, whole block, steady clock. From tick to tick both the
 // layer and the experts change (ids are relabelled by a rotation, which keeps the multiset of loads), so that

@@ -6,10 +6,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
-
 #include <span>
 #include <string>
+#include <vector>
 
 #include "backend/backend.hpp"
 #include "dispatch/metadata.hpp"

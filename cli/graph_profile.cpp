@@ -62,9 +62,8 @@ GraphTimer::GraphTimer(ramp_context* context, const std::vector<RunnableLayer>& 
       graphs_(context) {
   const ramp_dtype dtype = natural_dtype(format);
   x_ = make_host_tensor(dtype, {most_tokens, shape.hidden});
-  core::fill_activations(
-      x_.view.data, dtype, most_tokens, shape.hidden, seed,
-      [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
+  core::fill_activations(x_.view.data, dtype, most_tokens, shape.hidden, seed,
+                         [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
   device_x_ = Mirror::uploaded(context, x_.view);
   const auto bytes = static_cast<uint64_t>(most_tokens * shape.hidden * core::dtype_bytes(dtype));
   for (Layer& layer : layers_) layer.y = device_memory_of(context)->allocate(bytes);
@@ -74,8 +73,7 @@ void GraphTimer::prepare(const TimedPoint& point) {
   graphs_.clear();  // they use what goes now
   tokens_ = point.work.tokens;
   router_weights_ = make_host_tensor(RAMP_F32, {tokens_, shape_.top_k});
-  std::copy(point.routing.weights.begin(), point.routing.weights.end(),
-            router_weights_.data.as<float>());
+  std::copy(point.routing.weights.begin(), point.routing.weights.end(), router_weights_.data.as<float>());
   device_router_weights_ = Mirror::uploaded(context_, router_weights_.view);
   for (size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];

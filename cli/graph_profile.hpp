@@ -1,5 +1,5 @@
-// Timing configs of the expert block for `ramp profile` on a GPU. What a tick is: one replay of a CUDA graph that
-// runs L layers with distinct weights, over L, whole block, between events. All layers have the point's
+// Timing configs of the expert block for `ramp profile` on a GPU. What a tick is: one replay of a CUDA graph
+// that runs L layers with distinct weights, over L, whole block, between events. All layers have the point's
 // histogram, each with the experts in another order (so that it is the histogram that was timed, and not the
 // mean of several). The layers' weights together are beyond the L2 cache at every point, so a replay never
 // finds its weights there; x is the same for all layers, as in the layers protocol of `ramp bench`.

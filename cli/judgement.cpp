@@ -110,12 +110,12 @@ std::string judgement_text(const Judgement& j) {
                fmt::format("{:.1f}", 100 * p.regret), fmt::format("{:.1f}", 100 * p.noise),
                number(p.single_us), number(p.default_us)});
   }
-  return table.text() +
-         fmt::format(
-             "regret on {} unseen points: mean {:.1f}%, p95 {:.1f}%, max {:.1f}%; noise floor {:.1f}%; {:.3f}x "
-             "as fast as the single best config ({}), {:.3f}x as the default\n",
-             j.points.size(), 100 * j.mean_regret, 100 * j.p95_regret, 100 * j.max_regret, 100 * j.mean_noise,
-             j.over_single_best, j.single_best, j.over_default);
+  return table.text() + fmt::format(
+                            "regret on {} unseen points: mean {:.1f}%, p95 {:.1f}%, max {:.1f}%; noise floor "
+                            "{:.1f}%; {:.3f}x "
+                            "as fast as the single best config ({}), {:.3f}x as the default\n",
+                            j.points.size(), 100 * j.mean_regret, 100 * j.p95_regret, 100 * j.max_regret,
+                            100 * j.mean_noise, j.over_single_best, j.single_best, j.over_default);
 }
 
 Json judgement_json(const Judgement& j) {

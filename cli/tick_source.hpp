@@ -1,6 +1,6 @@
-// What `ramp profile` times configs with: points (a histogram and the ids behind it), a source of ticks, and the
-// loop that leads the profiling state machine (dispatch/profiler.hpp) through them. The loop knows neither a
-// clock nor a device.
+// What `ramp profile` times configs with: points (a histogram and the ids behind it), a source of ticks, and
+// the loop that leads the profiling state machine (dispatch/profiler.hpp) through them. The loop knows
+// neither a clock nor a device.
 #pragma once
 
 #include <cstdint>

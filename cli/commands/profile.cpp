@@ -2,14 +2,18 @@
 // files where contexts find them.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <memory>
 
+#include "abi/handles.hpp"
 #include "base/env.hpp"
 #include "base/error.hpp"
 #include "cli/block_profile.hpp"
 #include "cli/command.hpp"
+#include "cli/graph_profile.hpp"
+#include "cli/judgement.hpp"
 #include "cli/options.hpp"
 #include "cli/progress.hpp"
 #include "dispatch/block_fit.hpp"
@@ -20,8 +24,8 @@ namespace ramp::cli {
 namespace {
 
 struct ProfileOptions {
-  std::vector<std::string> models, routing = {"uniform;zipf:1.2"}, formats = {"fp8_block"};
-  std::string tokens = "1,4,16,64,256,1024", activation = "silu_and_mul", out, clock = "wall";
+  std::vector<std::string> models, routing, formats = {"fp8_block"};
+  std::string tokens, activation = "silu_and_mul", out, clock = "wall", space = "whole";
   std::string cost_model{core::kDefaultCostModel};
   BackendChoice backend{"cpu"};
   int64_t layers = 0, seed = 0, repeats = 9;
@@ -29,10 +33,22 @@ struct ProfileOptions {
   bool fresh = false;
   // Judging.
   bool judge = false;
-  std::string judge_tokens = "2,8,32,128,400,700", csv;
-  std::vector<std::string> judge_routing = {"uniform;zipf:0.8;zipf:1.6"};
+  std::string judge_tokens, csv;
+  std::vector<std::string> judge_routing;
+  int64_t judge_draws = 1;
   double judge_budget = 120;
 };
+
+// Where the options leave them open. A GPU's points are closer: a hundred configs take turns there, and what
+// is best changes from one power of two to the next.
+struct Points {
+  const char *tokens, *routing, *judge_tokens, *judge_routing;
+};
+constexpr Points kCpuPoints = {"1,4,16,64,256,1024", "uniform;zipf:1.2", "2,8,32,128,400,700",
+                               "uniform;zipf:0.8;zipf:1.6"};
+constexpr Points kGpuPoints = {"1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192",
+                               "uniform;zipf:0.8;zipf:1.6", "3,12,48,96,200,700,1500,3000,6000",
+                               "zipf:0.4;zipf:0.9;zipf:1.6"};
 
 struct Files {
   std::string profile, fit;
@@ -88,56 +104,64 @@ class ProfileRun {
         o_(o),
         context_(context),
         machine_(std::move(machine)),
-        activation_(core::parse_activation(o.activation)) {}
+        activation_(core::parse_activation(o.activation)),
+        gpu_(machine_.backend == "cuda"),
+        defaults_(gpu_ ? kGpuPoints : kCpuPoints) {}
 
   Json run(const Case& c) {
     const Clock::time_point begin = Clock::now();
-    hardware_ = core::cpu_hardware(machine_.workers);
-    const LayerPlan plan = plan_layers(c.model, c.format, activation_, o_.layers);
+    const core::ConfigList list = configs_of(c);
+    const double compile_seconds = compile(c, list);
+    const Clock::time_point weights_begin = Clock::now();
+    const LayerPlan plan = plan_of(c);
     std::vector<RunnableLayer> layers;
     for (int64_t l = 0; l < plan.layers; ++l) {
       const RandomSource source(c.model, c.format, activation_,
                                 static_cast<uint64_t>(o_.seed) + 1000 + static_cast<uint64_t>(l));
       layers.push_back(source.runnable(context_, true, io_));
     }
-    const double weights_seconds = seconds_since(begin);
-    BlockTimer timer(context_, layers, c.model, c.format, RAMP_REPEATABLE, static_cast<uint64_t>(o_.seed));
-    if (o_.clock == "cpu") timer.use_cpu_time(machine_.workers);
-
-    const core::ConfigList list = backend_of(context_).configs(c.model, c.format, activation_, false);
-    const core::ConfigTable configs = core::block_configs(list.legal);
+    const core::ConfigTable configs = table_of(c, list.legal);
     const std::vector<TimedPoint> points =
-        make_points(c.model, integers_from("--tokens", o_.tokens, {1, 1 << 20}), workloads_from(o_.routing),
-                    true, static_cast<uint64_t>(o_.seed));
+        make_points(c.model, tokens_of("--tokens", o_.tokens, defaults_.tokens),
+                    routing_of(o_.routing, defaults_.routing), true, static_cast<uint64_t>(o_.seed));
+    const std::vector<TimedPoint> unseen = judge_points(c);
+    const std::unique_ptr<TickSource> timer = make_timer(c, layers, points, unseen);
+    const double weights_seconds = seconds_since(weights_begin);
     core::Metadata metadata = core::block_metadata(machine_, c.format, activation_);
+    if (gpu_) describe_gpu(context_, metadata);
     metadata.source =
         fmt::format("ramp profile, {} layers, {}", plan.layers, bytes_text(static_cast<double>(plan.bytes)));
     const std::optional<core::Dataset> previous = resume(c, metadata);
 
     const Clock::time_point start = Clock::now();
-    core::ProfilerOptions options = profiler_options(o_.budget, static_cast<int32_t>(o_.repeats));
-    options.skip_after = 4;
+    core::ProfilerOptions options =
+        profiler_options(o_.budget, static_cast<int32_t>(o_.repeats), plan.layers);
+    options.skip_after = gpu_ ? 0 : 4;  // a GPU's best at T = 1 are hopeless at 8192, and the other way round
     core::Profiler profiler(configs, c.model, work_of(points), options, previous ? &*previous : nullptr);
-    time(c, "profiling", profiler, timer, points, numbers_of(list.legal.size()),
+    time(c, "profiling", profiler, *timer, points, numbers_of(list.legal.size()),
          [&] { core::write_profile(c.files.profile, metadata, profiler.data()); });
     const double profile_seconds = seconds_since(start);
     for (const std::string& n : profiler.notes()) io_.note(n);
     core::write_profile(c.files.profile, metadata, profiler.data());
 
+    const Clock::time_point fit_begin = Clock::now();
     const core::Dataset train = merge_halves(profiler.data());
     std::vector<core::ModelFitReport> reports;
-    const core::Fit fit = core::fit_dataset(train, o_.cost_model, hardware_, metadata, &reports);
+    const core::Fit fit = core::fit_dataset(train, o_.cost_model, hardware(), metadata, &reports);
     core::write_fit(c.files.fit, fit);
+    const double fit_seconds = seconds_since(fit_begin);
+    const double total_seconds = seconds_since(begin);
 
     const core::Profiler::Progress p = profiler.progress();
     size_t measured = 0;
     for (const double us : train.us) measured += std::isnan(us) ? 0 : 1;
-    io_.print(
-        fmt::format("{} in {}: {} configs at {} points, {} of {} timings in {} (weights {}), noise {:.1f}%\n"
-                    "  profile {}\n  fit     {}\n",
-                    c.model.name, core::format_name(c.format), configs.size(), points.size(), measured,
-                    train.us.size(), duration_text(profile_seconds), duration_text(weights_seconds),
-                    100 * fit.models.front().guard.noise_margin(), c.files.profile, c.files.fit));
+    io_.print(fmt::format(
+        "{} in {}: {} configs at {} points, {} of {} timings in {:.1f} s (kernels {:.1f} s, weights "
+        "{:.1f} s, timing {:.1f} s, fit {:.1f} s), noise {:.1f}%\n"
+        "  profile {}\n  fit     {}\n",
+        c.model.name, core::format_name(c.format), configs.size(), points.size(), measured, train.us.size(),
+        total_seconds, compile_seconds, weights_seconds, profile_seconds, fit_seconds,
+        100 * fit.models.front().guard.noise_margin(), c.files.profile, c.files.fit));
     Json j = {{"model", c.model.name},
               {"experts", c.model.experts},
               {"top_k", c.model.top_k},
@@ -159,7 +183,10 @@ class ProfileRun {
               {"layers", plan.layers},
               {"weight_bytes", plan.bytes},
               {"weights_beyond_cache", plan.beyond_cache},
+              {"compile_seconds", compile_seconds},
               {"weights_seconds", weights_seconds},
+              {"fit_seconds", fit_seconds},
+              {"seconds", total_seconds},
               {"profile_seconds", profile_seconds},
               {"noise_margin", fit.models.front().guard.noise_margin()},
               {"cost_model", o_.cost_model},
@@ -168,21 +195,115 @@ class ProfileRun {
               {"fit", c.files.fit}};
     for (const std::string& w : reports.front().report.warnings)
       io_.note(fmt::format("{}: {}", c.model.name, w));
-    if (o_.judge || !o_.csv.empty()) j["judged"] = judge_case(c, timer, profiler.data(), fit, list.legal);
+    if (o_.judge || !o_.csv.empty())
+      j["judged"] = judge_case(c, *timer, unseen, profiler.data(), fit, plan.layers);
     return j;
   }
 
  private:
-  [[nodiscard]] core::ProfilerOptions profiler_options(double seconds, int32_t repeats) const {
+  [[nodiscard]] core::HardwareConstants hardware() const {
+    if (!gpu_) return core::cpu_hardware(machine_.workers);
+    core::HardwareConstants hw = core::h200();  // of an unknown GPU: where the fit starts
+    hw.sm_count = machine_.workers;
+    return hw;
+  }
+
+  [[nodiscard]] core::ConfigList configs_of(const Case& c) const {
+    core::context_of(context_).whole_space = o_.space == "whole";
+    const core::Backend& backend = backend_of(context_);
+    core::ConfigList list = o_.space == "whole" ? backend.space(c.model, c.format, activation_, false)
+                                                : backend.configs(c.model, c.format, activation_, false);
+    if (list.legal.size() < 2)
+      core::fail_argument(fmt::format("--format {}", core::format_name(c.format)),
+                          fmt::format("{} configs for {}", list.legal.size(), c.model.name),
+                          "at least two to choose between", "ramp configs -v says why",
+                          RAMP_ERROR_UNSUPPORTED);
+    return list;
+  }
+
+  // Seconds that it took.
+  double compile(const Case& c, const core::ConfigList& list) const {
+    const Clock::time_point start = Clock::now();
+    if (!gpu_) return 0;
+    Progress progress(io_, fmt::format("compiling the kernels of {} configs", list.legal.size()));
+    compile_configs(context_, list.legal, c.format, activation_,
+                    [&](double fraction) { progress.update(fraction); });
+    return seconds_since(start);
+  }
+
+  [[nodiscard]] LayerPlan plan_of(const Case& c) const {
+    if (!gpu_) return plan_layers(c.model, c.format, activation_, o_.layers);
+    const int64_t layers = plan_gpu_layers(context_, c.model, c.format, activation_, o_.layers);
+    return {layers, layers * c.model.experts * core::expert_bytes(c.model, c.format, activation_), true};
+  }
+
+  [[nodiscard]] core::ConfigTable table_of(const Case& c,
+                                           const std::vector<core::KernelConfig>& configs) const {
+    return gpu_ ? core::block_configs(configs, residency_of(configs, c.format))
+                : core::block_configs(configs);
+  }
+
+  static std::vector<int64_t> tokens_of(const char* option, const std::string& text, const char* otherwise) {
+    return integers_from(option, text.empty() ? otherwise : text, {1, 1 << 20});
+  }
+  static std::vector<core::WorkloadSpec> routing_of(const std::vector<std::string>& texts,
+                                                    const char* otherwise) {
+    return workloads_from(texts.empty() ? std::vector<std::string>{otherwise} : texts);
+  }
+
+  // None unless they are asked for.
+  [[nodiscard]] std::vector<TimedPoint> judge_points(const Case& c) const {
+    std::vector<TimedPoint> points;
+    if (!o_.judge && o_.csv.empty()) return points;
+    for (int64_t draw = 0; draw < o_.judge_draws; ++draw) {
+      constexpr uint64_t kFirst = 1'000'000;  // seeds that no profiled point has
+      for (TimedPoint& p :
+           make_points(c.model, tokens_of("--judge-tokens", o_.judge_tokens, defaults_.judge_tokens),
+                       routing_of(o_.judge_routing, defaults_.judge_routing), false,
+                       static_cast<uint64_t>(o_.seed) + kFirst * static_cast<uint64_t>(draw + 1))) {
+        if (draw > 0) p.work.name += fmt::format("_draw{}", draw + 1);
+        points.push_back(std::move(p));
+      }
+    }
+    return points;
+  }
+
+  [[nodiscard]] std::unique_ptr<TickSource> make_timer(const Case& c,
+                                                       const std::vector<RunnableLayer>& layers,
+                                                       const std::vector<TimedPoint>& points,
+                                                       const std::vector<TimedPoint>& unseen) const {
+    const auto seed = static_cast<uint64_t>(o_.seed);
+    if (gpu_) {
+      int64_t most = 1;
+      for (const auto* const list : {&points, &unseen})
+        for (const TimedPoint& p : *list) most = std::max(most, p.work.tokens);
+      return std::make_unique<GraphTimer>(context_, layers, c.model, c.format, RAMP_REPEATABLE, seed, most);
+    }
+    auto timer = std::make_unique<BlockTimer>(context_, layers, c.model, c.format, RAMP_REPEATABLE, seed);
+    if (o_.clock == "cpu") timer->use_cpu_time(machine_.workers);
+    return timer;
+  }
+
+  // layers: that one tick runs, so that a budget of seconds is one of ticks.
+  [[nodiscard]] core::ProfilerOptions profiler_options(double seconds, int32_t repeats,
+                                                       int64_t layers) const {
     core::ProfilerOptions options;
     options.warmup = 1;
     options.repeats = repeats;
     options.quantile = o_.quantile;
+    options.halves = true;
+    options.budget_us = seconds * 1e6;
+    if (gpu_) {
+      options.budget_us /= static_cast<double>(layers);
+      options.judge_after = 1;  // one replay tells who is out of the question
+      options.hopeless_ratio = 1.5;
+      options.narrow_ratio = 1.15;
+      options.narrow_after = 2;
+      return options;
+    }
     options.settled_us = 5000;
     options.narrow_ratio = 1.25;
     options.narrow_after = 4;
-    options.budget_us = seconds * 1e6;
-    options.halves = true;
     return options;
   }
 
@@ -200,7 +321,7 @@ class ProfileRun {
     return numbers;
   }
 
-  void time(const Case& c, const std::string& what, core::Profiler& profiler, BlockTimer& timer,
+  void time(const Case& c, const std::string& what, core::Profiler& profiler, TickSource& timer,
             const std::vector<TimedPoint>& points, const std::vector<int32_t>& numbers,
             const std::function<void()>& save) const {
     Progress progress(io_, fmt::format("{} {} in {}", what, c.model.name, core::format_name(c.format)));
@@ -223,25 +344,23 @@ class ProfileRun {
     return std::move(loaded.profile.data);
   }
 
-  Json judge_case(const Case& c, BlockTimer& timer, const core::Dataset& profiled, const core::Fit& fit,
-                  const std::vector<core::KernelConfig>& legal) const {
-    const std::vector<TimedPoint> points =
-        make_points(c.model, integers_from("--judge-tokens", o_.judge_tokens, {1, 1 << 20}),
-                    workloads_from(o_.judge_routing), false, static_cast<uint64_t>(o_.seed) + 1'000'000);
+  Json judge_case(const Case& c, TickSource& timer, const std::vector<TimedPoint>& points,
+                  const core::Dataset& profiled, const core::Fit& fit, int64_t layers) const {
     // Beside them what the context runs on its own (number 0; it has no fit loaded): the analytic default,
     // which need not be one of the list.
-    core::ConfigTable table = core::block_configs(legal);
-    table.names.emplace_back("default");
-    table.configs.push_back(legal.front());
-    table.extra.push_back(0);
-    std::vector<int32_t> numbers = numbers_of(legal.size());
+    core::ConfigTable table = profiled.configs;
+    std::vector<int32_t> numbers = numbers_of(table.size());
     numbers.push_back(0);
+    table.names.emplace_back("default");
+    table.configs.push_back(table.configs.front());
+    table.extra.resize(table.size() * table.extra_columns.size());
 
-    core::ProfilerOptions options = profiler_options(o_.judge_budget, static_cast<int32_t>(o_.repeats));
+    core::ProfilerOptions options =
+        profiler_options(o_.judge_budget, static_cast<int32_t>(o_.repeats), layers);
     options.repeats = std::max(options.repeats, 4);
     options.skip_after = 0;
-    options.judge_after = 2;
     options.narrow_ratio = 1.15;
+    if (!gpu_) options.judge_after = 2;
     options.everybody = true;
     const Clock::time_point start = Clock::now();
     core::Profiler profiler(std::move(table), c.model, work_of(points), options);
@@ -254,56 +373,14 @@ class ProfileRun {
       make_directory(directory);
       core::write_dataset(directory, join_datasets(profiled, profiler.data()));
       io_.note(
-          fmt::format("to judge cost models: ramp evaluate --data {} --hardware cpu --sm-count {} "
+          fmt::format("to judge cost models: ramp evaluate --data {} --hardware {} --sm-count {} "
                       "--allow-missing",
-                      directory, machine_.workers));
+                      directory, gpu_ ? "h200" : "cpu", machine_.workers));
     }
-    print(j);
-    Json list = Json::array();
-    for (const JudgedPoint& p : j.points) {
-      list.push_back({{"point", p.name},
-                      {"tokens", p.tokens},
-                      {"config", p.chosen},
-                      {"us", p.us},
-                      {"best", p.best},
-                      {"best_us", p.best_us},
-                      {"default_us", p.default_us},
-                      {"single_best_us", p.single_us},
-                      {"regret", p.regret},
-                      {"noise", p.noise}});
-    }
-    return {{"mean_regret", j.mean_regret},
-            {"p95_regret", j.p95_regret},
-            {"max_regret", j.max_regret},
-            {"noise_floor", j.mean_noise},
-            {"single_best", j.single_best},
-            {"speedup_over_single_best", j.over_single_best},
-            {"speedup_over_default", j.over_default},
-            {"seconds", seconds_since(start)},
-            {"points", list}};
-  }
-
-  void print(const Judgement& j) const {
-    Table table({{"unseen point", Table::Align::kLeft},
-                 {"chosen", Table::Align::kLeft},
-                 {"us"},
-                 {"best", Table::Align::kLeft},
-                 {"us"},
-                 {"regret %"},
-                 {"noise %"},
-                 {"single best us"},
-                 {"default us"}});
-    for (const JudgedPoint& p : j.points) {
-      table.add({p.name, p.chosen, number(p.us), p.best, number(p.best_us),
-                 fmt::format("{:.1f}", 100 * p.regret), fmt::format("{:.1f}", 100 * p.noise),
-                 number(p.single_us), number(p.default_us)});
-    }
-    io_.print(table.text());
-    io_.print(fmt::format(
-        "regret on {} unseen points: mean {:.1f}%, p95 {:.1f}%, max {:.1f}%; noise floor {:.1f}%; {:.3f}x "
-        "as fast as the single best config ({}), {:.3f}x as the analytic default\n",
-        j.points.size(), 100 * j.mean_regret, 100 * j.p95_regret, 100 * j.max_regret, 100 * j.mean_noise,
-        j.over_single_best, j.single_best, j.over_default));
+    io_.print(judgement_text(j));
+    Json result = judgement_json(j);
+    result["seconds"] = seconds_since(start);
+    return result;
   }
 
   Io& io_;
@@ -311,7 +388,8 @@ class ProfileRun {
   ramp_context* context_;
   core::BlockMachine machine_;
   ramp_activation activation_;
-  core::HardwareConstants hardware_;
+  bool gpu_;
+  Points defaults_;
 };
 
 int profile(Io& io, const ProfileOptions& o) {
@@ -320,9 +398,9 @@ int profile(Io& io, const ProfileOptions& o) {
   choice.fit = "none";
   const ContextPtr context = make_context(choice, io);
   const ContextFacts facts = facts_of(context.get());
-  if (backend_of(context.get()).fits() == nullptr)
-    core::fail_argument("--backend", facts.backend, "a backend that chooses between configs", "use cpu",
-                        RAMP_ERROR_UNSUPPORTED);
+  if (facts.backend != "cuda" && backend_of(context.get()).fits() == nullptr)
+    core::fail_argument("--backend", facts.backend, "a backend that chooses between configs",
+                        "use cpu or cuda", RAMP_ERROR_UNSUPPORTED);
   const core::BlockMachine machine{facts.backend, facts.isa, facts.device, facts.workers};
   std::vector<Case> cases;
   for (const core::ModelShape& model : models_from("--model", o.models))
@@ -342,6 +420,10 @@ int profile(Io& io, const ProfileOptions& o) {
   return kOk;
 }
 
+std::string both(const char* cpu, const char* gpu) {
+  return fmt::format("{}; on a GPU {}", cpu, gpu);
+}
+
 Body setup(CLI::App& app) {
   auto o = std::make_shared<ProfileOptions>();
   constexpr const char* kPoints = "Points";
@@ -350,8 +432,14 @@ Body setup(CLI::App& app) {
       ->group(kPoints);
   add_list(app, "--format", o->formats, "NAME[,NAME..]", "weight formats: " + join(format_names(), ", "))
       ->group(kPoints);
-  add_text(app, "--tokens", o->tokens, "T[,T..]", "token counts")->group(kPoints);
-  add_list(app, "--routing", o->routing, "ROUTING[;ROUTING..]", "as 'ramp workload' takes it")
+  add_text(app, "--tokens", o->tokens, "T[,T..]",
+           "token counts (default: " + both(kCpuPoints.tokens, kGpuPoints.tokens) + ")")
+      ->group(kPoints);
+  add_list(app, "--routing", o->routing, "ROUTING[;ROUTING..]",
+           "as 'ramp workload' takes it (default: " + both(kCpuPoints.routing, kGpuPoints.routing) + ")")
+      ->group(kPoints);
+  add_choice(app, "--space", o->space, {"whole", "shipped"},
+             "which configs: all that could be compiled, or those that are (a GPU has more than it ships)")
       ->group(kPoints);
   add_choice(app, "--activation", o->activation, activation_names(), "activation")->group(kPoints);
   add_integer(app, "--seed", o->seed, {0}, "N", "of weights, activations and routing")->group(kPoints);
@@ -367,8 +455,9 @@ Body setup(CLI::App& app) {
   add_choice(app, "--clock", o->clock, {"wall", "cpu"},
              "what ticks: wall time, or CPU time over workers where other programs take the cores away")
       ->group(kProtocol);
-  add_integer(app, "--layers", o->layers, {1, 1000}, "L",
-              "layers of weights to rotate over (default: twice the last-level cache)")
+  add_integer(
+      app, "--layers", o->layers, {1, 1000}, "L",
+      "layers of weights to rotate over (default: twice the last-level cache; on a GPU as 'ramp bench')")
       ->group(kProtocol);
   std::vector<std::string> names;
   for (const std::string_view n : core::cost_model_names()) names.emplace_back(n);
@@ -383,9 +472,14 @@ Body setup(CLI::App& app) {
   add_switch(app, "--judge", o->judge,
              "time every config at unseen points as well, and print the regret of the fit's choices")
       ->group(kJudge);
-  add_text(app, "--judge-tokens", o->judge_tokens, "T[,T..]", "token counts of the unseen points")
+  add_text(app, "--judge-tokens", o->judge_tokens, "T[,T..]",
+           "token counts of the unseen points (default: " +
+               both(kCpuPoints.judge_tokens, kGpuPoints.judge_tokens) + ")")
       ->group(kJudge);
-  add_list(app, "--judge-routing", o->judge_routing, "ROUTING[;ROUTING..]", "their routing")->group(kJudge);
+  add_list(app, "--judge-routing", o->judge_routing, "ROUTING[;ROUTING..]",
+           "their routing (default: " + both(kCpuPoints.judge_routing, kGpuPoints.judge_routing) + ")")
+      ->group(kJudge);
+  add_integer(app, "--judge-draws", o->judge_draws, {1, 100}, "N", "each with so many draws")->group(kJudge);
   add_real(app, "--judge-budget", o->judge_budget, 0, 86400, "S",
            "seconds of timing for them; every config is timed at least twice everywhere, whatever it takes")
       ->group(kJudge);

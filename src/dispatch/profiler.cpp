@@ -150,9 +150,7 @@ std::vector<Profiler::Task> Profiler::round(size_t most) const {
   if (at_ >= order_.size()) return tasks;
   for (size_t turn = turn_; turn < alive_.size() && tasks.size() < most; ++turn) {
     const size_t config = alive_[turn];
-    const int32_t warmups = turn == turn_             ? warmup_left_
-                            : samples_[config].empty() ? options_.warmup
-                                                       : 0;
+    const int32_t warmups = turn == turn_ ? warmup_left_ : samples_[config].empty() ? options_.warmup : 0;
     for (int32_t w = 0; w < warmups; ++w) tasks.push_back({config, order_[at_], true});
     tasks.push_back({config, order_[at_], false});
   }

@@ -68,8 +68,8 @@ class Profiler {
   };
   // What to run now; the same until it is reported. nullopt: the profile is complete.
   [[nodiscard]] std::optional<Task> next() const noexcept;
-  // What next() will say, task by task, until the round ends or at least `most` tasks are there: for timers that
-  // run many things back to back. Holds as long as every tick is good, none of a warm-up settles
+  // What next() will say, task by task, until the round ends or at least `most` tasks are there: for timers
+  // that run many things back to back. Holds as long as every tick is good, none of a warm-up settles
   // (settled_us), nothing fails and no budget runs out: whoever reports a list of ticks compares each task
   // with next() and asks again where they differ.
   [[nodiscard]] std::vector<Task> round(size_t most) const;

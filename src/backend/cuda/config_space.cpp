@@ -70,7 +70,8 @@ std::vector<KernelProgram> config_programs(const KernelConfig& config, ramp_form
     const std::optional<FlatVariant> v = flat_variant(config, format);
     return v ? flat_programs_of(*v, format, activation) : std::vector<KernelProgram>{};
   }
-  if (const std::optional<StreamVariant> v = stream_variant(config)) return stream_programs_of(*v, activation);
+  if (const std::optional<StreamVariant> v = stream_variant(config))
+    return stream_programs_of(*v, activation);
   if (const std::optional<PrefillVariant> v = prefill_variant(config))
     return prefill_programs_of(*v, activation);
   return {};

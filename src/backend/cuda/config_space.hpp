@@ -1,8 +1,8 @@
 // The whole space of configs that the sm_90 kernels of packed weights can be compiled to: what ships and what
 // `ramp profile` may find to be better. Pure arithmetic on shapes and hardware limits: no GPU is asked.
 //
-// A config of the space that does not ship is compiled (or read from the cubin cache) and loaded when a forced
-// config or a fit first asks for it.
+// A config of the space that does not ship is compiled (or read from the cubin cache) and loaded when a
+// forced config or a fit first asks for it.
 #pragma once
 
 #include <string>

@@ -238,14 +238,13 @@ struct FlatBlock::State {
   using Pair = std::array<CUfunction, 2>;
   std::mutex mutex;
   std::array<std::array<std::atomic<bool>, kActivations>, kFormats> ready{};
-  std::array<std::array<Functions, kActivations>, kFormats> functions{};                 // of what ships
+  std::array<std::array<Functions, kActivations>, kFormats> functions{};        // of what ships
   std::map<std::tuple<FlatVariant, ramp_format, ramp_activation>, Pair> extra;  // of the rest of the space
 
   // Compiled or read from the cache on first use, which may be inside a capture.
   Pair get(KernelLibrary& library, const FlatVariant& v, const ExpertWeights& w) {
     for (size_t i = 0; i < kVariants.size(); ++i)
-      if (kVariants[i] == v)
-        return functions[number_of(w.format)][static_cast<size_t>(w.activation)][i];
+      if (kVariants[i] == v) return functions[number_of(w.format)][static_cast<size_t>(w.activation)][i];
     const std::lock_guard lock(mutex);
     const auto known = extra.find({v, w.format, w.activation});
     if (known != extra.end()) return known->second;
@@ -437,8 +436,7 @@ void FlatBlock::batched(const BatchedCall& call) {
   const FlatVariant variant = variant_of(call.config, choose(w, slots, 1), w);
   const State::Pair functions = state_->get(library_, variant, w);
   Parts parts;
-  check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, variant, call.workspace, parts));
+  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, variant, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, variant, slots, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);

@@ -200,7 +200,7 @@ struct PrefillBlock::State {
   using Functions = std::array<CUfunction, 2>;  // by GEMM
   std::mutex mutex;                             // guards `extra`, and who fills `functions`
   std::array<std::atomic<bool>, kActivations> ready{};
-  std::array<Functions, kActivations> functions{};                       // of what ships
+  std::array<Functions, kActivations> functions{};                        // of what ships
   std::map<std::pair<PrefillVariant, ramp_activation>, Functions> extra;  // of the rest of the space
 
   // Compiled or read from the cache on first use, which may be inside a capture.

@@ -127,9 +127,10 @@ std::string StreamVariant::rejection() const {
     return fmt::format("{} blocks of {} bytes (and {} reserved) exceed an SM's {} bytes of shared memory",
                        blocks, bytes, kSharedReserved, kSharedPerSm);
   if (blocks > blocks_by_registers(width))
-    return fmt::format("{} blocks of {} threads leave too few registers for tiles of {} token rows (at most "
-                       "{} blocks)",
-                       blocks, kThreads, width, blocks_by_registers(width));
+    return fmt::format(
+        "{} blocks of {} threads leave too few registers for tiles of {} token rows (at most "
+        "{} blocks)",
+        blocks, kThreads, width, blocks_by_registers(width));
   return {};
 }
 

@@ -32,8 +32,8 @@ struct StreamVariant {
 };
 // Those that ship: loaded with the weights and compiled by CI.
 std::span<const StreamVariant> stream_variants() noexcept;
-// Every candidate of the whole space, legal or not; legal ones run by a forced config and are loaded when they
-// are first used.
+// Every candidate of the whole space, legal or not; legal ones run by a forced config and are loaded when
+// they are first used.
 std::vector<StreamVariant> stream_space();
 // The legal variant that a config stands for.
 std::optional<StreamVariant> stream_variant(const KernelConfig& config);
