@@ -35,6 +35,37 @@ core::Dataset merge_halves(core::Dataset d) {
   return d;
 }
 
+core::Dataset contenders(core::Dataset d, size_t always) {
+  constexpr double kNear = 1.05;
+  const size_t width = d.configs.size();
+  std::vector<bool> keep(width);
+  for (size_t c = 0; c < std::min(always, width); ++c) keep[c] = true;
+  for (size_t p = 0; p < d.points.size(); ++p) {
+    const double best = d.time(p, fastest(d, p, width, d.us));
+    for (size_t c = 0; c < width; ++c)
+      if (d.time(p, c) <= kNear * best) keep[c] = true;
+  }
+  core::Dataset out = d;
+  out.configs.names.clear();
+  out.configs.configs.clear();
+  out.configs.extra.clear();
+  out.us.clear();
+  out.us_repeat.clear();
+  const size_t extra = d.configs.extra_columns.size();
+  for (size_t c = 0; c < width; ++c) {
+    if (!keep[c]) continue;
+    out.configs.names.push_back(d.configs.names[c]);
+    out.configs.configs.push_back(d.configs.configs[c]);
+    for (size_t x = 0; x < extra; ++x) out.configs.extra.push_back(d.configs.extra[c * extra + x]);
+  }
+  for (size_t i = 0; i < d.us.size(); ++i) {
+    if (!keep[i % width]) continue;
+    out.us.push_back(d.us[i]);
+    out.us_repeat.push_back(d.us_repeat[i]);
+  }
+  return out;
+}
+
 core::Dataset join_datasets(const core::Dataset& train, const core::Dataset& test) {
   core::Dataset d = train;
   const size_t width = train.configs.size();
@@ -58,10 +89,19 @@ Judgement judge(const core::Dataset& train, const core::Dataset& test, const cor
   const core::Chooser single = core::make_policy(all, 0, core::Policy::kSingleBest);
   Judgement j;
   std::vector<double> regrets;
+  std::vector<double> noise;
   double log_single = 0;
   double log_default = 0;
   for (size_t p = 0; p < test.points.size(); ++p) {
-    const size_t chosen = dispatcher.choose(test.points[p].histogram);
+    // The fit may have fewer configs than were timed.
+    const std::string& name =
+        dispatcher.predictor().configs().names[dispatcher.choose(test.points[p].histogram)];
+    const auto place = std::find(test.configs.names.begin(), test.configs.names.end(), name);
+    const auto chosen = static_cast<size_t>(place - test.configs.names.begin());
+    if (place == test.configs.names.end() || std::isnan(merged.time(p, chosen))) {
+      ++j.unjudged;
+      continue;
+    }
     const size_t best = fastest(merged, p, extra, merged.us);
     const size_t one = single(p + offset);
     const size_t first = fastest(test, p, extra, test.us);
@@ -79,7 +119,7 @@ Judgement judge(const core::Dataset& train, const core::Dataset& test, const cor
     r.noise = test.repeat(p, first) / test.repeat(p, second) - 1;
     j.single_best = test.configs.names[one];
     regrets.push_back(r.regret);
-    j.mean_noise += r.noise / static_cast<double>(test.points.size());
+    if (std::isfinite(r.noise)) noise.push_back(r.noise);
     log_single += std::log(r.single_us / r.us);
     log_default += std::log(r.default_us / r.us);
     j.points.push_back(std::move(r));
@@ -89,6 +129,7 @@ Judgement judge(const core::Dataset& train, const core::Dataset& test, const cor
     j.mean_regret += r / n;
     j.max_regret = std::max(j.max_regret, r);
   }
+  for (const double x : noise) j.mean_noise += x / static_cast<double>(noise.size());
   j.p95_regret = core::quantile(regrets, 0.95);
   j.over_single_best = std::exp(log_single / n);
   j.over_default = std::exp(log_default / n);
@@ -137,6 +178,7 @@ Json judgement_json(const Judgement& j) {
           {"max_regret", j.max_regret},
           {"noise_floor", j.mean_noise},
           {"single_best", j.single_best},
+          {"unjudged", j.unjudged},
           {"speedup_over_single_best", j.over_single_best},
           {"speedup_over_default", j.over_default},
           {"points", list}};

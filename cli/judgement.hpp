@@ -25,6 +25,7 @@ struct JudgedPoint {
 };
 struct Judgement {
   std::vector<JudgedPoint> points;
+  size_t unjudged = 0;      // points where the chosen config had been left out: they count nowhere
   std::string single_best;  // the one config that the profile would fix
   double mean_regret = 0, p95_regret = 0, max_regret = 0, mean_noise = 0;
   double over_single_best = 1, over_default = 1;  // geometric means of us(other) / us(chosen)
@@ -34,6 +35,9 @@ struct Judgement {
 Judgement judge(const core::Dataset& train, const core::Dataset& test, const core::Dispatcher& dispatcher);
 std::string judgement_text(const Judgement& j);
 Json judgement_json(const Judgement& j);
+// Without the configs that were nowhere within 5% of the best, but for the first `always`: a hundred configs
+// of which most are never best make a fit large and slow, and its choices no better.
+core::Dataset contenders(core::Dataset d, size_t always);
 // Both as one dataset for `ramp evaluate` (halves apart); test's configs beyond train's are left out.
 core::Dataset join_datasets(const core::Dataset& train, const core::Dataset& test);
 

@@ -3,10 +3,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "abi/handles.hpp"
 #include "base/env.hpp"
@@ -157,8 +159,16 @@ std::vector<std::string> config_names(ramp_context* context, const ramp_weights*
 int32_t config_number(ramp_context* context, const ramp_weights* weights, const std::string& name) {
   if (name == "auto") return 0;
   const std::vector<std::string> names = config_names(context, weights);
-  for (size_t i = 0; i < names.size(); ++i)
-    if (names[i] == name) return static_cast<int32_t>(i) + 1;
+  const auto number_in = [&](const std::vector<std::string>& list) {
+    const auto at = std::find(list.begin(), list.end(), name);
+    return at == list.end() ? 0 : static_cast<int32_t>(at - list.begin()) + 1;
+  };
+  if (const int32_t number = number_in(names)) return number;
+  // Perhaps one that does not ship. Both lists begin alike, so numbers stay what they are.
+  ramp_context& c = core::context_of(context);
+  const bool before = std::exchange(c.whole_space, true);
+  if (const int32_t number = number_in(config_names(context, weights))) return number;
+  c.whole_space = before;
   core::fail_argument("--config", fmt::format("'{}'", core::printable(name)),
                       fmt::format("'auto' or one of the {} configs that 'ramp configs' lists", names.size()),
                       names.empty()
