@@ -26,6 +26,12 @@ size_t fastest(const core::Dataset& d, size_t point, size_t count, const std::ve
   return best;
 }
 
+double mean_of(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double v : values) sum += v;
+  return values.empty() ? 0 : sum / static_cast<double>(values.size());
+}
+
 }  // namespace
 
 core::Dataset merge_halves(core::Dataset d) {
@@ -90,8 +96,8 @@ Judgement judge(const core::Dataset& train, const core::Dataset& test, const cor
   Judgement j;
   std::vector<double> regrets;
   std::vector<double> noise;
-  double log_single = 0;
-  double log_default = 0;
+  std::vector<double> log_single;
+  std::vector<double> log_default;
   for (size_t p = 0; p < test.points.size(); ++p) {
     // The fit may have fewer configs than were timed.
     const std::string& name =
@@ -120,8 +126,8 @@ Judgement judge(const core::Dataset& train, const core::Dataset& test, const cor
     j.single_best = test.configs.names[one];
     regrets.push_back(r.regret);
     if (std::isfinite(r.noise)) noise.push_back(r.noise);
-    log_single += std::log(r.single_us / r.us);
-    log_default += std::log(r.default_us / r.us);
+    if (!std::isnan(r.single_us)) log_single.push_back(std::log(r.single_us / r.us));
+    if (!std::isnan(r.default_us)) log_default.push_back(std::log(r.default_us / r.us));
     j.points.push_back(std::move(r));
   }
   const auto n = static_cast<double>(std::max<size_t>(regrets.size(), 1));
@@ -129,10 +135,10 @@ Judgement judge(const core::Dataset& train, const core::Dataset& test, const cor
     j.mean_regret += r / n;
     j.max_regret = std::max(j.max_regret, r);
   }
-  for (const double x : noise) j.mean_noise += x / static_cast<double>(noise.size());
+  j.mean_noise = mean_of(noise);
   j.p95_regret = core::quantile(regrets, 0.95);
-  j.over_single_best = std::exp(log_single / n);
-  j.over_default = std::exp(log_default / n);
+  j.over_single_best = std::exp(mean_of(log_single));
+  j.over_default = std::exp(mean_of(log_default));
   return j;
 }
 

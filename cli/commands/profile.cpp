@@ -88,8 +88,12 @@ Body setup(CLI::App& app) {
   add_choice(app, "--activation", o->activation, activation_names(), "activation")->group(kPoints);
   add_integer(app, "--seed", o->seed, {0}, "N", "of weights, activations and routing")->group(kPoints);
   constexpr const char* kProtocol = "Protocol";
-  add_real(app, "--budget", o->budget, 0, 86400, "S",
-           "seconds of timing per model and format; weights and fitting come on top; 0 = no limit")
+  add_real(
+      app, "--budget", o->budget, 0, 86400, "S",
+      fmt::format(
+          "seconds of timing per model and format; kernels, weights, graphs and fitting come on top; 0 = no "
+          "limit (default: {:g}; on a GPU {:g})",
+          kCpuPoints.budget, kGpuPoints.budget))
       ->group(kProtocol);
   add_integer(app, "--repeats", o->repeats, {2, 1000}, "N", "samples per config and point, at most")
       ->group(kProtocol);
@@ -128,13 +132,17 @@ Body setup(CLI::App& app) {
       ->group(kJudge);
   add_integer(app, "--judge-draws", o->judge_draws, {1, 100}, "N", "each with so many draws")->group(kJudge);
   add_real(app, "--judge-budget", o->judge_budget, 0, 86400, "S",
-           "seconds of timing for them; every config is timed at least twice everywhere, whatever it takes")
+           "seconds of timing for them (default: as --budget); on a CPU every config is timed at least twice "
+           "everywhere, "
+           "whatever it takes; on a GPU those that are hopeless at a point or next door once or not at all")
       ->group(kJudge);
   add_text(app, "--csv", o->csv, "DIR",
            "judge, and write all timings as a dataset for 'ramp evaluate' into a directory in DIR")
       ->group(kJudge);
   add_backend_options(app, o->backend, false);
-  examples(app, {{"ramp profile --model olmoe --format bf16",
+  examples(app, {{"ramp profile --backend cuda --model olmoe --report",
+                  "a minute on a GPU: a hundred and more configs in CUDA graphs, and a page with plots"},
+                 {"ramp profile --model olmoe --format bf16",
                   "two minutes; 'ramp bench --model olmoe --format bf16' then chooses by it"},
                  {"ramp profile --model qwen3-30b --format bf16,fp8_block --budget 60 -o fits",
                   "two formats in a directory of your own, for --fit fits"},
