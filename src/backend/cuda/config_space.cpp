@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "backend/cuda/flat_block.hpp"
+#include "backend/cuda/flat_prefill_block.hpp"
 #include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "regions/regions.hpp"
@@ -43,6 +44,7 @@ ConfigList config_space(const ModelShape& model, ramp_format format, ramp_activa
     if (!flat_applies(format, activation, model.hidden, model.intermediate)) return {};
     for (const FlatVariant& v : flat_variants(format, model.hidden, model.intermediate))
       list.ship(v.config(format));
+    list.ship(flat_prefill_config(format));
     for (const FlatVariant& v : flat_space())
       list.add(v.config(format), v.rejection(format, model.hidden, model.intermediate));
     return list.take();
@@ -67,6 +69,7 @@ int32_t config_residency(const KernelConfig& config, ramp_format format) noexcep
 std::vector<KernelProgram> config_programs(const KernelConfig& config, ramp_format format,
                                            ramp_activation activation) {
   if (flat_format(format)) {
+    if (config == flat_prefill_config(format)) return FlatPrefillBlock::programs(format, activation);
     const std::optional<FlatVariant> v = flat_variant(config, format);
     return v ? flat_programs_of(*v, format, activation) : std::vector<KernelProgram>{};
   }
