@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <filesystem>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -48,7 +49,8 @@ void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit) {
   add_integer(app, "--device", choice.device, {0, 1023}, "N", "which GPU")->group("Running");
   if (!with_fit) return;
   add_text(app, "--fit", choice.fit, "PATH",
-           "fits to choose configs by: a file, a directory, 'none', or 'auto' for what 'ramp profile' wrote "
+           "fits to choose configs by: a file, a directory, 'none', or 'auto' for what ships and what 'ramp "
+           "profile' wrote "
            "by default")
       ->group("Running");
 }
@@ -101,6 +103,36 @@ ContextPtr create_automatic(const BackendChoice& choice, const Io& io) {
   return create_context(choice, RAMP_BACKEND_AUTO, io);
 }
 
+// Beside the command: where `cmake --install` puts profiles/, else where a build finds them.
+std::string shipped_profiles() {
+  std::error_code unknown;
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe", unknown).parent_path();
+  if (unknown) return {};
+  for (const char* const place : {"../share/ramp/profiles", "../../profiles"})
+    if (std::filesystem::is_directory(here / place, unknown))
+      return (here / place).lexically_normal().string();
+  return {};
+}
+
+// Fits of GPUs that ship with the library. A file of another GPU is no fault of this one: one line for all.
+void load_shipped_fits(ramp_context* context, const Io& io) {
+  core::Backend& backend = backend_of(context);
+  if (backend.memory() == nullptr) return;  // nothing ships for CPUs, which differ too much
+  const std::string directory = shipped_profiles();
+  if (directory.empty()) return;
+  const core::BackendInfo& info = backend.info();
+  const core::BlockFitReport report = core::load_block_fits(
+      directory, {info.name, info.isa, info.device_name, info.workers},
+      [&](const core::KernelConfig& c, const core::ModelShape& model, ramp_format format,
+          ramp_activation activation) { return backend.runs(c, model, format, activation); },
+      *backend.fits());
+  if (report.used == 0 && !report.warnings.empty())
+    io.note(
+        fmt::format("{}: nothing there is of this {}; 'ramp profile --backend cuda --model NAME' makes fits "
+                    "for it ({})",
+                    directory, info.device_name, report.warnings.front()));
+}
+
 }  // namespace
 
 ContextPtr make_context(const BackendChoice& choice, const Io& io) {
@@ -113,6 +145,8 @@ ContextPtr make_context(const BackendChoice& choice, const Io& io) {
   ramp_context* const context = owner.get();
   if (choice.fit == "none" || backend_of(context).fits() == nullptr) return owner;
   const bool found = choice.fit == "auto";
+  if (found)
+    load_shipped_fits(context, io);  // first: what was measured on this very machine takes precedence
   int32_t used = 0;
   check(ramp_context_load_fit(context, found ? nullptr : choice.fit.c_str(), &used));
   if (!found && used == 0)
