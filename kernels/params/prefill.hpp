@@ -22,7 +22,7 @@ struct PrefillParams {
   const float* x_scale;    // GEMM1: [.., H/128]
   long long x_scale_stride;
   int x_source, x_scale_source;  // RowSource (params/block.hpp)
-  StreamTile* tiles;             // of kPrefillRows rows; reserved counts what GEMM 1 has done of h's
+  StreamTile* tiles;             // of kPrefillRows rows; reserved counts what is done of x_packed and h
   const int* num_tiles;
   const int* offsets;  // [E+1]
   const int* slots;
@@ -36,22 +36,11 @@ struct PrefillParams {
   long long out_stride;      // elements from row to row
   const float* slot_weight;  // GEMM2: nullptr: 1
   long long slot_weight_token, slot_weight_slot;
-  int* tickets;  // [3]: units taken by GEMM 1 and GEMM 2, 1 when the plan is there: sm90/prefill_queue.cuh
-};
-
-// Rows of x as GEMM 1 reads them without a gather (sm90/prefill_pack.cu): packed as h is.
-struct PrefillPackParams {
-  const unsigned char* x;
-  long long x_stride;  // bytes
-  const float* x_scale;
-  long long x_scale_stride;
-  int x_source, x_scale_source;
-  const StreamTile* tiles;
-  const int* num_tiles;
-  const int* slots;
-  int top_k, steps;
-  unsigned char* packed;
-  float* packed_scale;
+  // Zeroed by the prologue: units taken by GEMM 1 and by GEMM 2, 1 when the plan is there, units of packing
+  // (sm90/prefill_queue.cuh, prefill_pack.cuh).
+  int* tickets;
+  unsigned char* x_packed;  // GEMM1 without a gather: x in the order of the rows, packed like h
+  float* x_packed_scale;
 };
 
 }  // namespace ramp::core::cuda

@@ -7,7 +7,8 @@
 // g). g infinite: NaN.
 __device__ __forceinline__ float silu(float g) {
   const float t = __fmul_rn(g, -1.44269502f);
-  const float low = __fmaf_rn(g, -1.44269502f, -t);  // what rounding has taken from the product
+  // What rounding has taken from the product and from log2(e).
+  const float low = __fmaf_rn(g, -1.92596303e-8f, __fmaf_rn(g, -1.44269502f, -t));
   float e, r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(t, 127.9f)));
   e = __fmaf_rn(e, __fmul_rn(low, 0.693147181f), e);
