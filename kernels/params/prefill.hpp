@@ -11,7 +11,8 @@ constexpr int kPrefillRows = 128;
 // One GEMM over packed weight tiles (params/stream.hpp). Between the GEMMs, h is packed too: a row tile of
 // the plan is rounded up to 8 rows (which are written and read like the others) and begins at row
 // (first + 7 * tile) / 8 * 8 of h. From there on, per group of 128 columns, its rows x 128 bytes with the
-// 128-byte swizzle, and likewise its scales.
+// 128-byte swizzle, and likewise its scales. prefill_flat.cu: per group of 128 bytes of columns, no scales
+// (fp8_channel: fp32 rows of I columns in sorted order, and codes likewise).
 struct PrefillParams {
   const unsigned char* weights;
   const float* weight_scale;  // checkpoint layout [E, rows/128 blocks, depth/128]
@@ -22,7 +23,7 @@ struct PrefillParams {
   const float* x_scale;    // GEMM1: [.., H/128]
   long long x_scale_stride;
   int x_source, x_scale_source;  // RowSource (params/block.hpp)
-  StreamTile* tiles;             // of kPrefillRows rows; reserved counts what is done of x_packed and h
+  StreamTile* tiles;             // of kPrefillRows rows; reserved counts what is done of h
   const int* num_tiles;
   const int* offsets;  // [E+1]
   const int* slots;
@@ -36,11 +37,27 @@ struct PrefillParams {
   long long out_stride;      // elements from row to row
   const float* slot_weight;  // GEMM2: nullptr: 1
   long long slot_weight_token, slot_weight_slot;
-  // Zeroed by the prologue: units taken by GEMM 1 and by GEMM 2, 1 when the plan is there, units of packing
-  // (sm90/prefill_queue.cuh, prefill_pack.cuh).
+  // fp8_block, zeroed by the prologue: units taken by GEMM 1 and by GEMM 2, 1 when the plan is there
+  // (sm90/prefill_queue.cuh).
   int* tickets;
-  unsigned char* x_packed;  // GEMM1 without a gather: x in the order of the rows, packed like h
-  float* x_packed_scale;
+  // prefill_flat.cu alone, FP8:
+  float x_static;  // the tokens' scale where x_scale is nullptr
+  float h_static;  // fp8_tensor, GEMM1: the scale of h
+};
+
+// Rows of x as GEMM 1 reads them without a gather (sm90/prefill_pack.cu): packed as h is.
+struct PrefillPackParams {
+  const unsigned char* x;
+  long long x_stride;  // bytes
+  const float* x_scale;
+  long long x_scale_stride;
+  int x_source, x_scale_source;
+  const StreamTile* tiles;
+  const int* num_tiles;
+  const int* slots;
+  int top_k, steps;
+  unsigned char* packed;
+  float* packed_scale;
 };
 
 }  // namespace ramp::core::cuda

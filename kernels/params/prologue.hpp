@@ -17,8 +17,8 @@ constexpr unsigned kPrologueMaxExperts = 2 * kPrologueThreads;  // a thread scan
 constexpr unsigned kSegment = 512;
 // Slots that a block of the third launch ranks at a time.
 constexpr unsigned kSubChunk = 2048;
-// Words of num_tiles: the number of tiles and four counters for GEMMs, which the index leaves at zero.
-constexpr unsigned kTileCounters = 5;
+// Words of num_tiles: the number of tiles and three counters for GEMMs, which the index leaves at zero.
+constexpr unsigned kTileCounters = 4;
 
 // The sort of T*k slots by local expert (see kernels/prologue/sort.cuh).
 struct SortParams {

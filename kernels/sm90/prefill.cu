@@ -9,7 +9,7 @@
 //               2: w2, router weight, bf16 rows.
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
 //   GATHER      GEMM 1: 1: token rows by index from x; 0: from a copy that is put in order first
-//   (prefill_pack.cuh).
+//   (prefill_pack.cu).
 //               GEMM 2: 0
 //   STAGES      ring depth: 48 KB each
 //
@@ -17,11 +17,11 @@
 // cluster take one each, and each brings one of the two weight tiles of a step for both (multicast). What is
 // left of an expert, a row tile or two, is divided between them by pairs of slices.
 //
-// Warpgroup 2 fills the ring: one warp brings packed weight and row tiles by bulk copies, and scales; two
-// more bring GEMM 1's token rows by index with 16-byte copies, swizzled by hand, or put them in order ahead
-// of the items. Its last warp looks for the next unit of work (prefill_queue.cuh). The grid is persistent:
-// clusters take units as they get free, ordered by expert, group of row tiles, pair of slices, row tile, so
-// that what runs at the same time shares weights and tokens in L2.
+// Warpgroup 2 fills the ring: one warp brings packed weight and row tiles by bulk copies, and scales; with a
+// gather two more bring token rows by index with 16-byte copies, swizzled by hand. Its last warp looks for the
+// next unit of work (prefill_queue.cuh). The grid is persistent: clusters take units as they get free, ordered
+// by expert, group of row tiles, pair of slices, row tile, so that what runs at the same time shares weights
+// and tokens in L2.
 #define WGMMA_E4M3
 #include "common/types.cuh"
 #include "params/block.hpp"
@@ -29,7 +29,6 @@
 #include "sm90/prefill_copy.cuh"
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_math.cuh"
-#include "sm90/prefill_pack.cuh"
 #include "sm90/prefill_ptx.cuh"
 #include "sm90/ptx.cuh"
 
@@ -115,8 +114,6 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
       bring(p, s);
     } else if (kGather) {
       gather(p, s);
-    } else if (GEMM == 1) {
-      pack_rows(p);
     }
   } else {
     registers_take<224>();

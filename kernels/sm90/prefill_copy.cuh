@@ -89,9 +89,9 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
         barrier_expect(full, weight_bytes(p, item) + (kGather ? 0 : rows * (128 + 4)));
         bring_weights(p, item, s.rank, stage, full, tile);
         if (!kGather) {
-          bulk_copy(stage, (GEMM == 1 ? p.x_packed : p.h) + packed * 128, rows * 128, full);
-          bulk_copy(s.scales + at.slot * kScales, (GEMM == 1 ? p.x_packed_scale : p.h_scale) + packed,
-                    rows * 4, full);
+          bulk_copy(stage, (GEMM == 1 ? p.x : p.h) + packed * 128, rows * 128, full);
+          bulk_copy(s.scales + at.slot * kScales, (GEMM == 1 ? p.x_scale : p.h_scale) + packed, rows * 4,
+                    full);
         }
       }
       tile += kTile;

@@ -52,17 +52,10 @@ __device__ __forceinline__ u32 receive_unit(const Shared& s, u32 n) {
   return __float_as_uint(load_float(s.queue + 8 * kTickets + 4 * at));
 }
 
-// Until all columns of a row tile are there: of h, or of x in GEMM 1's order. A tile's counter has room for
-// both.
-constexpr int kPackedGroup = 1 << 16;
+// Until all columns of a row tile of h are there.
 __device__ __forceinline__ void wait_for_rows(const PrefillParams& p, int tile) {
-  const int* const counter = &p.tiles[tile].reserved;
-  if (GEMM == 1) {
-    while (load_acquire(counter) / kPackedGroup < p.steps) {
-    }
-  } else {
-    while (load_acquire(counter) % kPackedGroup < (int)kMathWarps * p.h_steps) {
-    }
+  const int all = (int)kMathWarps * p.h_steps;
+  while (load_acquire(&p.tiles[tile].reserved) < all) {
   }
 }
 // GEMM 1: this warp has stored its part of a tile's columns (tile < 0: nothing yet).
@@ -110,7 +103,7 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
       }
     }
     if (lane == 0) {
-      if (GATHER == 0 && item.rows > 0) wait_for_rows(p, item.tile);
+      if (GEMM == 2 && item.rows > 0) wait_for_rows(p, item.tile);
       store_words(to, (u32)item.tile, (u32)item.first, (u32)item.rows, (u32)item.pair);
       store_words(to + 16, (u32)item.expert, item.shared ? 1u : 0u, 0, 0);
     }

@@ -30,11 +30,12 @@ constexpr size_t kActivations = 3;  // the gated ones
 // room in its staging, which is shorter).
 constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096 + 192;
 
-// GEMM 1 gathers x, or puts it in order first.
-enum Kernel : size_t { kGemm1, kGemm1Packed, kGemm2, kKernels };
+// GEMM 1 gathers x itself, or reads rows that prefill_pack has put in order.
+enum Kernel : size_t { kGemm1, kGemm1Packed, kGemm2, kPack, kKernels };
 
 // activation: of GEMM 1 alone.
 KernelProgram prefill_program(Kernel kernel, ramp_activation activation) {
+  if (kernel == kPack) return {"prefill_pack", "sm90/prefill_pack.cu", {}, {"prefill_pack"}, 90};
   KernelProgram p{kernel == kGemm2 ? "prefill_gemm2" : "prefill_gemm1",
                   "sm90/prefill.cu",
                   {fmt::format("-DGEMM={}", kernel == kGemm2 ? 2 : 1),
@@ -108,6 +109,29 @@ struct Run {
             kSharedBytes};  // clusters of two
   }
 
+  void pack(CUfunction f, const GemmInput& in) const {
+    const RowIndex& index = parts.prologue.index;
+    PrefillPackParams p{};
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride;
+    p.x_scale = in.scales;
+    p.x_scale_stride = in.scale_stride;
+    p.x_source = in.per_slot ? kRowSlot : kRowToken;
+    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.num_tiles = index.num_tiles;
+    p.slots = index.slots;
+    p.top_k = static_cast<int>(top_k);
+    p.steps = static_cast<int>(w.hidden / kGroup);
+    p.packed = parts.x;
+    p.packed_scale = parts.x_scale;
+    constexpr unsigned kPackThreads = 256, kPackBlocks = 4;  // per SM
+    launch_dependent(true, f,
+                     Grid{static_cast<uint64_t>(gpu.facts().sm_count) * kPackBlocks, 1, kPackThreads, 0},
+                     stream, p);
+  }
+
+  // in: what pack() has read where there is a packed x.
   void gemm1(CUfunction f, const GemmInput& in) const {
     const WeightViews views = weight_views(w);
     PrefillParams p = common();
@@ -116,14 +140,12 @@ struct Run {
     p.ws_expert = w.w13_scale.stride[0];
     p.ws_row = w.w13_scale.stride[1];
     p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
-    p.x = static_cast<const unsigned char*>(in.data);
+    p.x = parts.x != nullptr ? parts.x : static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride;
-    p.x_scale = in.scales;
+    p.x_scale = parts.x != nullptr ? parts.x_scale : in.scales;
     p.x_scale_stride = in.scale_stride;
     p.x_source = in.per_slot ? kRowSlot : kRowToken;
     p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
-    p.x_packed = parts.x;
-    p.x_packed_scale = parts.x_scale;
     p.slices = static_cast<int>(2 * w.intermediate / kSliceRows);
     p.steps = static_cast<int>(w.hidden / kGroup);
     launch_dependent(true, f, grid(), stream, p);
@@ -157,7 +179,8 @@ std::vector<KernelProgram> prefill_programs(int /*arch*/) {
   for (const Kernel kernel : {kGemm1, kGemm1Packed})
     for (size_t a = 0; a < kActivations; ++a)
       list.push_back(prefill_program(kernel, static_cast<ramp_activation>(a)));
-  list.push_back(prefill_program(kGemm2, RAMP_ACTIVATION_SILU_AND_MUL));
+  for (const Kernel kernel : {kGemm2, kPack})
+    list.push_back(prefill_program(kernel, RAMP_ACTIVATION_SILU_AND_MUL));
   return list;
 }
 
@@ -178,6 +201,7 @@ struct PrefillBlock::State {
 
   void gemms(const Run& run, const GemmInput& x, const ramp_tensor& weights, size_t activation) const {
     const auto& f = functions[activation];
+    if (run.parts.x != nullptr) run.pack(f[kPack], x);
     run.gemm1(f[run.parts.x != nullptr ? kGemm1Packed : kGemm1], x);
     run.gemm2(f[kGemm2], weights);
   }
@@ -205,10 +229,11 @@ void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[a].load(std::memory_order_relaxed)) return;
   for (size_t kernel = 0; kernel < kKernels; ++kernel) {
-    CUfunction const f =
-        library_.get(prefill_program(static_cast<Kernel>(kernel), weights.activation), "prefill");
-    RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            static_cast<int>(kSharedBytes));
+    CUfunction const f = library_.get(prefill_program(static_cast<Kernel>(kernel), weights.activation),
+                                      kernel == kPack ? "prefill_pack" : "prefill");
+    if (kernel != kPack)
+      RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+              static_cast<int>(kSharedBytes));
     state_->functions[a][kernel] = f;
   }
   state_->ready[a].store(true, std::memory_order_release);
