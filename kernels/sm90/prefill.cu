@@ -18,15 +18,15 @@
 // left of an expert, a row tile or two, is divided between them by pairs of slices.
 //
 // Warpgroup 2 fills the ring: one warp brings packed weight and row tiles by bulk copies, and scales; with a
-// gather two more bring token rows by index with 16-byte copies, swizzled by hand. Its last warp looks for the
-// next unit of work (prefill_queue.cuh). The grid is persistent: clusters take units as they get free, ordered
-// by expert, group of row tiles, pair of slices, row tile, so that what runs at the same time shares weights
-// and tokens in L2.
+// gather two more bring token rows by index with 16-byte copies, swizzled by hand. Its last warp looks for
+// the next unit of work (prefill_queue.cuh). The grid is persistent: clusters take units as they get free,
+// ordered by expert, group of row tiles, pair of slices, row tile, so that what runs at the same time shares
+// weights and tokens in L2.
 #define WGMMA_E4M3
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/prefill.hpp"
-#include "sm90/prefill_copy.cuh"
+#include "sm90/prefill_bring.cuh"
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_math.cuh"
 #include "sm90/prefill_ptx.cuh"

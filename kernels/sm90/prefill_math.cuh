@@ -1,6 +1,7 @@
 // The math warps' side of the prefill kernel (prefill.cu): main loop and epilogues.
 #pragma once
 
+#include "sm90/prefill_bring.cuh"
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_queue.cuh"
 #include "sm90/wgmma.cuh"
