@@ -47,10 +47,8 @@ __device__ __forceinline__ u64 packed_row(const Item& item) {
 }
 
 __device__ __forceinline__ float activate(float g, float u) {
-#if ACTIVATION == 0 && !defined(FORMAT)  // fp8_block
+#if ACTIVATION == 0
   return __fmul_rn(silu(g), u);
-#elif ACTIVATION == 0
-  return g / (1.0f + expf(-g)) * u;
 #elif ACTIVATION == 1
   return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
 #else
