@@ -20,6 +20,7 @@
 #define WGMMA_E4M3
 #define SCALES 1
 #if GEMM == 1
+#define OWN_PLAN (WIDTH <= 16)  // wider tiles are for more tokens
 #define ROWS kRowsAsync
 #else
 #define ROWS kRowsPacked
@@ -29,7 +30,7 @@
 #include "params/stream.hpp"
 #include "sm90/ptx.cuh"
 #include "sm90/stream_copy.cuh"
-#include "sm90/stream_items.cuh"
+#include "sm90/stream_plan.cuh"
 #include "sm90/wgmma.cuh"
 
 static_assert(WIDTH == 8 || WIDTH == 16 || WIDTH == 32 || WIDTH == 64, "the switch over widths covers these");
@@ -45,6 +46,7 @@ struct Shared {
   u32 scale;     // GEMM 1: [token] scale, its inverse
   u32 remote;    // kPaired: [2][token], the other block's amax
   u32 exchange;  // kPaired: 2 barriers
+  u32 plan;      // GEMM 1: the block's own
 };
 
 __device__ __forceinline__ void load_pair(float& a, float& b, u32 address) {
@@ -59,16 +61,6 @@ __device__ __forceinline__ void store_shared(u32 address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 
-// Frees a slot once `loaded` has a value, that is, once the loads that it was made from have returned. An
-// arrival alone may overtake shared loads that are still under way: with packed rows, whose refill is quick,
-// one warp's last scales of a step were then those of a later one (eight columns of a tile, once in some
-// hundred blocks at T = 512). The count of 32 bits is below 64, which the compiler does not use.
-__device__ __forceinline__ void release_after(const Ring& s, u32 slot, u32 loaded) {
-  u32 zero;
-  asm volatile("{\n.reg .u32 t;\npopc.b32 t, %1;\nshr.u32 %0, t, 6;\n}" : "=r"(zero) : "r"(loaded));
-  barrier_arrive(s.empty + 8 * slot + zero);
-}
-
 // Sums of one item over its depth, N token columns: columns 8j + 2(lane%4) (+1) of rows lane/4 and (4j+2, +3)
 // lane/4 + 8 of the warp's 16.
 template <int N>
@@ -79,7 +71,7 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
   const float* gate_scale = p.weight_scale + (i64)item.expert * p.ws_expert +
-                            (i64)(GEMM == 1 ? item.slice / 2 : item.slice) * p.ws_row;
+                            (i64)(GEMM == 1 || HALVES ? item.slice / 2 : item.slice) * p.ws_row;
   const float* up_scale = gate_scale + (GEMM == 1 ? (i64)p.up_scale_row * p.ws_row : 0);
   float gate = __ldg(gate_scale);
   float up = GEMM == 1 ? __ldg(up_scale) : gate;
@@ -113,7 +105,7 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
     // The sums are read after the wait, whatever the compiler knows of it.
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(part[i]));
-    if (kAhead) release_after(s.ring, slot, loaded);
+    if (kAhead) barrier_arrive_after(s.ring.empty + 8 * slot, loaded);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
       if (!kAhead) load_pair(token[0], token[1], scales + 32 * j);
@@ -127,7 +119,7 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
     if (!kAhead) {
 #pragma unroll
       for (int j = 0; j < N / 8; ++j) loaded ^= __float_as_uint(sum[4 * j]);
-      release_after(s.ring, slot, loaded);
+      barrier_arrive_after(s.ring.empty + 8 * slot, loaded);
     }
     gate = next_gate;
     up = next_up;
@@ -208,7 +200,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
 // Router weights of an item's tokens lane, lane + 32, ...; before the sums, so that nobody waits for them.
 struct TokenWeights {
   float of[(WIDTH + 31) / 32];
-  __device__ __forceinline__ TokenWeights(const StreamParams& p, const Item& item) {
+  __device__ __forceinline__ void load(const StreamParams& p, const Item& item) {
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
       const int column = (int)(threadIdx.x % 32) + 32 * i;
@@ -232,8 +224,9 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Item& i
   // Lane 4t + q stores rows 4q .. 4q+3 of token t: they are in lanes 4t + 2(q%2) (+1), of the upper eight
   // rows from q = 2 on.
   const u32 from = lane - quad + 2 * (quad % 2);
-  u16* to = p.rows + (u64)(u32)item.first * (u64)p.out_stride + (u64)((u32)item.slice * 128 + warp * 16) +
-            (u64)(lane / 4) * (u64)p.out_stride + quad * 4;
+  u16* to = p.rows + (u64)(u32)item.first * (u64)p.out_stride +
+            (u64)((u32)item.slice * (HALVES ? 64 : 128) + warp * 16) + (u64)(lane / 4) * (u64)p.out_stride +
+            quad * 4;
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     const float w0 = __shfl_sync(0xffffffffu, weights.of[j / 4], 8 * (j % 4) + 2 * quad);
@@ -251,20 +244,65 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Item& i
 }
 #endif
 
+#if GEMM == 1
+struct TokenWeights {
+  __device__ __forceinline__ void load(const StreamParams&, const Item&) {}
+};
+#endif
+
 // The math warps' side of one item with N token columns. Sums live and die in here: merged after the switch
 // over N they would go through local memory.
 template <int N>
 __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s, const Item& item, u32& at,
-                                         u32 round, u32 rank) {
+                                         const TokenWeights& weights, u32 round, u32 rank) {
   float sum[N / 2];
-#if GEMM == 1
   accumulate<N>(p, s, item, at, sum);
+#if GEMM == 1
   finish_item<N>(p, s, item, sum, round, rank);
 #else
-  const TokenWeights weights(p, item);
-  accumulate<N>(p, s, item, at, sum);
   finish_item<N>(p, item, sum, weights);
 #endif
+}
+
+// The math warps' side of all items. What the first one needs besides GEMM 1's results is loaded while GEMM 1
+// ends.
+__device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, const Work& work,
+                                        Item item, u32 rank) {
+  TokenWeights weights;
+  if (first_unit() < work.units) weights.load(p, item);
+  dependency_wait();
+  if (p.early) launch_dependents();
+  u32 at = 0;
+  u32 round = 0;
+  for (u32 unit = first_unit(); unit < work.units; ++round) {
+    if (kPaired) item.slice = 2 * item.slice + (int)rank;
+    switch ((item.rows + STEP - 1) / STEP) {
+#define RAMP_WIDTH(n)                                         \
+  case n:                                                     \
+    run_item<STEP * n>(p, s, item, at, weights, round, rank); \
+    break;
+      RAMP_WIDTH(1)
+#if WIDTH / STEP >= 2
+      RAMP_WIDTH(2)
+#endif
+#if WIDTH / STEP >= 4
+      RAMP_WIDTH(3)
+      RAMP_WIDTH(4)
+#endif
+#if WIDTH / STEP >= 8
+      RAMP_WIDTH(5)
+      RAMP_WIDTH(6)
+      RAMP_WIDTH(7)
+      RAMP_WIDTH(8)
+#endif
+#undef RAMP_WIDTH
+    }
+    unit += unit_stride();
+    if (unit < work.units) {
+      item = find_item(p, work, unit);
+      weights.load(p, item);
+    }
+  }
 }
 
 #if GEMM == 1
@@ -284,69 +322,38 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   const u32 barriers = s.remote + (kPaired ? 2 * 4 * WIDTH : 0);
   s.ring = make_ring(base, barriers);
   s.exchange = barriers + 16 * STAGES;
+  s.plan = s.exchange + 16;
   const u32 rank = kPaired ? blockIdx.x % 2 : 0;  // in its cluster; held in no register
+  const u32 warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {
     init_ring(s.ring);
     barrier_init(s.exchange, 1);
     barrier_init(s.exchange + 8, 1);
     barrier_init_fence();
   }
+  const bool own = OWN_PLAN && p.own.slots != 0;
+  if (own && warp == kMathWarps) make_own_plan(p, s.plan);
   if (kPaired)
     cluster_sync();
   else
     __syncthreads();
-#if GEMM == 1
-  dependency_wait();
-  if (p.early) launch_dependents();
-#endif
-  const u32 slices = kPaired ? (u32)p.slices / 2 : (u32)p.slices;
-  const u32 units = (u32)*p.num_tiles * slices;
-  const u32 first = kPaired ? blockIdx.x / 2 : blockIdx.x;
-  const u32 stride = kPaired ? gridDim.x / 2 : gridDim.x;
-  const u32 warp = threadIdx.x / 32;
+  if (GEMM == 1 && !own) dependency_wait();  // for the plan
+  const u32 slices = (kPaired ? (u32)p.slices / 2 : HALVES ? 2 * (u32)p.slices : (u32)p.slices);
+  Item item;
+  const Work work = find_work(p, own ? s.plan : 0, slices, first_unit(), item);
   if (warp == kMathWarps) {
-    if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, first, stride, units, slices, rank);
+    if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, work, item, rank);
     __syncwarp();
-    if (GEMM == 2) dependency_wait();
-  } else if (warp == kMathWarps + 1) {
-#if GEMM == 1
-    gather_tokens(p, s.ring, first, stride, units, slices);
-#else
     dependency_wait();
-    if (threadIdx.x % 32 == 0) bring_tokens(p, s.ring, first, stride, units, slices);
+  } else if (warp == kMathWarps + 1) {
+    dependency_wait();
+#if GEMM == 1
+    gather_tokens(p, s.ring, work, item);
+#else
+    if (threadIdx.x % 32 == 0) bring_tokens(p, s.ring, work, item);
 #endif
   } else {
-#if GEMM == 2
-    dependency_wait();
-    if (p.early) launch_dependents();
-#endif
-    u32 at = 0;
-    u32 round = 0;
-    for (u32 unit = first; unit < units; unit += stride, ++round) {
-      Item item = find_item(p, unit, slices);
-      if (kPaired) item.slice = 2 * item.slice + (int)rank;
-      switch ((item.rows + STEP - 1) / STEP) {
-#define RAMP_WIDTH(n)                                \
-  case n:                                            \
-    run_item<STEP * n>(p, s, item, at, round, rank); \
-    break;
-        RAMP_WIDTH(1)
-#if WIDTH / STEP >= 2
-        RAMP_WIDTH(2)
-#endif
-#if WIDTH / STEP >= 4
-        RAMP_WIDTH(3)
-        RAMP_WIDTH(4)
-#endif
-#if WIDTH / STEP >= 8
-        RAMP_WIDTH(5)
-        RAMP_WIDTH(6)
-        RAMP_WIDTH(7)
-        RAMP_WIDTH(8)
-#endif
-#undef RAMP_WIDTH
-      }
-    }
+    compute(p, s, work, item, rank);
   }
   if (kPaired) cluster_sync();  // no block leaves while its partner may still write to it
 }
