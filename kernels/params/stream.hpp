@@ -7,6 +7,24 @@ struct StreamTile {  // prologue.hpp: Tile
   int expert, first, rows, reserved;
 };
 
+constexpr int kStreamOwnSlots = 64;
+
+// Few slots need no prologue: every block makes the plan for itself, GEMM1 converts x where it needs it.
+struct StreamOwnPlan {
+  int slots;             // T*k, at most kStreamOwnSlots; 0: the prologue's plan and codes are used
+  int ids_wide;          // ids are i64
+  const void* ids;       // [T,k] expert ids
+  long long ids_stride;  // elements from token to token
+  const int* map;        // global id -> local expert or -1; nullptr: ids are local
+  unsigned long long map_size;
+  unsigned experts;
+  // GEMM1:
+  const unsigned short* x;  // bf16 [T,H], rows aligned to 8 bytes
+  long long x_stride;       // elements
+  int* positions;           // [T*k], written: flat slot -> row or -1
+  long long* counters;      // [2]: += masked, += out of range; or nullptr
+};
+
 // One GEMM over packed tiles. Packed weights of an expert: slices of 128 rows; a slice is its depth steps one
 // after the other; a step is one 16 KB tile of 128 rows x 128 bytes with the 128-byte swizzle.
 struct StreamParams {
@@ -25,6 +43,7 @@ struct StreamParams {
   const int* slots;
   int top_k;
   int slices, steps;     // per expert; per slice
+  StreamOwnPlan own;     // GEMM1 of stream.cu
   int early;             // 1: the next kernel may start while this one runs
   unsigned char* codes;  // GEMM1: [rows, I] e4m3 (stream_flat.cu: as the format wants h)
   float* scales;         // GEMM1: [rows, I/128]

@@ -11,16 +11,18 @@
 //   WIDTH   token rows per tile at most: 8, 16, 32 or 64
 //   STEP    the width of a tile is a multiple of it: 8
 //   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
+//   HALVES  1: GEMM 2 works on half slices of 64 rows with one warpgroup: more items where there are few
+//   OWN_PLAN  1: with StreamOwnPlan's slots there has been no prologue: each block makes the plan from the
+//             ids (stream_plan.cuh), and GEMM 1 codes from x (stream_convert.cuh)
 //
 // GEMM 1's blocks run in clusters of two, each with 64 of a group's 128 columns, exchanging the group's amax
-// through distributed shared memory. Warps 0-7 do math, warp 8 brings weights, as far ahead as the ring
-// allows, warp 9 tokens: GEMM 1 gathers them by index with 16-byte copies, swizzled by hand; GEMM 2's are one
-// bulk copy a step. The grid is persistent: blocks stride over (tile, slice) items, ordered by expert, then
-// slice, then tile, so that an expert's tiles share its weights in L2.
+// through distributed shared memory. The first warps do math, the last but one brings weights, as far ahead
+// as the ring allows, the last one tokens: GEMM 1 gathers them by index with 16-byte copies, swizzled by
+// hand; GEMM 2's are one bulk copy a step. The grid is persistent: blocks stride over (tile, slice) items,
+// ordered by expert, then slice, then tile, so that an expert's tiles share its weights in L2.
 #define WGMMA_E4M3
 #define SCALES 1
 #if GEMM == 1
-#define OWN_PLAN (WIDTH <= 16)  // wider tiles are for more tokens
 #define ROWS kRowsAsync
 #else
 #define ROWS kRowsPacked
@@ -29,15 +31,19 @@
 #include "params/block.hpp"
 #include "params/stream.hpp"
 #include "sm90/ptx.cuh"
+#include "sm90/stream_convert.cuh"
 #include "sm90/stream_copy.cuh"
 #include "sm90/stream_plan.cuh"
 #include "sm90/wgmma.cuh"
 
 static_assert(WIDTH == 8 || WIDTH == 16 || WIDTH == 32 || WIDTH == 64, "the switch over widths covers these");
 static_assert(STEP == 8, "a case of the switch is 8 token columns wide");
-static_assert(SLICES == 1, "two warpgroups, one slice");
+static_assert(SLICES == 1 && !(GEMM == 1 && HALVES), "GEMM 1 has two warpgroups and one slice");
 
 constexpr u32 kMathWarps = kMathThreads / 32;
+constexpr u32 kThreads = kMathThreads + 64;
+[[maybe_unused]] constexpr u32 kMathBarrier = 1;  // numbers of named barriers
+constexpr u32 kPlanBarrier = 2;
 constexpr bool kPaired = GEMM == 1;  // a cluster of two blocks shares a group
 
 struct Shared {
@@ -83,7 +89,7 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
     barrier_wait(s.ring.full + 8 * slot, (at / STAGES) & 1);
     if (ROWS == kRowsAsync) proxy_fence();
     const u64 a = descriptor(s.ring.tiles + slot * kStage + group * 8192);
-    const u64 b = descriptor(s.ring.tiles + slot * kStage + kTile);
+    const u64 b = descriptor(s.ring.tiles + slot * kStage + kPart);
     const u32 scales = s.ring.scales + slot * kScaleBytes + 8 * (lane % 4);
     float part[N / 2];
     wgmma_fence();
@@ -127,13 +133,6 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
 }
 
 #if GEMM == 1
-// Two codes of h / scale, given the inverse of the scale: the division's Newton step, exact where it matters
-// (prologue/quantize.cuh: quotient()). Both are 0 for an infinite scale: 0, and NaN where h is not finite.
-__device__ __forceinline__ float quotient(float h, float scale, float inverse) {
-  const float q = __fmul_rn(h, inverse);
-  return __fmaf_rn(__fmaf_rn(-scale, q, h), inverse, q);
-}
-
 // Activation, the groups' scales and codes, packed.
 template <int N>
 __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared& s, const Item& item,
@@ -155,7 +154,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 16));
     if (lane < 4) store_shared(s.amax + 4 * (warp * WIDTH + 8 * (j / 2) + 2 * lane + j % 2), m);
   }
-  named_barrier(1, kMathThreads);
+  named_barrier(kMathBarrier, kMathThreads);
   const int group = item.slice / 2;
   const u64 row = packed_row(item);
   if (threadIdx.x < N) {
@@ -179,7 +178,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
     store_shared(s.scale + 8 * threadIdx.x + 4, finite ? __frcp_rn(scale) : 0.0f);
     if (rank == 0) p.scales[row * (u64)p.scale_out_stride + (u64)((u32)group * N) + threadIdx.x] = scale;
   }
-  named_barrier(1, kMathThreads);
+  named_barrier(kMathBarrier, kMathThreads);
   // Where lane l stores columns 2(l%4) and + 1 of the warp's eight, for token l/4 of eight.
   const u32 eight = 8 * rank + warp;
   u8* to = p.codes + row * (u64)p.out_stride +
@@ -200,13 +199,13 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
 // Router weights of an item's tokens lane, lane + 32, ...; before the sums, so that nobody waits for them.
 struct TokenWeights {
   float of[(WIDTH + 31) / 32];
-  __device__ __forceinline__ void load(const StreamParams& p, const Item& item) {
+  __device__ __forceinline__ void load(const StreamParams& p, const Work& work, const Item& item) {
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
       const int column = (int)(threadIdx.x % 32) + 32 * i;
       of[i] = 1.0f;
       if (p.slot_weight == nullptr || column >= item.rows) continue;
-      const int slot = p.slots[item.first + column];
+      const int slot = (int)source_row(kRowSlot, p, work, item.first + column);
       const int t = slot / p.top_k;
       of[i] = p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
     }
@@ -246,7 +245,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Item& i
 
 #if GEMM == 1
 struct TokenWeights {
-  __device__ __forceinline__ void load(const StreamParams&, const Item&) {}
+  __device__ __forceinline__ void load(const StreamParams&, const Work&, const Item&) {}
 };
 #endif
 
@@ -269,7 +268,7 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, const Work& work,
                                         Item item, u32 rank) {
   TokenWeights weights;
-  if (first_unit() < work.units) weights.load(p, item);
+  if (first_unit() < work.units) weights.load(p, work, item);
   dependency_wait();
   if (p.early) launch_dependents();
   u32 at = 0;
@@ -300,7 +299,7 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
     unit += unit_stride();
     if (unit < work.units) {
       item = find_item(p, work, unit);
-      weights.load(p, item);
+      weights.load(p, work, item);
     }
   }
 }
@@ -311,7 +310,7 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
 #define CLUSTER
 #endif
 
-extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
+extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
     stream(const __grid_constant__ StreamParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   Shared s;
@@ -322,7 +321,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   const u32 barriers = s.remote + (kPaired ? 2 * 4 * WIDTH : 0);
   s.ring = make_ring(base, barriers);
   s.exchange = barriers + 16 * STAGES;
-  s.plan = s.exchange + 16;
+  s.plan = s.exchange + 16;  // OWN_PLAN: kOwnPlanBytes
   const u32 rank = kPaired ? blockIdx.x % 2 : 0;  // in its cluster; held in no register
   const u32 warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {
@@ -331,16 +330,26 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
     barrier_init(s.exchange + 8, 1);
     barrier_init_fence();
   }
-  const bool own = OWN_PLAN && p.own.slots != 0;
-  if (own && warp == kMathWarps) make_own_plan(p, s.plan);
   if (kPaired)
     cluster_sync();
   else
     __syncthreads();
-  if (GEMM == 1 && !own) dependency_wait();  // for the plan
+  // GEMM 1 waits for the prologue's plan, or for the ids, which are older than whatever GEMM 2 follows.
+  if (GEMM == 1) dependency_wait();
+  const bool own = OWN_PLAN && p.own.slots != 0;
+  if (own) {
+    if (warp == kMathWarps) {
+      make_own_plan(p, s.plan, GEMM == 1 && blockIdx.x + 1 == gridDim.x);
+      __syncwarp();
+      named_arrive(kPlanBarrier, kThreads);
+    } else {
+      named_barrier(kPlanBarrier, kThreads);
+    }
+  }
   const u32 slices = (kPaired ? (u32)p.slices / 2 : HALVES ? 2 * (u32)p.slices : (u32)p.slices);
+  const Work work = find_work(p, own ? s.plan : 0, slices);
   Item item;
-  const Work work = find_work(p, own ? s.plan : 0, slices, first_unit(), item);
+  if (first_unit() < work.units) item = find_item(p, work, first_unit());
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, work, item, rank);
     __syncwarp();
@@ -348,7 +357,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
   } else if (warp == kMathWarps + 1) {
     dependency_wait();
 #if GEMM == 1
-    gather_tokens(p, s.ring, work, item);
+    if (own)
+      convert_tokens(p, s.ring, work, item);
+    else
+      gather_tokens(p, s.ring, work, item);
 #else
     if (threadIdx.x % 32 == 0) bring_tokens(p, s.ring, work, item);
 #endif

@@ -22,7 +22,7 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kSliceRows = 128, kThreads = 320;
+constexpr int64_t kSliceRows = 128;
 constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
 
 // Many small rings for few rows. choose() knows when which is best.
@@ -33,11 +33,14 @@ static_assert(sizeof(StreamTile) == sizeof(Tile));
 
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
+  const bool halves = v.halves(gemm);
+  const int32_t stages = halves ? v.half_stages : v.stages;
   KernelProgram p{
-      fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
+      fmt::format("stream_gemm{}_w{}{}_s{}", gemm, v.width, halves ? "_r64" : "", stages),
       "sm90/stream.cu",
       {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTEP={}", kStep),
-       fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
+       fmt::format("-DSTAGES={}", stages), fmt::format("-DBLOCKS={}", v.blocks),
+       fmt::format("-DHALVES={}", halves ? 1 : 0), fmt::format("-DOWN_PLAN={}", v.own_plan() ? 1 : 0)},
       {"stream"},
       90};
   if (gemm == 1) {
@@ -76,13 +79,23 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 }  // namespace
 
 // As kernels/sm90/stream.cu lays it out: the ring; GEMM 1's amax per warp, scales with their inverses and the
-// other block's amax of two items; barriers.
+// other block's amax of two items; barriers; the block's own plan.
 uint32_t StreamVariant::shared_bytes(int gemm) const noexcept {
   const auto w = static_cast<uint32_t>(width);
-  const auto s = static_cast<uint32_t>(stages);
-  const uint32_t ring = s * (16384 + w * 128 + (w * 4 + 127) / 128 * 128);
+  const auto s = static_cast<uint32_t>(halves(gemm) ? half_stages : stages);
+  const uint32_t ring = s * ((halves(gemm) ? 8192 : 16384) + w * 128 + (w * 4 + 127) / 128 * 128);
   const uint32_t group = gemm == 1 ? 4 * w * (8 + 2 + 2) : 0;
-  return ring + group + 16 * s + 16;
+  const uint32_t plan = own_plan() ? 12 * kStreamOwnSlots + 16 : 0;
+  return ring + group + 16 * s + 16 + plan;
+}
+
+bool StreamVariant::own_plan() const noexcept {
+  // The others have no registers for it, and more tokens.
+  constexpr int32_t kMost = 64;
+  return width * blocks <= kMost;
+}
+unsigned StreamVariant::threads(int gemm) const noexcept {
+  return halves(gemm) ? 192 : 320;  // a warpgroup per 64 weight rows, two warps that copy
 }
 
 KernelConfig StreamVariant::config() const noexcept {
@@ -91,7 +104,7 @@ KernelConfig StreamVariant::config() const noexcept {
   c.tile_n = kSliceRows;
   c.tile_k = kGroup;
   c.stages = stages;
-  c.threads = kThreads;
+  c.threads = static_cast<int32_t>(threads(1));
   return c;
 }
 
@@ -192,6 +205,8 @@ struct Run {
   StreamVariant variant;
   int64_t top_k = 1;
   CUstream stream = nullptr;
+  StreamOwnPlan own{};
+  bool first = false;  // GEMM 1 is the call's first launch
 
   [[nodiscard]] StreamParams common() const {
     const RowIndex& index = parts.prologue.index;
@@ -205,13 +220,14 @@ struct Run {
     // 24% in the probe, models with many experts gained 0 to 2%.
     constexpr int64_t kManyExperts = 16;
     p.early = w.experts > kManyExperts ? 1 : 0;
+    p.own = own;
     return p;
   }
   [[nodiscard]] Grid grid(int gemm) const {
     // A multiple of the cluster size.
     const uint64_t blocks =
         static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
-    return {blocks / 2 * 2, 1, kThreads, variant.shared_bytes(gemm)};
+    return {blocks / 2 * 2, 1, variant.threads(gemm), variant.shared_bytes(gemm)};
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
@@ -234,7 +250,7 @@ struct Run {
     p.out_stride = w.intermediate;
     p.scales = parts.scales;
     p.scale_out_stride = w.intermediate / kGroup;
-    launch_dependent(true, f, grid(1), stream, p);
+    launch_dependent(!first || capturing(stream), f, grid(1), stream, p);
   }
 
   // weights: [T,k], absent where they were applied to the input.
@@ -260,6 +276,27 @@ struct Run {
   }
 };
 
+// Few slots, and x that GEMM 1 can convert itself: no prologue.
+bool plans_itself(const BlockCall& call, const StreamVariant& variant) noexcept {
+  return variant.own_plan() && call.tokens * call.top_k <= kStreamOwnSlots && call.x.dtype == RAMP_BF16 &&
+         rows_aligned(call.x.data, 2, {call.x.stride[0]}) && !call.router_weight_on_input;
+}
+StreamOwnPlan own_plan(const BlockCall& call, const RowIndex& index) {
+  StreamOwnPlan own{};
+  own.slots = static_cast<int>(call.tokens * call.top_k);
+  own.ids_wide = call.ids.dtype == RAMP_I64 ? 1 : 0;
+  own.ids = call.ids.data;
+  own.ids_stride = call.ids.stride[0];
+  own.map = call.expert_map.data();
+  own.map_size = call.expert_map.size();
+  own.experts = static_cast<unsigned>(call.weights->experts);
+  own.x = static_cast<const unsigned short*>(call.x.data);
+  own.x_stride = call.x.stride[0];
+  own.positions = index.positions;
+  own.counters = reinterpret_cast<long long*>(call.counters);
+  return own;
+}
+
 size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
   for (size_t i = 0; i < kVariants.size(); ++i)
     if (forced != nullptr ? kVariants[i].config() == *forced : kVariants[i] == chosen) return i;
@@ -276,9 +313,20 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   check_workspace(call.workspace, call.workspace_bytes,
                   carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
-  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                                         : prologue_.block(call, parts.prologue, stream);
+  Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
+  GemmInput x;
+  if (plans_itself(call, kVariants[number])) {
+    run.own = own_plan(call, parts.prologue.index);
+    run.first = routing == nullptr;
+    if (routing != nullptr) {
+      RouteCall before = *routing;
+      before.stream = call.stream;
+      prologue_.route(before);
+    }
+  } else {
+    x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                           : prologue_.block(call, parts.prologue, stream);
+  }
   const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
