@@ -9,17 +9,18 @@ struct StreamTile {  // prologue.hpp: Tile
 
 constexpr int kStreamOwnSlots = 64;
 
-// Few slots need no prologue: every block makes the plan for itself, GEMM1 converts x where it needs it.
+// Of few slots every block makes the plan for itself, so that weights come before the prologue has ended; with
+// `x` GEMM1 also converts that where it needs it, and there is no prologue.
 struct StreamOwnPlan {
-  int slots;             // T*k, at most kStreamOwnSlots; 0: the prologue's plan and codes are used
+  int slots;             // T*k, at most kStreamOwnSlots; 0: the prologue's plan is used
   int ids_wide;          // ids are i64
   const void* ids;       // [T,k] expert ids
   long long ids_stride;  // elements from token to token
   const int* map;        // global id -> local expert or -1; nullptr: ids are local
   unsigned long long map_size;
   unsigned experts;
-  // GEMM1:
-  const unsigned short* x;  // bf16 [T,H], rows aligned to 8 bytes
+  // GEMM1 without a prologue:
+  const unsigned short* x;  // bf16 [T,H], rows aligned to 8 bytes; else nullptr
   long long x_stride;       // elements
   int* positions;           // [T*k], written: flat slot -> row or -1
   long long* counters;      // [2]: += masked, += out of range; or nullptr
@@ -32,6 +33,7 @@ struct StreamParams {
   const float* weight_scale;  // checkpoint layout; fp8_block: [E, rows/128 blocks, depth/128]
   long long ws_expert, ws_row;
   int up_scale_row;        // GEMM1: first scale row of the up half
+  unsigned up_scale;       // ... and its distance in elements, fp8_block
   const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; GEMM2: what GEMM1 has left in codes
   long long x_stride;      // bytes
   const float* x_scale;    // [.., depth/128]

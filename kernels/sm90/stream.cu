@@ -44,6 +44,8 @@ constexpr u32 kMathWarps = kMathThreads / 32;
 constexpr u32 kThreads = kMathThreads + 64;
 [[maybe_unused]] constexpr u32 kMathBarrier = 1;  // numbers of named barriers
 constexpr u32 kPlanBarrier = 2;
+// Widths up to which two steps are under way, as far as registers go.
+constexpr int kTwoSteps = WIDTH * BLOCKS <= 32 ? 16 : WIDTH * BLOCKS <= 64 ? 8 : 0;
 constexpr bool kPaired = GEMM == 1;  // a cluster of two blocks shares a group
 
 struct Shared {
@@ -67,54 +69,63 @@ __device__ __forceinline__ void store_shared(u32 address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 
-// Sums of one item over its depth, N token columns: columns 8j + 2(lane%4) (+1) of rows lane/4 and (4j+2, +3)
-// lane/4 + 8 of the warp's 16.
+// The scales of an item's weights, a step ahead of their use, since they come from memory.
+struct WeightScales {
+  const float* next;
+  float gate, up;
+  __device__ __forceinline__ WeightScales(const StreamParams& p, const Item& item)
+      : next(p.weight_scale + (i64)item.expert * p.ws_expert +
+             (i64)(GEMM == 1 || HALVES ? item.slice / 2 : item.slice) * p.ws_row) {
+    load(p, p.steps > 1);
+  }
+  __device__ __forceinline__ void load(const StreamParams& p, bool more) {
+    gate = __ldg(next);
+    up = GEMM == 1 ? __ldg(next + p.up_scale) : gate;
+    if (more) ++next;
+  }
+};
+
+// One step: its products, N token columns, and what they are scaled with. Wide tiles load their token scales
+// as they use them: 12 registers fewer, but the slot is held longer.
 template <int N>
-__device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& s, const Item& item, u32& at,
-                                           float (&sum)[N / 2]) {
-  const u32 group = threadIdx.x / 128;
-  const u32 lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
-  const float* gate_scale = p.weight_scale + (i64)item.expert * p.ws_expert +
-                            (i64)(GEMM == 1 || HALVES ? item.slice / 2 : item.slice) * p.ws_row;
-  const float* up_scale = gate_scale + (GEMM == 1 ? (i64)p.up_scale_row * p.ws_row : 0);
-  float gate = __ldg(gate_scale);
-  float up = GEMM == 1 ? __ldg(up_scale) : gate;
-  for (int k = 0; k < p.steps; ++k, ++at) {
-    const int next = k + 1 < p.steps ? k + 1 : k;
-    const float next_gate = __ldg(gate_scale + next);
-    const float next_up = GEMM == 1 ? __ldg(up_scale + next) : next_gate;
+struct Step {
+  static constexpr bool kAhead = N < 56;
+  float part[N / 2], token[kAhead ? N / 4 : 2], gate, up;
+  __device__ __forceinline__ void start(const StreamParams& p, const Ring& ring, WeightScales& scales, u32 at,
+                                        u32 end) {
+    gate = scales.gate;
+    up = scales.up;
+    scales.load(p, at + 2 < end);
     const u32 slot = at % STAGES;
-    barrier_wait(s.ring.full + 8 * slot, (at / STAGES) & 1);
+    barrier_wait(ring.full + 8 * slot, (at / STAGES) & 1);
     if (ROWS == kRowsAsync) proxy_fence();
-    const u64 a = descriptor(s.ring.tiles + slot * kStage + group * 8192);
-    const u64 b = descriptor(s.ring.tiles + slot * kStage + kPart);
-    const u32 scales = s.ring.scales + slot * kScaleBytes + 8 * (lane % 4);
-    float part[N / 2];
+    const u64 a = descriptor(ring.tiles + slot * kStage + threadIdx.x / 128 * 8192);
+    const u64 b = descriptor(ring.tiles + slot * kStage + kPart);
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<E4m3, N>(part, a + 2 * j, b + 2 * j, j != 0);
     wgmma_commit();
-    // Wide tiles load their token scales as they use them: 12 registers fewer, but the slot is held longer.
-    constexpr bool kAhead = N < 56;
-    float token[kAhead ? N / 4 : 2];
-    u32 loaded = 0;  // made from every load of token scales
-    if (kAhead) {
+    if constexpr (kAhead) {
 #pragma unroll
-      for (int j = 0; j < (kAhead ? N / 8 : 0); ++j) {
-        load_pair(token[2 * j], token[2 * j + 1], scales + 32 * j);
-        loaded ^= __float_as_uint(token[2 * j]);
-      }
+      for (int j = 0; j < N / 8; ++j)
+        load_pair(token[2 * j], token[2 * j + 1], token_scales(ring, slot) + 32 * j);
     }
-    wgmma_wait<0>();
+  }
+  // Once its products have been waited for.
+  __device__ __forceinline__ void finish(const Ring& ring, u32 at, float (&sum)[N / 2]) {
+    const u32 slot = at % STAGES;
     // The sums are read after the wait, whatever the compiler knows of it.
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(part[i]));
-    if (kAhead) barrier_arrive_after(s.ring.empty + 8 * slot, loaded);
+    u32 loaded = 0;  // made from every load of token scales
+    if (kAhead) {
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) loaded ^= __float_as_uint(token[2 * j]);
+      barrier_arrive_after(ring.empty + 8 * slot, loaded);
+    }
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
-      if (!kAhead) load_pair(token[0], token[1], scales + 32 * j);
+      if (!kAhead) load_pair(token[0], token[1], token_scales(ring, slot) + 32 * j);
       const float t0 = token[kAhead ? 2 * j : 0];
       const float t1 = token[kAhead ? 2 * j + 1 : 1];
       sum[4 * j + 0] = fmaf(part[4 * j + 0], gate * t0, sum[4 * j + 0]);
@@ -122,13 +133,57 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
       sum[4 * j + 2] = fmaf(part[4 * j + 2], up * t0, sum[4 * j + 2]);
       sum[4 * j + 3] = fmaf(part[4 * j + 3], up * t1, sum[4 * j + 3]);
     }
-    if (!kAhead) {
+    if constexpr (!kAhead) {
 #pragma unroll
       for (int j = 0; j < N / 8; ++j) loaded ^= __float_as_uint(sum[4 * j]);
-      barrier_arrive_after(s.ring.empty + 8 * slot, loaded);
+      barrier_arrive_after(ring.empty + 8 * slot, loaded);
     }
-    gate = next_gate;
-    up = next_up;
+  }
+  static __device__ __forceinline__ u32 token_scales(const Ring& ring, u32 slot) {
+    return ring.scales + slot * kScaleBytes + threadIdx.x % 4 * 8;
+  }
+};
+
+// Sums of one item over its depth, N token columns: columns 8j + 2(lane%4) (+1) of rows lane/4 and (4j+2, +3)
+// lane/4 + 8 of the warp's 16.
+template <int N>
+__device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& s, const Item& item, u32& at,
+                                           float (&sum)[N / 2]) {
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) sum[i] = 0.0f;
+  WeightScales scales(p, item);
+  const u32 end = at + (u32)p.steps;
+  if constexpr (N <= kTwoSteps) {
+    // Two steps under way: one's products are made while the other's are scaled and added. Where steps wait
+    // for each other rather than for memory, at the end of a GEMM, this is what they take.
+    Step<N> even, odd;
+    even.start(p, s.ring, scales, at, end);
+    for (++at;; at += 2) {
+      if (at == end) {
+        wgmma_wait<0>();
+        even.finish(s.ring, at - 1, sum);
+        break;
+      }
+      odd.start(p, s.ring, scales, at, end);
+      wgmma_wait<1>();
+      even.finish(s.ring, at - 1, sum);
+      if (at + 1 == end) {
+        wgmma_wait<0>();
+        odd.finish(s.ring, at, sum);
+        break;
+      }
+      even.start(p, s.ring, scales, at + 1, end);
+      wgmma_wait<1>();
+      odd.finish(s.ring, at, sum);
+    }
+    at = end;
+  } else {
+    Step<N> step;
+    for (; at != end; ++at) {
+      step.start(p, s.ring, scales, at, end);
+      wgmma_wait<0>();
+      step.finish(s.ring, at, sum);
+    }
   }
 }
 
@@ -268,7 +323,13 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, const Work& work,
                                         Item item, u32 rank) {
   TokenWeights weights;
-  if (first_unit() < work.units) weights.load(p, work, item);
+  if (first_unit() < work.units) {
+    weights.load(p, work, item);
+    if (GEMM == 2) {
+      const WeightScales warm(p, item);  // to L1
+      asm volatile("" ::"f"(warm.gate));
+    }
+  }
   dependency_wait();
   if (p.early) launch_dependents();
   u32 at = 0;
@@ -330,21 +391,30 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
     barrier_init(s.exchange + 8, 1);
     barrier_init_fence();
   }
+  const bool own = OWN_PLAN && p.own.slots != 0;
+  const bool direct = GEMM == 1 && own && p.own.x != nullptr;
+  if (direct) prefetch_rows(p);
   if (kPaired)
     cluster_sync();
   else
     __syncthreads();
-  // GEMM 1 waits for the prologue's plan, or for the ids, which are older than whatever GEMM 2 follows.
-  if (GEMM == 1) dependency_wait();
-  const bool own = OWN_PLAN && p.own.slots != 0;
   if (own) {
     if (warp == kMathWarps) {
-      make_own_plan(p, s.plan, GEMM == 1 && blockIdx.x + 1 == gridDim.x);
-      __syncwarp();
+      // The ids are older than whatever is in front of this kernel, but where this is a block's first kernel.
+      // Then the plan is made once without effect while its warp would wait: fetching the code takes longer.
+#pragma unroll 1
+      for (int pass = direct ? 0 : 1; pass < 2; ++pass) {
+        if (direct && pass == 1) dependency_wait();
+        make_own_plan(p, s.plan, direct && pass == 1 && blockIdx.x + 1 == gridDim.x);
+        __syncwarp();
+      }
       named_arrive(kPlanBarrier, kThreads);
     } else {
+      if (direct) dependency_wait();
       named_barrier(kPlanBarrier, kThreads);
     }
+  } else if (GEMM == 1) {
+    dependency_wait();  // for the plan
   }
   const u32 slices = (kPaired ? (u32)p.slices / 2 : HALVES ? 2 * (u32)p.slices : (u32)p.slices);
   const Work work = find_work(p, own ? s.plan : 0, slices);
@@ -357,7 +427,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
   } else if (warp == kMathWarps + 1) {
     dependency_wait();
 #if GEMM == 1
-    if (own)
+    if (direct)
       convert_tokens(p, s.ring, work, item);
     else
       gather_tokens(p, s.ring, work, item);

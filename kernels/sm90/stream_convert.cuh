@@ -17,6 +17,15 @@ __device__ __forceinline__ uint2 load_fresh(const uint2* p) {
   return v;
 }
 
+// The rows of x on their way to L2, a part by every block.
+__device__ __forceinline__ void prefetch_rows(const StreamParams& p) {
+  constexpr u32 kLine = 64;  // elements
+  const u32 lines = (u32)p.steps * kRowBytes / kLine;
+  const u32 all = (u32)p.own.slots / (u32)p.top_k * lines;
+  for (u32 i = threadIdx.x * gridDim.x + blockIdx.x; i < all; i += gridDim.x * blockDim.x)
+    prefetch_l2(p.own.x + (i64)(i / lines) * p.own.x_stride + (i64)(i % lines * kLine));
+}
+
 // Row r of a step: four bf16 of every lane become codes at `to` (swizzled) and the scale at `scales`.
 __device__ __forceinline__ void convert_row(const uint2& raw, u32 r, u32 to, u32 scales) {
   const u32 lane = threadIdx.x % 32;

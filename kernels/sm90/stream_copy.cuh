@@ -90,7 +90,7 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
     // Scales come from memory too, as the math asks for them: into L2 by then.
     const float* scale =
         p.weight_scale + (i64)item.expert * p.ws_expert + (i64)(GEMM == 1 ? slice / 2 : slice) * p.ws_row;
-    const float* more = scale + (GEMM == 1 ? (i64)p.up_scale_row * p.ws_row : SLICES == 2 ? p.ws_row : 0);
+    const float* more = scale + (GEMM == 1 ? p.up_scale : SLICES == 2 ? p.ws_row : 0);
     for (int k = 0; k < p.steps; k += 32) {
       prefetch_l2(scale + k);
       if (GEMM == 1 || SLICES == 2) prefetch_l2(more + k);

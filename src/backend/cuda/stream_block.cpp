@@ -35,11 +35,12 @@ static_assert(sizeof(StreamTile) == sizeof(Tile));
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
   const bool halves = v.halves(gemm);
   const int32_t stages = halves ? v.half_stages : v.stages;
+  const int32_t blocks = halves ? v.half_blocks : v.blocks;
   KernelProgram p{
       fmt::format("stream_gemm{}_w{}{}_s{}", gemm, v.width, halves ? "_r64" : "", stages),
       "sm90/stream.cu",
       {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTEP={}", kStep),
-       fmt::format("-DSTAGES={}", stages), fmt::format("-DBLOCKS={}", v.blocks),
+       fmt::format("-DSTAGES={}", stages), fmt::format("-DBLOCKS={}", blocks),
        fmt::format("-DHALVES={}", halves ? 1 : 0), fmt::format("-DOWN_PLAN={}", v.own_plan() ? 1 : 0)},
       {"stream"},
       90};
@@ -207,6 +208,7 @@ struct Run {
   CUstream stream = nullptr;
   StreamOwnPlan own{};
   bool first = false;  // GEMM 1 is the call's first launch
+  [[nodiscard]] bool direct() const noexcept { return own.x != nullptr; }
 
   [[nodiscard]] StreamParams common() const {
     const RowIndex& index = parts.prologue.index;
@@ -220,24 +222,29 @@ struct Run {
     // 24% in the probe, models with many experts gained 0 to 2%.
     constexpr int64_t kManyExperts = 16;
     p.early = w.experts > kManyExperts ? 1 : 0;
-    p.own = own;
     return p;
   }
   [[nodiscard]] Grid grid(int gemm) const {
     // A multiple of the cluster size.
-    const uint64_t blocks =
-        static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
+    const int32_t each = variant.halves(gemm) ? variant.half_blocks : variant.blocks;
+    const uint64_t blocks = static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(each);
     return {blocks / 2 * 2, 1, variant.threads(gemm), variant.shared_bytes(gemm)};
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
     const WeightViews views = weight_views(w);
     StreamParams p = common();
+    p.own = own;
     p.weights = static_cast<const unsigned char*>(views.w13.data);
     p.weight_scale = static_cast<const float*>(w.w13_scale.data);
     p.ws_expert = w.w13_scale.stride[0];
     p.ws_row = w.w13_scale.stride[1];
     p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
+    const int64_t up_scale = w.intermediate / kGroup * p.ws_row;
+    if (up_scale < 0 || up_scale > int64_t{UINT32_MAX})
+      fail_argument("w13_scale", fmt::format("rows {} elements apart", p.ws_row),
+                    "the up half's scales within 2^32 elements of the gate half's", "copy the scales closer");
+    p.up_scale = static_cast<unsigned>(up_scale);
     p.x = static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride;
     p.x_scale = in.scales;
@@ -257,6 +264,7 @@ struct Run {
   void gemm2(CUfunction f, const ramp_tensor& weights) const {
     const WeightViews views = weight_views(w);
     StreamParams p = common();
+    if (direct()) p.own = own;  // else the prologue's plan is there by now
     p.weights = static_cast<const unsigned char*>(views.w2.data);
     p.weight_scale = static_cast<const float*>(w.w2_scale.data);
     p.ws_expert = w.w2_scale.stride[0];
@@ -276,9 +284,13 @@ struct Run {
   }
 };
 
-// Few slots, and x that GEMM 1 can convert itself: no prologue.
 bool plans_itself(const BlockCall& call, const StreamVariant& variant) noexcept {
-  return variant.own_plan() && call.tokens * call.top_k <= kStreamOwnSlots && call.x.dtype == RAMP_BF16 &&
+  return variant.own_plan() && call.tokens * call.top_k <= kStreamOwnSlots;
+}
+// Without a prologue: x that GEMM 1 can convert itself. For one token alone: with more, a warp that converts
+// an expert's rows step by step is slower than the weights come (T = 8: 10 to 50% slower blocks).
+bool needs_no_prologue(const BlockCall& call) noexcept {
+  return call.tokens == 1 && call.x.dtype == RAMP_BF16 &&
          rows_aligned(call.x.data, 2, {call.x.stride[0]}) && !call.router_weight_on_input;
 }
 StreamOwnPlan own_plan(const BlockCall& call, const RowIndex& index) {
@@ -290,6 +302,7 @@ StreamOwnPlan own_plan(const BlockCall& call, const RowIndex& index) {
   own.map = call.expert_map.data();
   own.map_size = call.expert_map.size();
   own.experts = static_cast<unsigned>(call.weights->experts);
+  if (!needs_no_prologue(call)) return own;
   own.x = static_cast<const unsigned short*>(call.x.data);
   own.x_stride = call.x.stride[0];
   own.positions = index.positions;
@@ -315,8 +328,8 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   auto* const stream = static_cast<CUstream>(call.stream);
   Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
   GemmInput x;
-  if (plans_itself(call, kVariants[number])) {
-    run.own = own_plan(call, parts.prologue.index);
+  if (plans_itself(call, kVariants[number])) run.own = own_plan(call, parts.prologue.index);
+  if (run.direct()) {
     run.first = routing == nullptr;
     if (routing != nullptr) {
       RouteCall before = *routing;
@@ -324,6 +337,7 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
       prologue_.route(before);
     }
   } else {
+    parts.prologue.overlap = run.own.slots != 0;
     x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                            : prologue_.block(call, parts.prologue, stream);
   }

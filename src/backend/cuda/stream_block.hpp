@@ -1,6 +1,7 @@
 // The stream expert block (sm_90a, fp8_block, packed weights): prologue, two stream GEMMs
 // (kernels/sm90/stream.cu), combine. For steps in which experts have few rows it runs at the speed at which
-// weights come out of memory. Few slots need no prologue: every block makes the plan for itself.
+// weights come out of memory. Of few slots every block makes the plan for itself; for one token there is no
+// prologue at all.
 #pragma once
 
 #include <cuda.h>
@@ -23,8 +24,8 @@ struct StreamVariant {
   int32_t width = 8;   // token rows per tile at most
   int32_t stages = 4;  // ring depth in 16 KB tiles
   int32_t blocks = 3;  // per SM: as many as shared memory holds
-  // 0: GEMM 2 is as GEMM 1; else it works on half slices of 64 weight rows, with a ring of so many 8 KB.
-  int32_t half_stages = 0;
+  // 0: GEMM 2 is as GEMM 1; else it works on half slices of 64 weight rows, with rings of so many 8 KB.
+  int32_t half_stages = 0, half_blocks = 0;
   friend bool operator==(const StreamVariant&, const StreamVariant&) = default;
   [[nodiscard]] bool halves(int gemm) const noexcept { return gemm == 2 && half_stages != 0; }
   [[nodiscard]] bool own_plan() const noexcept;  // whether its blocks can make the plan
