@@ -9,8 +9,7 @@ struct StreamTile {  // prologue.hpp: Tile
 
 constexpr int kStreamOwnSlots = 64;
 
-// Of few slots every block makes the plan for itself, so that weights come before the prologue has ended; with
-// `x` GEMM1 also converts that where it needs it, and there is no prologue.
+// Of few slots GEMM1's blocks make the plan themselves, so that weights come before the prologue has ended.
 struct StreamOwnPlan {
   int slots;             // T*k, at most kStreamOwnSlots; 0: the prologue's plan is used
   int ids_wide;          // ids are i64
@@ -19,11 +18,6 @@ struct StreamOwnPlan {
   const int* map;        // global id -> local expert or -1; nullptr: ids are local
   unsigned long long map_size;
   unsigned experts;
-  // GEMM1 without a prologue:
-  const unsigned short* x;  // bf16 [T,H], rows aligned to 8 bytes; else nullptr
-  long long x_stride;       // elements
-  int* positions;           // [T*k], written: flat slot -> row or -1
-  long long* counters;      // [2]: += masked, += out of range; or nullptr
 };
 
 // One GEMM over packed tiles. Packed weights of an expert: slices of 128 rows; a slice is its depth steps one

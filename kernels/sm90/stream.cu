@@ -12,8 +12,7 @@
 //   STEP    the width of a tile is a multiple of it: 8
 //   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
 //   HALVES  1: GEMM 2 works on half slices of 64 rows with one warpgroup: more items where there are few
-//   OWN_PLAN  1: with StreamOwnPlan's slots there has been no prologue: each block makes the plan from the
-//             ids (stream_plan.cuh), and GEMM 1 codes from x (stream_convert.cuh)
+//   OWN_PLAN  1: of few slots GEMM 1's blocks make the plan themselves (stream_plan.cuh)
 //
 // GEMM 1's blocks run in clusters of two, each with 64 of a group's 128 columns, exchanging the group's amax
 // through distributed shared memory. The first warps do math, the last but one brings weights, as far ahead
@@ -31,7 +30,6 @@
 #include "params/block.hpp"
 #include "params/stream.hpp"
 #include "sm90/ptx.cuh"
-#include "sm90/stream_convert.cuh"
 #include "sm90/stream_copy.cuh"
 #include "sm90/stream_plan.cuh"
 #include "sm90/wgmma.cuh"
@@ -42,8 +40,7 @@ static_assert(SLICES == 1 && !(GEMM == 1 && HALVES), "GEMM 1 has two warpgroups 
 
 constexpr u32 kMathWarps = kMathThreads / 32;
 constexpr u32 kThreads = kMathThreads + 64;
-[[maybe_unused]] constexpr u32 kMathBarrier = 1;  // numbers of named barriers
-constexpr u32 kPlanBarrier = 2;
+[[maybe_unused]] constexpr u32 kMathBarrier = 1;  // number of the named barrier
 // Widths up to which two steps are under way, as far as registers go.
 constexpr int kTwoSteps = WIDTH * BLOCKS <= 32 ? 16 : WIDTH * BLOCKS <= 64 ? 8 : 0;
 constexpr bool kPaired = GEMM == 1;  // a cluster of two blocks shares a group
@@ -188,6 +185,13 @@ __device__ __forceinline__ void accumulate(const StreamParams& p, const Shared& 
 }
 
 #if GEMM == 1
+// Two codes of h / scale, given the inverse of the scale: the division's Newton step, exact where it matters
+// (prologue/quantize.cuh: quotient()). Both are 0 for an infinite scale: 0, and NaN where h is not finite.
+__device__ __forceinline__ float quotient(float h, float scale, float inverse) {
+  const float q = __fmul_rn(h, inverse);
+  return __fmaf_rn(__fmaf_rn(-scale, q, h), inverse, q);
+}
+
 // Activation, the groups' scales and codes, packed.
 template <int N>
 __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared& s, const Item& item,
@@ -254,13 +258,13 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Shared&
 // Router weights of an item's tokens lane, lane + 32, ...; before the sums, so that nobody waits for them.
 struct TokenWeights {
   float of[(WIDTH + 31) / 32];
-  __device__ __forceinline__ void load(const StreamParams& p, const Work& work, const Item& item) {
+  __device__ __forceinline__ void load(const StreamParams& p, const Item& item) {
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
       const int column = (int)(threadIdx.x % 32) + 32 * i;
       of[i] = 1.0f;
       if (p.slot_weight == nullptr || column >= item.rows) continue;
-      const int slot = (int)source_row(kRowSlot, p, work, item.first + column);
+      const int slot = p.slots[item.first + column];
       const int t = slot / p.top_k;
       of[i] = p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
     }
@@ -300,7 +304,7 @@ __device__ __forceinline__ void finish_item(const StreamParams& p, const Item& i
 
 #if GEMM == 1
 struct TokenWeights {
-  __device__ __forceinline__ void load(const StreamParams&, const Work&, const Item&) {}
+  __device__ __forceinline__ void load(const StreamParams&, const Item&) {}
 };
 #endif
 
@@ -323,8 +327,8 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, const Work& work,
                                         Item item, u32 rank) {
   TokenWeights weights;
-  if (first_unit() < work.units) {
-    weights.load(p, work, item);
+  if (first_unit(work) < work.units) {
+    weights.load(p, item);
     if (GEMM == 2) {
       const WeightScales warm(p, item);  // to L1
       asm volatile("" ::"f"(warm.gate));
@@ -334,7 +338,7 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
   if (p.early) launch_dependents();
   u32 at = 0;
   u32 round = 0;
-  for (u32 unit = first_unit(); unit < work.units; ++round) {
+  for (u32 unit = first_unit(work); unit < work.units; ++round) {
     if (kPaired) item.slice = 2 * item.slice + (int)rank;
     switch ((item.rows + STEP - 1) / STEP) {
 #define RAMP_WIDTH(n)                                         \
@@ -357,10 +361,10 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
 #endif
 #undef RAMP_WIDTH
     }
-    unit += unit_stride();
+    unit += work.stride;
     if (unit < work.units) {
       item = find_item(p, work, unit);
-      weights.load(p, work, item);
+      weights.load(p, item);
     }
   }
 }
@@ -392,34 +396,17 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
     barrier_init_fence();
   }
   const bool own = OWN_PLAN && p.own.slots != 0;
-  const bool direct = GEMM == 1 && own && p.own.x != nullptr;
-  if (direct) prefetch_rows(p);
+  // The ids are older than the prologue's launch, and thus than this one.
+  if (own && warp == kMathWarps) make_own_plan(p, s.plan);
   if (kPaired)
     cluster_sync();
   else
     __syncthreads();
-  if (own) {
-    if (warp == kMathWarps) {
-      // The ids are older than whatever is in front of this kernel, but where this is a block's first kernel.
-      // Then the plan is made once without effect while its warp would wait: fetching the code takes longer.
-#pragma unroll 1
-      for (int pass = direct ? 0 : 1; pass < 2; ++pass) {
-        if (direct && pass == 1) dependency_wait();
-        make_own_plan(p, s.plan, direct && pass == 1 && blockIdx.x + 1 == gridDim.x);
-        __syncwarp();
-      }
-      named_arrive(kPlanBarrier, kThreads);
-    } else {
-      if (direct) dependency_wait();
-      named_barrier(kPlanBarrier, kThreads);
-    }
-  } else if (GEMM == 1) {
-    dependency_wait();  // for the plan
-  }
+  if (GEMM == 1 && !own) dependency_wait();  // for the plan
   const u32 slices = (kPaired ? (u32)p.slices / 2 : HALVES ? 2 * (u32)p.slices : (u32)p.slices);
-  const Work work = find_work(p, own ? s.plan : 0, slices);
+  const Work work = find_work(p, own ? s.plan : 0, slices, all_places());
   Item item;
-  if (first_unit() < work.units) item = find_item(p, work, first_unit());
+  if (first_unit(work) < work.units) item = find_item(p, work, first_unit(work));
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, work, item, rank);
     __syncwarp();
@@ -427,10 +414,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
   } else if (warp == kMathWarps + 1) {
     dependency_wait();
 #if GEMM == 1
-    if (direct)
-      convert_tokens(p, s.ring, work, item);
-    else
-      gather_tokens(p, s.ring, work, item);
+    gather_tokens(p, s.ring, work, item);
 #else
     if (threadIdx.x % 32 == 0) bring_tokens(p, s.ring, work, item);
 #endif

@@ -36,28 +36,22 @@ __device__ __forceinline__ i64 load_fresh(const i64* p) {
   return v;
 }
 
-constexpr int kOwnMasked = -1;      // id -1, or mapped to -1
-constexpr int kOwnOutOfRange = -2;  // any other id that leads nowhere
-constexpr int kOwnNoSlot = -3;
-
-// Local expert of a slot, or why there is none.
+// Local expert of a slot; -1: none.
 __device__ __forceinline__ int own_expert(const StreamParams& p, u32 slot) {
   const StreamOwnPlan& o = p.own;
-  if (slot >= (u32)o.slots) return kOwnNoSlot;
+  if (slot >= (u32)o.slots) return -1;
   const u32 token = slot / (u32)p.top_k;
   const i64 at = (i64)token * o.ids_stride + (i64)(slot - token * (u32)p.top_k);
   const i64 id = o.ids_wide != 0 ? load_fresh(static_cast<const i64*>(o.ids) + at)
                                  : (i64)load_fresh(static_cast<const int*>(o.ids) + at);
-  const int none = id == -1 ? kOwnMasked : kOwnOutOfRange;
-  if (o.map == nullptr) return (u64)id < (u64)o.experts ? (int)id : none;
-  if ((u64)id >= o.map_size) return none;
+  if (o.map == nullptr) return (u64)id < (u64)o.experts ? (int)id : -1;
+  if ((u64)id >= o.map_size) return -1;
   const int local = load_fresh(o.map + id);
-  return (u32)local < o.experts ? local : local == -1 ? kOwnMasked : kOwnOutOfRange;
+  return (u32)local < o.experts ? local : -1;
 }
 
-// One warp, lane l with slots l and l + 32. A barrier of the block follows. `tell`: this block tells the
-// combine kernel and the caller.
-__device__ __forceinline__ void make_own_plan(const StreamParams& p, u32 table, bool tell) {
+// One warp, lane l with slots l and l + 32. A barrier of the block follows.
+__device__ __forceinline__ void make_own_plan(const StreamParams& p, u32 table) {
   constexpr u32 kAll = 0xffffffffu;
   const u32 lane = threadIdx.x % 32;
   int expert[2];
@@ -99,30 +93,17 @@ __device__ __forceinline__ void make_own_plan(const StreamParams& p, u32 table, 
   }
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
-    if (expert[i] < 0) {
-      if (tell && expert[i] != kOwnNoSlot) p.own.positions[lane + 32 * i] = -1;
-      continue;
-    }
+    if (expert[i] < 0) continue;
     const u32 begin = __popc(lower[i][0]) + __popc(lower[i][1]);
     const u32 count = __popc(same[i][0]) + __popc(same[i][1]);
     const u32 first_tile = __popc(lower[i][0] & begins[0]) + __popc(lower[i][1] & begins[1]);
     store_word(table + 8 * kOwnSlots + 4 * (begin + rank[i]), lane + 32 * i);
-    if (tell) p.own.positions[lane + 32 * i] = (int)(begin + rank[i]);
     if (rank[i] % WIDTH != 0) continue;
     const u32 entry = table + 8 * (first_tile + rank[i] / WIDTH);
     store_word(entry, (u32)expert[i]);
     store_word(entry + 4, begin | count << 8 | first_tile << 16);
   }
   if (lane == 0) store_word(table + 12 * kOwnSlots, __popc(begins[0]) + __popc(begins[1]));
-  if (!tell || p.own.counters == nullptr) return;
-#pragma unroll
-  for (int reason = 0; reason < 2; ++reason) {
-    u32 count = 0;
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i)
-      count += __popc(__ballot_sync(kAll, expert[i] == (reason == 0 ? kOwnMasked : kOwnOutOfRange)));
-    if (lane == 0 && count != 0) atomicAdd((u64*)p.own.counters + reason, (u64)count);
-  }
 }
 
 __device__ __forceinline__ u32 own_tiles(u32 table) {
@@ -150,9 +131,11 @@ __device__ __forceinline__ u32 source_row(int source, const StreamParams& p, con
   return source_row(source, p, sorted);
 }
 
-// `slices` items per tile.
-__device__ __forceinline__ Work find_work(const StreamParams& p, u32 own, u32 slices) {
+// `slices` items per tile, over `places` blocks (or clusters). As few of them as need no more rounds: all end
+// together, and what is left over starts on the next kernel.
+__device__ __forceinline__ Work find_work(const StreamParams& p, u32 own, u32 slices, u32 places) {
   const bool from_own = OWN_PLAN && own != 0;
-  const u32 tiles = from_own ? own_tiles(own) : (u32)*p.num_tiles;
-  return {tiles * slices, slices, from_own ? own : 0};
+  const u32 units = (from_own ? own_tiles(own) : (u32)*p.num_tiles) * slices;
+  const u32 rounds = (units + places - 1) / places;
+  return {units, slices, rounds == 0 ? 1 : (units + rounds - 1) / rounds, from_own ? own : 0};
 }

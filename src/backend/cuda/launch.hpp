@@ -51,14 +51,6 @@ void launch_dependent(bool supported, CUfunction function, const Grid& grid, CUs
           static_cast<void**>(arguments), static_cast<void**>(nullptr));
 }
 
-// The first launch of a call may overlap whatever is in front of it on the stream. In a graph that is free;
-// launched directly it costs the host 4 us a call (15.8 instead of 11.4), more than the GPU gains.
-inline bool capturing(CUstream stream) {
-  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-  RAMP_CU(cuStreamIsCapturing, stream, &status);
-  return status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
-}
-
 inline constexpr uint64_t ceil_div(uint64_t a, uint64_t b) noexcept {
   return (a + b - 1) / b;
 }

@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "backend/cuda/driver.hpp"
-#include "backend/cuda/launch.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "base/error.hpp"
 #include "base/tensor.hpp"
@@ -165,6 +164,18 @@ CUfunction PrologueKernels::router_gemm(ramp_dtype x, ramp_dtype w, bool many_to
   return gemm_[at].get(
       library_, [&] { return router_gemm_program(x, w, many_tokens); }, "router_gemm");
 }
+
+namespace {
+
+// The first launch of a call may overlap whatever is in front of it on the stream. In a graph that is free;
+// launched directly it costs the host 4 us a call (15.8 instead of 11.4), more than the GPU gains.
+bool capturing(CUstream stream) {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  RAMP_CU(cuStreamIsCapturing, stream, &status);
+  return status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+}
+
+}  // namespace
 
 void launch_kernel(CUfunction kernel, const Launch& l, CUstream stream, const void* params) {
   void* arguments[] = {const_cast<void*>(params)};

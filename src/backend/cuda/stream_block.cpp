@@ -26,22 +26,29 @@ constexpr int64_t kSliceRows = 128;
 constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
 
 // Many small rings for few rows. choose() knows when which is best.
-constexpr std::array<StreamVariant, 5> kVariants = {
-    {{8, 6, 2}, {16, 4, 3}, {32, 3, 3}, {32, 5, 2}, {64, 4, 2}}};
+constexpr std::array<StreamVariant, 8> kVariants = {{{8, 4, 1, 8, 1},
+                                                      {8, 6, 2, 8, 3, 64},
+                                                      {8, 6, 2},
+                                                      {16, 4, 3},
+                                                      {16, 6, 2},
+                                                      {32, 3, 3},
+                                                      {32, 5, 2},
+                                                      {64, 4, 2}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
   const bool halves = v.halves(gemm);
-  const int32_t stages = halves ? v.half_stages : v.stages;
-  const int32_t blocks = halves ? v.half_blocks : v.blocks;
+  const int32_t stages = v.stages_of(gemm);
+  const int32_t blocks = v.blocks_of(gemm);
   KernelProgram p{
-      fmt::format("stream_gemm{}_w{}{}_s{}", gemm, v.width, halves ? "_r64" : "", stages),
+      fmt::format("stream_gemm{}_w{}{}_s{}_b{}", gemm, v.width, halves ? "_r64" : "", stages, blocks),
       "sm90/stream.cu",
       {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTEP={}", kStep),
        fmt::format("-DSTAGES={}", stages), fmt::format("-DBLOCKS={}", blocks),
-       fmt::format("-DHALVES={}", halves ? 1 : 0), fmt::format("-DOWN_PLAN={}", v.own_plan() ? 1 : 0)},
+       fmt::format("-DHALVES={}", halves ? 1 : 0),
+       fmt::format("-DOWN_PLAN={}", gemm == 1 && v.own_plan() ? 1 : 0)},
       {"stream"},
       90};
   if (gemm == 1) {
@@ -53,6 +60,12 @@ KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation a
 }
 
 constexpr size_t kActivations = 3;  // the gated ones
+
+// Variants may share a GEMM's program.
+void add_program(std::vector<KernelProgram>& list, KernelProgram program) {
+  const auto same = [&](const KernelProgram& other) { return other.name == program.name; };
+  if (std::none_of(list.begin(), list.end(), same)) list.push_back(std::move(program));
+}
 
 struct Parts {
   PrologueWorkspace prologue;
@@ -83,10 +96,10 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 // other block's amax of two items; barriers; the block's own plan.
 uint32_t StreamVariant::shared_bytes(int gemm) const noexcept {
   const auto w = static_cast<uint32_t>(width);
-  const auto s = static_cast<uint32_t>(halves(gemm) ? half_stages : stages);
+  const auto s = static_cast<uint32_t>(stages_of(gemm));
   const uint32_t ring = s * ((halves(gemm) ? 8192 : 16384) + w * 128 + (w * 4 + 127) / 128 * 128);
   const uint32_t group = gemm == 1 ? 4 * w * (8 + 2 + 2) : 0;
-  const uint32_t plan = own_plan() ? 12 * kStreamOwnSlots + 16 : 0;
+  const uint32_t plan = gemm == 1 && own_plan() ? 12 * kStreamOwnSlots + 16 : 0;
   return ring + group + 16 * s + 16 + plan;
 }
 
@@ -102,7 +115,7 @@ unsigned StreamVariant::threads(int gemm) const noexcept {
 KernelConfig StreamVariant::config() const noexcept {
   KernelConfig c;
   c.tile_m = width;
-  c.tile_n = kSliceRows;
+  c.tile_n = rows2;
   c.tile_k = kGroup;
   c.stages = stages;
   c.threads = static_cast<int32_t>(threads(1));
@@ -117,8 +130,8 @@ std::vector<KernelProgram> stream_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
   for (const StreamVariant& v : kVariants) {
     for (size_t a = 0; a < kActivations; ++a)
-      list.push_back(stream_program(v, 1, static_cast<ramp_activation>(a)));
-    list.push_back(stream_program(v, 2, RAMP_ACTIVATION_SILU_AND_MUL));
+      add_program(list, stream_program(v, 1, static_cast<ramp_activation>(a)));
+    add_program(list, stream_program(v, 2, RAMP_ACTIVATION_SILU_AND_MUL));
   }
   return list;
 }
@@ -155,7 +168,7 @@ StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library,
 std::vector<KernelProgram> StreamBlock::programs(ramp_activation activation) const {
   std::vector<KernelProgram> list;
   for (const StreamVariant& v : kVariants)
-    for (const int gemm : {1, 2}) list.push_back(stream_program(v, gemm, activation));
+    for (const int gemm : {1, 2}) add_program(list, stream_program(v, gemm, activation));
   return list;
 }
 
@@ -191,10 +204,11 @@ StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, 
   const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  if (mean <= (large ? 0.5 : 1.0)) return kVariants[0];
-  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[3] : kVariants[4];
-  if (mean <= (large ? 2.0 : 4.0)) return kVariants[1];
-  return mean <= 64 ? kVariants[2] : kVariants[4];
+  if (tokens == 1) return kVariants[1];
+  if (mean <= (large ? 0.5 : 1.0)) return kVariants[2];
+  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[6] : kVariants[7];
+  if (mean <= (large ? 2.0 : 4.0)) return kVariants[3];
+  return mean <= 64 ? kVariants[5] : kVariants[7];
 }
 
 namespace {
@@ -207,8 +221,6 @@ struct Run {
   int64_t top_k = 1;
   CUstream stream = nullptr;
   StreamOwnPlan own{};
-  bool first = false;  // GEMM 1 is the call's first launch
-  [[nodiscard]] bool direct() const noexcept { return own.x != nullptr; }
 
   [[nodiscard]] StreamParams common() const {
     const RowIndex& index = parts.prologue.index;
@@ -226,8 +238,8 @@ struct Run {
   }
   [[nodiscard]] Grid grid(int gemm) const {
     // A multiple of the cluster size.
-    const int32_t each = variant.halves(gemm) ? variant.half_blocks : variant.blocks;
-    const uint64_t blocks = static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(each);
+    const uint64_t blocks =
+        static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks_of(gemm));
     return {blocks / 2 * 2, 1, variant.threads(gemm), variant.shared_bytes(gemm)};
   }
 
@@ -257,14 +269,13 @@ struct Run {
     p.out_stride = w.intermediate;
     p.scales = parts.scales;
     p.scale_out_stride = w.intermediate / kGroup;
-    launch_dependent(!first || capturing(stream), f, grid(1), stream, p);
+    launch_dependent(true, f, grid(1), stream, p);
   }
 
   // weights: [T,k], absent where they were applied to the input.
   void gemm2(CUfunction f, const ramp_tensor& weights) const {
     const WeightViews views = weight_views(w);
     StreamParams p = common();
-    if (direct()) p.own = own;  // else the prologue's plan is there by now
     p.weights = static_cast<const unsigned char*>(views.w2.data);
     p.weight_scale = static_cast<const float*>(w.w2_scale.data);
     p.ws_expert = w.w2_scale.stride[0];
@@ -287,13 +298,7 @@ struct Run {
 bool plans_itself(const BlockCall& call, const StreamVariant& variant) noexcept {
   return variant.own_plan() && call.tokens * call.top_k <= kStreamOwnSlots;
 }
-// Without a prologue: x that GEMM 1 can convert itself. For one token alone: with more, a warp that converts
-// an expert's rows step by step is slower than the weights come (T = 8: 10 to 50% slower blocks).
-bool needs_no_prologue(const BlockCall& call) noexcept {
-  return call.tokens == 1 && call.x.dtype == RAMP_BF16 &&
-         rows_aligned(call.x.data, 2, {call.x.stride[0]}) && !call.router_weight_on_input;
-}
-StreamOwnPlan own_plan(const BlockCall& call, const RowIndex& index) {
+StreamOwnPlan own_plan(const BlockCall& call) {
   StreamOwnPlan own{};
   own.slots = static_cast<int>(call.tokens * call.top_k);
   own.ids_wide = call.ids.dtype == RAMP_I64 ? 1 : 0;
@@ -302,11 +307,6 @@ StreamOwnPlan own_plan(const BlockCall& call, const RowIndex& index) {
   own.map = call.expert_map.data();
   own.map_size = call.expert_map.size();
   own.experts = static_cast<unsigned>(call.weights->experts);
-  if (!needs_no_prologue(call)) return own;
-  own.x = static_cast<const unsigned short*>(call.x.data);
-  own.x_stride = call.x.stride[0];
-  own.positions = index.positions;
-  own.counters = reinterpret_cast<long long*>(call.counters);
   return own;
 }
 
@@ -327,20 +327,12 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
                   carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
-  GemmInput x;
-  if (plans_itself(call, kVariants[number])) run.own = own_plan(call, parts.prologue.index);
-  if (run.direct()) {
-    run.first = routing == nullptr;
-    if (routing != nullptr) {
-      RouteCall before = *routing;
-      before.stream = call.stream;
-      prologue_.route(before);
-    }
-  } else {
-    parts.prologue.overlap = run.own.slots != 0;
-    x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                           : prologue_.block(call, parts.prologue, stream);
+  if (plans_itself(call, kVariants[number])) {
+    run.own = own_plan(call);
+    parts.prologue.overlap = true;
   }
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
   const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);

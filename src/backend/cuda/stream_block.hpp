@@ -1,7 +1,6 @@
 // The stream expert block (sm_90a, fp8_block, packed weights): prologue, two stream GEMMs
 // (kernels/sm90/stream.cu), combine. For steps in which experts have few rows it runs at the speed at which
-// weights come out of memory. Of few slots every block makes the plan for itself; for one token there is no
-// prologue at all.
+// weights come out of memory. Of few slots GEMM 1's blocks make the plan themselves, while the prologue runs.
 #pragma once
 
 #include <cuda.h>
@@ -24,11 +23,17 @@ struct StreamVariant {
   int32_t width = 8;   // token rows per tile at most
   int32_t stages = 4;  // ring depth in 16 KB tiles
   int32_t blocks = 3;  // per SM: as many as shared memory holds
-  // 0: GEMM 2 is as GEMM 1; else it works on half slices of 64 weight rows, with rings of so many 8 KB.
-  int32_t half_stages = 0, half_blocks = 0;
+  // GEMM 2: as GEMM 1 where 0; weight rows of an item, 64 or 128.
+  int32_t stages2 = 0, blocks2 = 0, rows2 = 128;
   friend bool operator==(const StreamVariant&, const StreamVariant&) = default;
-  [[nodiscard]] bool halves(int gemm) const noexcept { return gemm == 2 && half_stages != 0; }
-  [[nodiscard]] bool own_plan() const noexcept;  // whether its blocks can make the plan
+  [[nodiscard]] bool halves(int gemm) const noexcept { return gemm == 2 && rows2 == 64; }
+  [[nodiscard]] int32_t stages_of(int gemm) const noexcept {
+    return gemm == 2 && stages2 != 0 ? stages2 : stages;
+  }
+  [[nodiscard]] int32_t blocks_of(int gemm) const noexcept {
+    return gemm == 2 && blocks2 != 0 ? blocks2 : blocks;
+  }
+  [[nodiscard]] bool own_plan() const noexcept;  // whether GEMM 1's blocks can make the plan
   [[nodiscard]] unsigned threads(int gemm) const noexcept;
   [[nodiscard]] uint32_t shared_bytes(int gemm) const noexcept;
   [[nodiscard]] KernelConfig config() const noexcept;
