@@ -111,8 +111,8 @@ __device__ __forceinline__ void dependency_wait() {
 #endif
 }
 
-// Lets the kernel behind this one take its place on the SMs while GEMM 2 ends. It waits for this kernel's end,
-// which comes after that of all before it.
+// Lets the kernel behind this one take its place on the SMs while GEMM 2 ends. It waits for this kernel's
+// end, which comes after that of all before it.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

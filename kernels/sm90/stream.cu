@@ -8,7 +8,7 @@
 //              steps one after the other, each its rows of 128 bytes, swizzled, and their scales. 2: w2,
 //              router weight, bf16 rows.
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
-//   WIDTH   token rows per tile at most: 8, 16, 32 or 64
+//   WIDTH   token rows per tile at most: 8 to 64 in steps of 8
 //   STEP    the width of a tile is a multiple of it: 8
 //   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
 //   HALVES  1: GEMM 2 works on half slices of 64 rows with one warpgroup: more items where there are few
@@ -34,7 +34,7 @@
 #include "sm90/stream_plan.cuh"
 #include "sm90/wgmma.cuh"
 
-static_assert(WIDTH == 8 || WIDTH == 16 || WIDTH == 32 || WIDTH == 64, "the switch over widths covers these");
+static_assert(WIDTH % STEP == 0 && WIDTH <= 64, "the switch over widths covers these");
 static_assert(STEP == 8, "a case of the switch is 8 token columns wide");
 static_assert(SLICES == 1 && !(GEMM == 1 && HALVES), "GEMM 1 has two warpgroups and one slice");
 
@@ -42,7 +42,7 @@ constexpr u32 kMathWarps = kMathThreads / 32;
 constexpr u32 kThreads = kMathThreads + 64;
 [[maybe_unused]] constexpr u32 kMathBarrier = 1;  // number of the named barrier
 // Widths up to which two steps are under way, as far as registers go.
-constexpr int kTwoSteps = WIDTH * BLOCKS <= 32 ? 16 : WIDTH * BLOCKS <= 64 ? 8 : 0;
+constexpr int kTwoSteps = BLOCKS > 3 ? 0 : WIDTH* BLOCKS <= 32 ? 16 : WIDTH* BLOCKS <= 64 ? 8 : 0;
 constexpr bool kPaired = GEMM == 1;  // a cluster of two blocks shares a group
 
 struct Shared {
@@ -324,8 +324,8 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 
 // The math warps' side of all items. What the first one needs besides GEMM 1's results is loaded while GEMM 1
 // ends.
-__device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, const Work& work,
-                                        Item item, u32 rank) {
+__device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, const Work& work, Item item,
+                                        u32 rank) {
   TokenWeights weights;
   if (first_unit(work) < work.units) {
     weights.load(p, item);
@@ -349,14 +349,22 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
 #if WIDTH / STEP >= 2
       RAMP_WIDTH(2)
 #endif
-#if WIDTH / STEP >= 4
+#if WIDTH / STEP >= 3
       RAMP_WIDTH(3)
+#endif
+#if WIDTH / STEP >= 4
       RAMP_WIDTH(4)
 #endif
-#if WIDTH / STEP >= 8
+#if WIDTH / STEP >= 5
       RAMP_WIDTH(5)
+#endif
+#if WIDTH / STEP >= 6
       RAMP_WIDTH(6)
+#endif
+#if WIDTH / STEP >= 7
       RAMP_WIDTH(7)
+#endif
+#if WIDTH / STEP >= 8
       RAMP_WIDTH(8)
 #endif
 #undef RAMP_WIDTH
@@ -386,7 +394,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
   const u32 barriers = s.remote + (kPaired ? 2 * 4 * WIDTH : 0);
   s.ring = make_ring(base, barriers);
   s.exchange = barriers + 16 * STAGES;
-  s.plan = s.exchange + 16;  // OWN_PLAN: kOwnPlanBytes
+  s.plan = s.exchange + 16;                       // OWN_PLAN: kOwnPlanBytes
   const u32 rank = kPaired ? blockIdx.x % 2 : 0;  // in its cluster; held in no register
   const u32 warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {

@@ -166,8 +166,7 @@ __device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring&
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
       const u32 r = lane + 32 * i;
-      scale_row[i] =
-          source_row(p.x_scale_source, p, work, item.first + (r < (u32)item.rows ? (int)r : 0));
+      scale_row[i] = source_row(p.x_scale_source, p, work, item.first + (r < (u32)item.rows ? (int)r : 0));
     }
 #endif
     const u8* x = p.x + lane % 8 * 16;

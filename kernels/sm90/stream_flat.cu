@@ -290,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(kMathThreads + 64, BLOCKS)
     barrier_init_fence();
   }
   __syncthreads();
-  if (GEMM == 1) dependency_wait();  // for the plan
+  if (GEMM == 1) dependency_wait();                                        // for the plan
   const u32 slices = HALVES ? 2 * (u32)p.slices : (u32)p.slices / SLICES;  // items per tile
   const Work work = find_work(p, 0, slices, all_places());
   Item item;

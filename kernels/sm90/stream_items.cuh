@@ -28,12 +28,9 @@ __device__ __forceinline__ Item item_of(int expert, int begin, int count, u32 fi
   const u32 local = unit - first_tile * slices;
   const int first = begin + (int)(local % tiles) * WIDTH;
   const int left = begin + count - first;
-  return {expert,
-          first,
-          left < WIDTH ? left : WIDTH,
-          (int)(local / tiles),
-          (int)(first_tile + local % tiles),
-          tiles == 1};
+  return {
+      expert,    first, left < WIDTH ? left : WIDTH, (int)(local / tiles), (int)(first_tile + local % tiles),
+      tiles == 1};
 }
 
 // An item out of the prologue's plan. An expert with one tile, which most have, is known by its neighbours,
