@@ -53,6 +53,7 @@ struct PrologueWorkspace {
   void* codes = nullptr;    // GEMM1's input where x cannot be read as it is: rows x H in the activation type
   float* scales = nullptr;  // its scales
   int32_t* counts = nullptr;  // scratch of the sort over several launches
+  bool overlap = false;       // GEMM 1 has something to do before this prologue ends: it starts beside it
 };
 // Bytes that carve_prologue needs, for any T <= tokens (batched: experts * max_tokens slots, k = 1) with any
 // x and flags.
