@@ -51,8 +51,8 @@ struct DecideOption {
 
 // The plan of a candidate: its tiles, in the order of experts and rows.
 struct CandidatePlan {
-  int* tiles;  // {expert, first, rows, 0} each
-  int* num_tiles;
+  int* tiles;      // {expert, first, rows, 0} each
+  int* num_tiles;  // as SortParams::num_tiles
   unsigned tile_m;
 };
 

@@ -19,6 +19,8 @@ constexpr unsigned kPrologueMaxExperts = 2 * kPrologueThreads;  // a thread scan
 constexpr unsigned kSegment = 512;
 // Slots that a block of the third launch ranks at a time.
 constexpr unsigned kSubChunk = 2048;
+// Words of num_tiles: the number of tiles and three counters for GEMMs, which the index leaves at zero.
+constexpr unsigned kTileCounters = 4;
 
 // The sort of T*k slots by local expert (see kernels/prologue/sort.cuh).
 struct SortParams {
@@ -28,13 +30,13 @@ struct SortParams {
   unsigned long long map_size;
   unsigned ids_wide;  // ids are i64
   unsigned top_k, slots, experts, tile_m;
-  unsigned chunk;   // slots per block, in slot order
-  unsigned chunks;  // blocks that share the slots
-  int* offsets;     // [experts + 1]
-  int* rows;        // [slots]: row -> flat slot
-  int* positions;   // [slots]: flat slot -> row or -1
-  int* tiles;       // {expert, first, rows, 0} each
-  int* num_tiles;
+  unsigned chunk;       // slots per block, in slot order
+  unsigned chunks;      // blocks that share the slots
+  int* offsets;         // [experts + 1]
+  int* rows;            // [slots]: row -> flat slot
+  int* positions;       // [slots]: flat slot -> row or -1
+  int* tiles;           // {expert, first, rows, 0} each
+  int* num_tiles;       // [kTileCounters]: the number, then zeros
   long long* counters;  // [2]: += masked, += out of range; or nullptr
   int* counts;          // several launches: [chunks][experts], then [experts] totals
   // Capacity instead of an index: slots of rank >= capacity in their expert get id -1 and weight 0.

@@ -195,7 +195,7 @@ struct DecidedPlans {
   __device__ __forceinline__ void store(const SortParams& p, const SortShared& s) const {
 #pragma unroll
     for (u32 c = 0; c < kMostCandidates; ++c)
-      if (c < d.candidates && threadIdx.x == c) *d.plan[c].num_tiles = (i32)tiles.of[c];
+      if (c < d.candidates && threadIdx.x == c) store_num_tiles(d.plan[c].num_tiles, tiles.of[c]);
     if (d.trace != nullptr) write_record(d, s, p.experts, option, time_ns);
   }
   __device__ __forceinline__ void store_tile(const SortParams&, const SortShared& s, u32 e, u32 row) const {

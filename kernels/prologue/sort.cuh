@@ -211,6 +211,12 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
   return (u32)(all >> 32);
 }
 
+// The number of tiles; GEMMs count in the words behind it (params/prefill.hpp).
+__device__ __forceinline__ void store_num_tiles(i32* num_tiles, u32 tiles) {
+  num_tiles[0] = (i32)tiles;
+#pragma unroll
+  for (u32 i = 1; i < kTileCounters; ++i) num_tiles[i] = 0;
+}
 __device__ __forceinline__ void store_offsets(const SortParams& p, const SortShared& s) {
   for (u32 e = threadIdx.x; e <= p.experts; e += kPrologueThreads) p.offsets[e] = (i32)s.first[e];
 }
@@ -223,7 +229,7 @@ struct OnePlan {
     tiles = scan_experts(s, p.experts, p.tile_m, count0, count1, before0, before1);
   }
   __device__ __forceinline__ void store(const SortParams& p, const SortShared&) const {
-    if (threadIdx.x == 0) *p.num_tiles = (i32)tiles;
+    if (threadIdx.x == 0) store_num_tiles(p.num_tiles, tiles);
   }
   // Row `row` of an expert is there: writes the tile if it begins one.
   __device__ __forceinline__ void store_tile(const SortParams& p, const SortShared& s, u32 e, u32 row) const {

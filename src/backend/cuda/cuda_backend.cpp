@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <optional>
 
+#include "backend/cuda/config_space.hpp"
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/few_block.hpp"
 #include "backend/cuda/flat_block.hpp"
@@ -123,9 +125,15 @@ class CudaBackend final : public Backend {
     }
     return list;
   }
+  [[nodiscard]] ConfigList space(const ModelShape& model, ramp_format format, ramp_activation activation,
+                                 bool with_rejected) const override {
+    if (!streams(family_) || !tiles_apply(format, activation, model.hidden, model.intermediate, nullptr))
+      return configs(model, format, activation, with_rejected);
+    return config_space(model, format, activation, with_rejected);
+  }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
                           ramp_activation activation) const override {
-    const std::vector<KernelConfig> legal = configs(model, format, activation, false).legal;
+    const std::vector<KernelConfig> legal = space(model, format, activation, false).legal;
     return std::find(legal.begin(), legal.end(), config) != legal.end();
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,
@@ -280,13 +288,19 @@ class CudaBackend final : public Backend {
   // What runs without a set, as a set of one.
   [[nodiscard]] const StepSet* traced(const ExpertWeights& w, bool prefill, const KernelConfig* forced,
                                       int64_t tokens, int64_t top_k) {
-    StepCandidate candidate{prefill, 0};
-    if (!prefill) candidate.variant = StreamBlock::number(forced, w, tokens, top_k);
+    // Of what ships: other configs of the space run untraced.
+    const std::optional<size_t> variant =
+        prefill ? std::optional<size_t>(0) : StreamBlock::number(forced, w, tokens, top_k);
+    if (!variant || (prefill && forced != nullptr && !(*forced == prefill_config()))) return nullptr;
+    const StepCandidate candidate{prefill, *variant};
     return &step_choice_.one(fits_, w, top_k, candidate);
+  }
+  [[nodiscard]] bool traces(const StepSet& set) const noexcept {
+    return trace_.active() && !set.candidates.front().other;
   }
   // One candidate needs no decision. The few-token kernel, which has no plan, is left out of traces.
   void run_set(const BlockCall& call, const RouteCall* routing, const StepSet& set) {
-    if (set.candidates.size() > 1 || trace_.active()) {
+    if (set.candidates.size() > 1 || traces(set)) {
       step_.block(call, routing, set, trace_.active() ? &trace_ : nullptr);
       return;
     }
@@ -299,7 +313,7 @@ class CudaBackend final : public Backend {
       stream_.block(one, routing);
   }
   void run_set(const BatchedCall& call, const StepSet& set) {
-    if (set.candidates.size() > 1 || trace_.active()) {
+    if (set.candidates.size() > 1 || traces(set)) {
       step_.batched(call, set, trace_.active() ? &trace_ : nullptr);
       return;
     }

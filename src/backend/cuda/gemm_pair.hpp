@@ -19,8 +19,8 @@ struct GemmPair {
   uint16_t* rows = nullptr;  // bf16 [T*k, H]
   int64_t top_k = 1;
   CUstream stream = nullptr;
-  // Each GEMM has its twin of another plan in front of it: it need not wait for it to begin, since that one
-  // lets it begin only after it has itself waited for what both read; only to end.
+  // GEMM 1 has GEMM 1 of another plan in front of it: it need not wait for it to begin, since that one lets
+  // it begin only after it has itself waited for what both read; only to end.
   bool beside = false;
 };
 

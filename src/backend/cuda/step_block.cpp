@@ -8,13 +8,16 @@
 #include "backend/cuda/workspace.hpp"
 #include "base/tensor.hpp"
 #include "params/prefill.hpp"
+#include "params/prologue.hpp"
 
 namespace ramp::core::cuda {
 
 int32_t StepCandidate::tile_m() const noexcept {
+  if (other) return other->tile_m;
   return prefill ? kPrefillRows : stream_variants()[variant].width;
 }
 KernelConfig StepCandidate::config() const noexcept {
+  if (other) return *other;
   return prefill ? prefill_config() : stream_variants()[variant].config();
 }
 
@@ -39,7 +42,7 @@ uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
     pair.index.tile_m = tile_m;
     if (c != 0) {
       pair.index.tiles = layout.take<Tile>(static_cast<uint64_t>(max_tiles(slots, w.experts, tile_m)));
-      pair.index.num_tiles = layout.take<int32_t>(1);
+      pair.index.num_tiles = layout.take<int32_t>(kTileCounters);
     }
     parts.decide.plan[c] = {base == nullptr ? nullptr : &pair.index.tiles->expert, pair.index.num_tiles,
                             static_cast<unsigned>(tile_m)};
@@ -127,7 +130,7 @@ const StepSet& fixed_split() {
   static const StepSet set = [] {
     constexpr unsigned kNarrow = 16, kWide = 64;  // rows
     StepSet s;
-    s.candidates = {{false, 1}, {false, 2}, {true, 0}};
+    s.candidates = {{false, 3}, {false, 5}, {true, 0}};  // widths of 16 and 32, prefill
     s.decide.candidates = 3;
     s.decide.options = 1;
     s.decide.option[0] = {{kNarrow, kWide}};

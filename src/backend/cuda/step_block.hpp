@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -20,6 +21,8 @@ namespace ramp::core::cuda {
 struct StepCandidate {
   bool prefill = false;
   size_t variant = 0;  // of stream_variants()
+  // A config of the space that does not ship: it runs alone only.
+  std::optional<KernelConfig> other = std::nullopt;
   [[nodiscard]] int32_t tile_m() const noexcept;
   [[nodiscard]] KernelConfig config() const noexcept;
   friend bool operator==(const StepCandidate&, const StepCandidate&) = default;

@@ -50,9 +50,10 @@ std::vector<int32_t> zipf_histogram(int64_t experts, double top_k, double tokens
   return histogram;
 }
 
-// Terms of the stream and prefill kernels where no fit is: one set of constants for all shapes, per MB (1e6
-// bytes) of an expert's weights and per step of depth, fitted by least squares of relative error (rms 3 to
-// 5%) to OLMoE, Qwen3-30B, Mixtral and DeepSeek-V3 at T = 64 ... 2048, zipf 0.4 ... 1.6 (H200, whole block).
+// Terms of the stream and prefill kernels where no fit is, for the predictions of traces: one set of
+// constants for all shapes, per MB (1e6 bytes) of an expert's weights and per step of depth, fitted by least
+// squares of relative error (rms 3 to 5%) to OLMoE, Qwen3-30B, Mixtral and DeepSeek-V3 at T = 64 ... 2048,
+// zipf 0.4 ... 1.6 (H200, whole block).
 struct KernelTerms {
   int32_t tile_m, stages;
   double residency, overlap, base, wave1, wave2, active, tile, row;
@@ -104,14 +105,16 @@ Costs costs_of_fit(const FitList::Entry& entry, std::span<const std::vector<int3
   const auto* const step = dynamic_cast<const StepPredictor*>(&predictor);
   out.step = step != nullptr;
   std::vector<size_t> columns;
-  for (const StepCandidate& c : all_candidates()) {
-    for (size_t i = 0; i < entry.configs.size(); ++i) {
-      if (!(entry.configs[i] == c.config()) || (step != nullptr && !step->terms(i).measured)) continue;
-      out.candidates.push_back(c);
-      out.costs.push_back(step != nullptr ? step->cost(i) : CandidateCost{});
-      columns.push_back(i);
-      break;
-    }
+  const std::vector<StepCandidate> shipped = all_candidates();
+  for (size_t i = 0; i < entry.configs.size(); ++i) {
+    if (step != nullptr && !step->terms(i).measured) continue;
+    const KernelConfig& config = entry.configs[i];
+    const auto at = std::find_if(shipped.begin(), shipped.end(),
+                                 [&](const StepCandidate& c) { return c.config() == config; });
+    out.candidates.push_back(
+        at != shipped.end() ? *at : StepCandidate{prefill_variant(config).has_value(), 0, config});
+    out.costs.push_back(step != nullptr ? step->cost(i) : CandidateCost{});
+    columns.push_back(i);
   }
   std::vector<float> times(entry.configs.size());
   for (const std::vector<int32_t>& h : histograms) {
@@ -187,7 +190,7 @@ std::vector<std::vector<int32_t>> likely_histograms(int64_t experts, int64_t top
   return all;
 }
 
-std::vector<size_t> least_loss(std::span<const std::vector<float>> us, bool several) {
+std::vector<size_t> least_loss(std::span<const std::vector<float>> us, const std::vector<bool>& several) {
   if (us.empty() || us.front().empty()) return {};
   const size_t n = us.front().size();
   std::vector<float> best;
@@ -211,11 +214,14 @@ std::vector<size_t> least_loss(std::span<const std::vector<float>> us, bool seve
     chosen = std::move(set);
   };
   for (size_t a = 0; a < n; ++a) consider({a});
-  for (size_t a = 0; several && a < n; ++a)
-    for (size_t b = a + 1; b < n; ++b) consider({a, b});
-  for (size_t a = 0; several && a < n; ++a)
-    for (size_t b = a + 1; b < n; ++b)
-      for (size_t c = b + 1; c < n; ++c) consider({a, b, c});
+  std::vector<size_t> together;
+  for (size_t c = 0; c < n; ++c)
+    if (several[c]) together.push_back(c);
+  for (size_t a = 0; a < together.size(); ++a)
+    for (size_t b = a + 1; b < together.size(); ++b) consider({together[a], together[b]});
+  for (size_t a = 0; a < together.size(); ++a)
+    for (size_t b = a + 1; b < together.size(); ++b)
+      for (size_t c = b + 1; c < together.size(); ++c) consider({together[a], together[b], together[c]});
   std::vector<size_t> wins(n, 0);
   for (const std::vector<float>& row : us)
     ++wins[*std::min_element(chosen.begin(), chosen.end(),
@@ -228,13 +234,15 @@ const StepSet* StepChoice::find(const FitList& fits, const ExpertWeights& w, int
                                 bool batched) {
   const FitList::Entry* const entry =
       fits.find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, batched ? 0 : top_k);
-  if ((entry == nullptr && !batched) || tokens <= 0) return nullptr;
+  if (entry == nullptr || tokens <= 0) return nullptr;
   const int64_t at = token_class(tokens);
   const Key key{entry, w.experts, w.hidden, w.intermediate, at, top_k, batched, false};
   if (const Node* const node = known(key)) return node->set.get();
   const auto histograms = likely_histograms(w.experts, top_k, at, batched);
-  const Costs costs = entry != nullptr ? costs_of_fit(*entry, histograms) : costs_of_constants(w, histograms);
-  const bool several = costs.step && at * top_k * (batched ? w.experts : 1) <= kMostSlots;
+  const Costs costs = costs_of_fit(*entry, histograms);
+  std::vector<bool> several;
+  for (const StepCandidate& c : costs.candidates)
+    several.push_back(!c.other && costs.step && at * top_k * (batched ? w.experts : 1) <= kMostSlots);
   const std::vector<size_t> chosen = least_loss(costs.us, several);
   std::unique_ptr<StepSet> set;
   if (!chosen.empty()) set = std::make_unique<StepSet>(make_set(costs, chosen));

@@ -22,14 +22,13 @@ std::vector<std::vector<int32_t>> likely_histograms(int64_t experts, int64_t top
                                                     bool batched);
 
 // Times of candidates (columns) for histograms (rows), in us, and the set of least expected loss: indices of
-// columns, the one that wins most often first. several: sets of more than one are allowed.
-std::vector<size_t> least_loss(std::span<const std::vector<float>> us, bool several);
+// columns, the one that wins most often first. several: of a column, whether it may be one of several.
+std::vector<size_t> least_loss(std::span<const std::vector<float>> us, const std::vector<bool>& several);
 
 class StepChoice {
  public:
-  // The set for calls of this shape: of a fit where there is one for the weights, else (batched alone, where
-  // counts are the device's) of measured constants. nullptr: no opinion; the blocks' own rules hold. Sets are
-  // kept as long as this lives.
+  // The set for calls of this shape, of a fit for the weights. nullptr: there is none, and the blocks' own
+  // rules hold. Sets are kept as long as this lives.
   const StepSet* find(const FitList& fits, const ExpertWeights& w, int64_t tokens, int64_t top_k,
                       bool batched);
   ~StepChoice();
