@@ -27,25 +27,31 @@ constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
 
 // From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
 // then large ones that reuse what they load.
-constexpr std::array<PortableVariant, 4> kVariants = {{
+constexpr std::array<PortableVariant, 5> kVariants = {{
     {32, 8, 4, 1, 1, 3, 3},
     {64, 32, 2, 2, 1, 3, 3},
-    {128, 64, 1, 4, 1, 4, 2},
-    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kDirect},
+    {128, 64, 1, 4, 1, 3, 3, PortableFormats::kUnpromoted},
+    {128, 64, 1, 4, 1, 4, 2, PortableFormats::kPromoted},
+    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kUnpromoted},
 }};
 // The automatic choice by the mean number of rows per expert, measured (docs/kernel-log.md). Around 128 rows
 // half of the experts would need a second tile of 128 for a few rows.
 struct Choice {
   double up_to;
-  size_t variant;
+  int32_t tokens;  // of a tile
 };
-constexpr std::array<Choice, 6> kChoices = {{{2, 0}, {16, 1}, {48, 2}, {100, 3}, {160, 2}, {1e30, 3}}};
+constexpr std::array<Choice, 6> kChoices = {
+    {{2, 8}, {16, 32}, {48, 64}, {100, 128}, {160, 64}, {1e30, 128}}};
 constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
-constexpr std::array<const char*, 2> kKinds = {"single", "gated"};  // GATED of the kernel
+constexpr size_t kKinds = 2;  // GATED of the kernel
 
 static_assert(sizeof(PortableTile) == sizeof(Tile));
 
+// arch: 80, 89, 90 ... (kernels/portable/ptx.cuh: NATIVE_E4M3)
+bool multiplies_codes(int arch) noexcept {
+  return arch == 89 || arch >= 120;
+}
 bool is_fp8_format(ramp_format format) noexcept {
   return weight_dtype(format) == RAMP_E4M3;
 }
@@ -59,18 +65,14 @@ ramp_dtype rows_dtype(ramp_format format) noexcept {
   return format == RAMP_FORMAT_F16 ? RAMP_F32 : RAMP_BF16;
 }
 
-KernelProgram portable_program(const PortableVariant& v, ramp_format format, size_t kind) {
-  return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), kKinds[kind], v.tokens, v.rows,
-                      v.threads(), v.stages),
-          "portable/gemm.cu",
-          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DGATED={}", kind),
-           fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
-           fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
-           fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
-           fmt::format("-DBLOCKS={}", v.blocks)},
-          {"gemm"},
-          80};
+// The kernels count rows in 32 bits: of 16 bytes where values begin, of elements where scales do.
+void check_reach(const char* what, int64_t rows, int64_t stride, int64_t limit) {
+  if (rows > 0 && stride > 0 && rows > limit / stride)
+    fail_argument(what, fmt::format("{} rows, {} from one to the next", rows, stride),
+                  fmt::format("at most {} in all", limit), "pass rows that lie closer, or fewer tokens");
 }
+constexpr int64_t kReachBytes = int64_t{1} << 36, kReachScales = int64_t{1} << 32;
+
 struct Parts {
   PrologueWorkspace prologue;
   float* h = nullptr;       // [T*k, I]: formats that requantise apart
@@ -97,17 +99,24 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 
 }  // namespace
 
-bool PortableVariant::is_for(ramp_format format) const noexcept {
-  return formats == PortableFormats::kAll || (formats == PortableFormats::kPromoted) == is_fp8_format(format);
+bool PortableVariant::is_for(ramp_format format, bool native) const noexcept {
+  return formats == PortableFormats::kAll ||
+         (formats == PortableFormats::kPromoted) == (native && is_fp8_format(format));
 }
 
-uint32_t PortableVariant::shared_bytes(ramp_format format) const noexcept {
+uint32_t PortableVariant::shared_bytes(ramp_format format, bool native) const noexcept {
   const auto r = static_cast<uint32_t>(rows);
   const auto t = static_cast<uint32_t>(tokens);
   const auto k = static_cast<uint32_t>(warps_k);
-  const uint32_t scales = format == RAMP_FORMAT_FP8_BLOCK ? k * (t + 2) * 4 : 0;
-  const uint32_t ring = static_cast<uint32_t>(stages) * (k * kRowBytes * (r + t) + scales);
-  return std::max(ring, k * t * (r + 4) * 4);
+  const auto depth = static_cast<uint32_t>(stages);
+  const uint32_t ring = depth * k * kRowBytes * (r + t);  // the sums take its place in the end
+  // kernels/portable/scales.cuh: a ring of scales; where codes are decoded ratios, factors, units and marks
+  // too.
+  const uint32_t of_step = k * (t + 2) * 4;
+  const uint32_t scales = format != RAMP_FORMAT_FP8_BLOCK ? 0
+                          : native                        ? depth * of_step
+                                                          : (depth + 5) * of_step + 8;
+  return ring + scales + t * 12 + 16;  // Kept of epilogue.cuh
 }
 
 KernelConfig PortableVariant::config(ramp_format format) const noexcept {
@@ -121,12 +130,32 @@ KernelConfig PortableVariant::config(ramp_format format) const noexcept {
   return c;
 }
 
-std::vector<KernelProgram> portable_programs(int /*arch*/) {
+bool portable_multiplies_codes(const GpuFacts& facts) noexcept {
+  return multiplies_codes(10 * facts.major + facts.minor);
+}
+std::span<const PortableVariant> portable_variants() noexcept {
+  return kVariants;
+}
+
+KernelProgram portable_program(const PortableVariant& v, ramp_format format, bool gated) {
+  return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), gated ? "gated" : "single",
+                      v.tokens, v.rows, v.threads(), v.stages),
+          "portable/gemm.cu",
+          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DGATED={:d}", gated ? 1 : 0),
+           fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
+           fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
+           fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
+           fmt::format("-DBLOCKS={}", v.blocks)},
+          {"gemm"},
+          80};
+}
+
+std::vector<KernelProgram> portable_programs(int arch) {
   std::vector<KernelProgram> list;
   for (const ramp_format f : kFormats)
     for (const PortableVariant& v : kVariants)
-      for (size_t kind = 0; v.is_for(f) && kind < kKinds.size(); ++kind)
-        list.push_back(portable_program(v, f, kind));
+      for (size_t kind = 0; v.is_for(f, multiplies_codes(arch)) && kind < kKinds; ++kind)
+        list.push_back(portable_program(v, f, kind == 1));
   return list;
 }
 
@@ -147,7 +176,7 @@ struct PortableBlock::State {
     CUfunction function = nullptr;
     int blocks = 1;  // that fit an SM
   };
-  using Kernels = std::array<std::array<Kernel, kKinds.size()>, kVariants.size()>;
+  using Kernels = std::array<std::array<Kernel, kKinds>, kVariants.size()>;
   std::mutex mutex;
   std::array<std::atomic<bool>, 8> ready{};  // by ramp_format
   std::array<Kernels, 8> kernels{};
@@ -162,7 +191,9 @@ PortableBlock::PortableBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& libr
       state_(std::make_shared<State>()) {}
 
 bool PortableBlock::fits(const PortableVariant& v, ramp_format format) const noexcept {
-  return v.is_for(format) && v.shared_bytes(format) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
+  const bool native = portable_multiplies_codes(gpu_->facts());
+  return v.is_for(format, native) &&
+         v.shared_bytes(format, native) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
 }
 
 std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
@@ -182,8 +213,8 @@ std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
 std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
   std::vector<KernelProgram> list;
   for (const PortableVariant& v : kVariants) {
-    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind)
-      list.push_back(portable_program(v, format, kind));
+    for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind)
+      list.push_back(portable_program(v, format, kind == 1));
   }
   return list;
 }
@@ -202,9 +233,10 @@ void PortableBlock::load(ramp_format format) {
   if (state_->ready[at].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
     const PortableVariant& v = kVariants[i];
-    const auto shared = static_cast<int>(v.shared_bytes(format));
-    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind) {
-      CUfunction const f = library_.get(portable_program(v, format, kind), "gemm");
+    const auto shared =
+        static_cast<int>(v.shared_bytes(format, portable_multiplies_codes(gpu_->facts())));
+    for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind) {
+      CUfunction const f = library_.get(portable_program(v, format, kind == 1), "gemm");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
       int blocks = 0;
       RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
@@ -229,19 +261,17 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
   // Batch-invariant: one order of sums, which is that without a split over depth.
   const bool unsplit = determinism == RAMP_BATCH_INVARIANT;
-  size_t n = 0;
+  const PortableVariant* chosen = &kVariants.front();
   for (const Choice& c : kChoices) {
-    const PortableVariant& v = kVariants[c.variant];
-    if (!fits(v, weights.format) || (unsplit && v.warps_k != 1)) continue;
-    n = c.variant;
-    if (mean <= c.up_to) break;
+    for (const PortableVariant& v : kVariants)
+      if (v.tokens == c.tokens && fits(v, weights.format) && !(unsplit && v.warps_k != 1)) chosen = &v;
+    if (mean <= c.up_to && !(unsplit && chosen->warps_k != 1)) break;
   }
-  return kVariants[n].config(weights.format);
+  return chosen->config(weights.format);
 }
 
 BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
-  const GpuFacts& facts = gpu_->facts();
-  const bool native = (facts.major == 8 && facts.minor == 9) || facts.major >= 12;
+  const bool native = portable_multiplies_codes(gpu_->facts());
   return {rows_dtype(format), native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
 }
 
@@ -283,6 +313,8 @@ struct PortableBlock::Run {
     p.x_scale = in.scales;
     p.x_scale_stride = in.scale_stride;
     p.x_static = in.static_scale;
+    check_reach("x", slots, p.x_stride, kReachBytes);
+    check_reach("x_scale", slots, p.x_scale_stride, kReachScales);
     p.groups = static_cast<int>(in.groups);
     return p;
   }
@@ -299,6 +331,7 @@ struct PortableBlock::Run {
     p.ws_expert = scale.stride[0];
     p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
     p.ws_column = w.format == RAMP_FORMAT_FP8_BLOCK ? scale.stride[2] : 0;
+    check_reach("weight scales", w.experts, p.ws_expert, kReachScales);
   }
   void start(size_t kind, const PortableParams& p, uint64_t columns) const {
     const State::Kernel& kernel = block.state_->kernels[static_cast<size_t>(w.format)][number][kind];
@@ -309,7 +342,7 @@ struct PortableBlock::Run {
         static_cast<uint64_t>(block.gpu_->facts().sm_count) * static_cast<uint64_t>(kernel.blocks);
     launch_dependent(
         block.gpu_->facts().major >= 9, kernel.function,
-        {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()), shape.shared_bytes(w.format)},
+        {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()), shape.shared_bytes(w.format, portable_multiplies_codes(block.gpu_->facts()))},
         stream, p);
   }
 

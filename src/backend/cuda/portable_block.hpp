@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "backend/backend.hpp"
@@ -16,9 +17,9 @@
 
 namespace ramp::core::cuda {
 
-// Formats that a variant is for: fp8_block holds a step's sums beside the promoted ones, the others have the
-// registers for larger tiles.
-enum class PortableFormats { kAll, kPromoted, kDirect };
+// Formats that a variant is for. Where codes are multiplied as they are, a step's sums stand beside the
+// promoted ones: no registers for the largest tiles.
+enum class PortableFormats { kAll, kUnpromoted, kPromoted };
 
 // One compiled shape of the GEMMs, as kernels/portable/gemm.cu explains it.
 struct PortableVariant {
@@ -26,12 +27,17 @@ struct PortableVariant {
   int32_t warps_k = 1, warps_r = 1, warps_t = 1;  // warps along depth, weight rows, tokens
   int32_t stages = 3, blocks = 1;                 // ring depth; blocks per SM that the registers allow
   PortableFormats formats = PortableFormats::kAll;
-  [[nodiscard]] bool is_for(ramp_format format) const noexcept;
+  // native: of the GPU, as portable_multiplies_codes says.
+  [[nodiscard]] bool is_for(ramp_format format, bool native) const noexcept;
   [[nodiscard]] int32_t threads() const noexcept { return 32 * warps_k * warps_r * warps_t; }
-  [[nodiscard]] uint32_t shared_bytes(ramp_format format) const noexcept;
+  [[nodiscard]] uint32_t shared_bytes(ramp_format format, bool native) const noexcept;
   [[nodiscard]] KernelConfig config(ramp_format format) const noexcept;
 };
 
+// Whether a GPU's tensor cores take FP8 codes in mma.sync (sm_89, sm_120); elsewhere they are decoded.
+bool portable_multiplies_codes(const GpuFacts& facts) noexcept;
+std::span<const PortableVariant> portable_variants() noexcept;
+KernelProgram portable_program(const PortableVariant& v, ramp_format format, bool gated);
 std::vector<KernelProgram> portable_programs(int arch);
 
 // Whether the portable kernels have this format: all but f32, which tensor cores have no products for.
@@ -50,7 +56,7 @@ class PortableBlock {
   // The config that runs without a forced one. Batch-invariant calls stay with configs that sum in one order.
   [[nodiscard]] KernelConfig choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
                                     ramp_determinism determinism) const;
-  // FP8 products in the tensor cores' own precision (sm_89, sm_90, sm_120) have another unit.
+  // FP8 products in the tensor cores' own precision (sm_89, sm_120) have another unit.
   [[nodiscard]] BlockArithmetic arithmetic(ramp_format format) const noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
