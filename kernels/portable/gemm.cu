@@ -48,7 +48,7 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 #endif
   for (u32 number = blockIdx.x; number < units; number += gridDim.x) {
     const Unit unit = find_unit(p, number, slices, kColumns);
-    const Copies copies = plan_copies(p, unit, kept.rows);
+    Copies copies = plan_copies(p, unit);
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) copy_weights(p, copies, ring + s * kStage, s);
     if (!waited) {
@@ -58,6 +58,9 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
     }
     keep(p, unit, kept);
     __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kTokenCopies; ++i)
+      copies.x[i] = kept.rows[(int)threadIdx.x / kChunks + i * kRowsApart];
 #if FORMAT == 1
     const ScaleCopies scale_copies = plan_scales(p, unit);
 #endif

@@ -81,20 +81,21 @@ static_assert(kRowsApart <= 8 || kRowsApart % 16 == 0, "gate and up rows of a th
 // one that is comes again: nothing of them is kept.
 struct Copies {
   const u8* w;     // this thread's half of the expert
-  const u32* x;    // of the tile's rows of tokens from this thread's first one on: begin, in units of 16 bytes
+  u32 x[kTokenCopies];  // where the tokens begin, in units of 16 bytes
   u32 to;          // within 128 bytes of depth of a stage
   int chunk;       // of a row's step
-  int column;      // of the first weight row
+  u32 last;        // the last weight row that is there, counted from this thread's first one
 };
 
-__device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit, const u32* token_rows) {
+__device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit) {
   Copies c;
   c.chunk = (int)threadIdx.x % kChunks;
   const int row = (int)threadIdx.x / kChunks;
   c.to = (u32)(row * kRowBytes + ((c.chunk % 8) ^ (row % 8)) * 16);
-  c.column = unit.n0 + column_of_row(row);
-  c.w = p.w + (i64)unit.expert * p.w_expert + (is_up(row) ? (i64)p.up_row * p.w_row : 0) + c.chunk * 16;
-  c.x = token_rows + row;
+  const int column = unit.n0 + column_of_row(row) < p.n ? unit.n0 + column_of_row(row) : p.n - 1;
+  c.last = (u32)(p.n - 1 - column);
+  c.w = p.w + (i64)unit.expert * p.w_expert + (i64)(column + (is_up(row) ? p.up_row : 0)) * p.w_row +
+        c.chunk * 16;
   return c;
 }
 // Where in a stage row `row` + i * kRowsApart goes: its chunk number is xored with the row's number modulo 8.
@@ -110,9 +111,8 @@ __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copi
   const u8* const from = c.w + step * kStep;
 #pragma unroll
   for (int i = 0; i < kWeightCopies; ++i) {
-    const int column = c.column + column_of_row(i * kRowsApart);
-    copy16(to + place_of_copy(c, i),
-           from + (i64)(column < p.n ? column : p.n - 1) * p.w_row + (is_up(i * kRowsApart) ? up : 0), inside);
+    const u32 row = (u32)column_of_row(i * kRowsApart) < c.last ? (u32)column_of_row(i * kRowsApart) : c.last;
+    copy16(to + place_of_copy(c, i), from + (u64)row * (u32)p.w_row + (is_up(i * kRowsApart) ? up : 0), inside);
   }
 }
 __device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copies& c, u32 stage, int step) {
@@ -121,5 +121,5 @@ __device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copie
   const u8* const from = p.x + step * kStep + c.chunk * 16;
 #pragma unroll
   for (int i = 0; i < kTokenCopies; ++i)
-    copy16(to + place_of_copy(c, i), from + (u64)c.x[i * kRowsApart] * 16, inside);
+    copy16(to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
 }

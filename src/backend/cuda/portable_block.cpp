@@ -167,6 +167,8 @@ bool portable_applies(const ExpertWeights& weights) noexcept {
   if (!portable_takes(weights.format)) return false;
   const WeightViews views = weight_views(weights);
   const int64_t bytes = dtype_bytes(weight_dtype(weights.format));
+  constexpr int64_t kReachRow = int64_t{1} << 32;  // the kernels multiply row strides in 32 bits
+  if (views.w13.stride[1] * bytes >= kReachRow || views.w2.stride[1] * bytes >= kReachRow) return false;
   return rows_aligned(views.w13.data, bytes, {views.w13.stride[0], views.w13.stride[1]}) &&
          rows_aligned(views.w2.data, bytes, {views.w2.stride[0], views.w2.stride[1]});
 }
