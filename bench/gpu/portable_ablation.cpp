@@ -84,15 +84,20 @@ class Bench {
     constexpr const char* kColours[] = {"#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#111"};
     std::vector<ramp::bench::Series> series;
     for (const Way& w : ways)
-      series.push_back(
-          {fmt::format("{} {}", m.name, w.name), kColours[(series_ + series.size()) % 6], {}, true, 2.5, 0.9});
+      series.push_back({fmt::format("{} {}", m.name, w.name),
+                        kColours[(series_ + series.size()) % 6],
+                        {},
+                        true,
+                        2.5,
+                        0.9});
     for (const int64_t t : tokens) {
       fmt::print("| {} |", t);
       double base = 0;
       for (size_t i = 0; i < ways.size(); ++i) {
         const double us = measure(m, t, ways[i]);
         base = i == 0 ? us : base;
-        fmt::print(" {}", i == 0 ? fmt::format("{:.1f} |", us) : fmt::format("{:.1f} ({:.2f}) |", us, us / base));
+        fmt::print(" {}",
+                   i == 0 ? fmt::format("{:.1f} |", us) : fmt::format("{:.1f} ({:.2f}) |", us, us / base));
         series[i].points.emplace_back(static_cast<double>(t), us / base);
       }
       fmt::print("\n");
@@ -100,6 +105,13 @@ class Bench {
     }
     series_ += series.size();
     for (ramp::bench::Series& s : series) all_.push_back(std::move(s));
+  }
+
+  // A variant that the library ships, by the tokens of a tile.
+  [[nodiscard]] PortableVariant shipped(int32_t tokens) const {
+    for (const PortableVariant& v : portable_variants())
+      if (v.tokens == tokens && v.is_for(o_.format, native_)) return v;
+    fail_argument("tile", fmt::format("{} tokens", tokens), "a tile of the portable kernels", "");
   }
 
   void plot(const std::string& title) {
@@ -261,8 +273,8 @@ class Bench {
           library_.get({"bench_activate", "bench/activate.cu", {}, {"activate"}, 80}, "activate");
       const auto blocks = static_cast<uint64_t>(gpu_->facts().sm_count) * 8;
       launch(f, {blocks, 1, 256, 0}, stream_,
-             ActivateParams{static_cast<const uint16_t*>(wide_.get()), static_cast<uint16_t*>(h_.get()), rows_,
-                            static_cast<int>(m.intermediate)});
+             ActivateParams{static_cast<const uint16_t*>(wide_.get()), static_cast<uint16_t*>(h_.get()),
+                            rows_, static_cast<int>(m.intermediate)});
     }
     p.second = 1;
     p.out = out_.get();
@@ -277,8 +289,7 @@ class Bench {
     for (int l = 0; l < kLayers; ++l)
       plans.push_back(plan(m, tokens, way.variant.tokens, static_cast<uint64_t>(l)));
     const auto record = [&] {
-      for (int l = 0; l < kLayers; ++l)
-        layer(m, way, plans[static_cast<size_t>(l)], static_cast<size_t>(l));
+      for (int l = 0; l < kLayers; ++l) layer(m, way, plans[static_cast<size_t>(l)], static_cast<size_t>(l));
     };
     record();
     memory_->synchronize(stream_);
@@ -300,13 +311,6 @@ class Bench {
   size_t series_ = 0;
 };
 
-// The variants that docs/cuda.md lists, by the tokens of a tile.
-PortableVariant shipped(int32_t tokens, ramp_format format) {
-  for (const PortableVariant& v : portable_variants())
-    if (v.tokens == tokens && v.is_for(format, false)) return v;
-  fail_argument("tile", fmt::format("{} tokens", tokens), "a tile of the portable kernels", "");
-}
-
 int run(const Options& o) {
   Bench bench(o);
   std::vector<Way> ways;
@@ -314,7 +318,7 @@ int run(const Options& o) {
   if (o.part == "order") {
     for (const int32_t t : {64, 128})
       for (const auto& [name, group] : {std::pair{"column", kAllTiles}, {"row", 1}, {"grouped by 8", 8}})
-        ways.push_back({fmt::format("m{} {}", t, name), shipped(t, o.format), "", group});
+        ways.push_back({fmt::format("m{} {}", t, name), bench.shipped(t), "", group});
     tokens = {512, 2048, 8192};
   } else if (o.part == "split") {
     // Tiles of 8 tokens and 32 weight rows; as many warps per SM with every split.
@@ -325,14 +329,15 @@ int run(const Options& o) {
     tokens = {1, 2, 4, 8, 16, 32, 64};
   } else if (o.part == "padding") {
     for (const int32_t t : {8, 32, 64, 128}) {
-      ways.push_back({fmt::format("m{}", t), shipped(t, o.format), ""});
-      ways.push_back({fmt::format("m{} padded", t), shipped(t, o.format), "-DPADDED=1"});
+      ways.push_back({fmt::format("m{}", t), bench.shipped(t), ""});
+      ways.push_back({fmt::format("m{} padded", t), bench.shipped(t), "-DPADDED=1"});
     }
-    tokens = {8, 32, 128, 512, 2048};
+    tokens = {8, 32, 128, 512};
   } else if (o.part == "fusion") {
-    for (const int32_t t : {32, 64, 128}) {
-      ways.push_back({fmt::format("m{} fused", t), shipped(t, o.format), ""});
-      ways.push_back({fmt::format("m{} apart", t), shipped(t, o.format), "", kAllTiles, false});
+    for (const int32_t t : {32, 128}) {
+      if (o.direct && t == 32) continue;
+      ways.push_back({fmt::format("m{} fused", t), bench.shipped(t), ""});
+      ways.push_back({fmt::format("m{} apart", t), bench.shipped(t), "", kAllTiles, false});
     }
     tokens = o.direct ? std::vector<int64_t>{512} : std::vector<int64_t>{32, 128, 512, 2048, 8192};
   } else {

@@ -73,9 +73,8 @@ __device__ __forceinline__ void keep(const PortableParams& p, const Unit& unit, 
   const int row = unit.first + ((int)threadIdx.x < unit.rows ? (int)threadIdx.x : 0);
   kept.rows[threadIdx.x] = (u32)(source_row(p.x_source, p, row) * p.x_stride / 16);
 #if FORMAT == 5 || FORMAT == 6
-  kept.scales[threadIdx.x] = p.x_scale == nullptr
-                                 ? p.x_static
-                                 : p.x_scale[source_row(p.x_scale_source, p, row) * p.x_scale_stride];
+  kept.scales[threadIdx.x] =
+      p.x_scale == nullptr ? p.x_static : p.x_scale[source_row(p.x_scale_source, p, row) * p.x_scale_stride];
 #endif
   if (GATED || !p.second) return;
   float weight = 1.0f;

@@ -77,7 +77,6 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       copy_commit();
     }
 
-
     float sum[kMt][kNt][4];
 #pragma unroll
     for (int i = 0; i < kMt; ++i)
@@ -87,7 +86,8 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
         for (int v = 0; v < 4; ++v) sum[i][j][v] = 0.0f;
     // Pairs of n8 tiles are dealt out to the WT warps in turn.
     const int pairs = PADDED ? TOKENS / 16 : (unit.rows + 15) / 16;
-    const int active = kNt == 1 ? (PADDED || unit.rows > 8 * (int)wt ? 1 : 0) : (pairs - (int)wt + WT - 1) / WT;
+    const int active =
+        kNt == 1 ? (PADDED || unit.rows > 8 * (int)wt ? 1 : 0) : (pairs - (int)wt + WT - 1) / WT;
     u32 slot = 0;
     for (int k = 0; k < steps; ++k) {
       copy_wait<STAGES - 2>();

@@ -241,8 +241,7 @@ __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights,
     multiply_apart(sum, weights, tokens, token_scales + kScaleBytes, weight_scales + kScaleBytes, lane);
     return;
   }
-  multiply_step<ACTIVE>(sum, weights, tokens, lane, between,
-                        [](int) {});
+  multiply_step<ACTIVE>(sum, weights, tokens, lane, between, [](int) {});
 #else
   multiply_step<ACTIVE>(sum, weights, tokens, lane, between, [](int) {});
 #endif

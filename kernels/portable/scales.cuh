@@ -1,9 +1,9 @@
 // The portable GEMMs: the block scales of fp8_block on their way from memory to the sums.
 //
 // Where codes are multiplied as they are (ptx.cuh), a step's sums start from zero and are promoted with the
-// step's scales, which travel in the ring. Elsewhere the sums stay in the accumulators for the whole depth, in
-// units of the scale of the step at hand: before a step they are multiplied by (last scale / this scale), in
-// the end by the last one. That takes no second set of registers. One thread per token and one per half of
+// step's scales, which travel in the ring. Elsewhere the sums stay in the accumulators for the whole depth,
+// in units of the scale of the step at hand: before a step they are multiplied by (last scale / this scale),
+// in the end by the last one. That takes no second set of registers. One thread per token and one per half of
 // the weight rows turns scales into ratios, a step ahead. A scale that is no ordinary number (0, an infinity,
 // a NaN, or far from what quantisation gives) leaves the units alone; its step's products are summed apart
 // and multiplied by (scale / unit), in the columns concerned. So a column's bits depend on its own scales.
@@ -16,14 +16,23 @@ __device__ __forceinline__ float load_shared(u32 address) {
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
   return v;
 }
+__device__ __forceinline__ float load_shared_if(bool taken, u32 address) {  // else 1
+  float v;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\nmov.f32 %0, 0f3f800000;\n@p ld.shared.f32 %0, [%1];\n}"
+      : "=f"(v)
+      : "r"(address), "r"((u32)taken)
+      : "memory");
+  return v;
+}
 __device__ __forceinline__ float2 load_shared2(u32 address) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
   return v;
 }
 __device__ __forceinline__ void store_shared_if(bool taken, u32 address, float v) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p st.shared.f32 [%0], %1;\n}" ::"r"(address), "f"(v),
-               "r"((u32)taken)
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p st.shared.f32 [%0], %1;\n}" ::"r"(address),
+               "f"(v), "r"((u32)taken)
                : "memory");
 }
 __device__ __forceinline__ void store_shared(u32 address, float v) {
@@ -58,8 +67,8 @@ __device__ __forceinline__ void copy_scales(const PortableParams& p, const Scale
 #endif
 
 #if CHAINED
-// The ring of scales, one step ahead of the ring of codes; two buffers of ratios and, behind each, of factors;
-// units; marks.
+// The ring of scales, one step ahead of the ring of codes; two buffers of ratios and, behind each, of
+// factors; units; marks.
 constexpr int kScalesAhead = 1;
 constexpr u32 kRatios = STAGES * kScaleBytes;
 constexpr u32 kUnits = kRatios + 4 * kScaleBytes;
@@ -71,12 +80,12 @@ __device__ __forceinline__ u32 ratios_of(u32 scales, int step) {
 
 // One scale of a step becomes its ratio, without branches. Ratios of a token's scale and a weight's together
 // stay below 2^90 in this range: with 2^25 for a sum's products of codes and 2^7 steps no sum overflows.
-__device__ __forceinline__ void put_ratio(bool taken, u32 scales, u32 from, int step, u32 number, bool present,
-                                          float low, float high) {
+__device__ __forceinline__ void put_ratio(bool taken, u32 scales, u32 from, int step, u32 number,
+                                          bool present, float low, float high) {
   const u32 unit_at = scales + kUnits + 4 * number;
   const u32 to = ratios_of(scales, step) + 4 * number;
-  const float scale = load_shared(from + 4 * number);
-  const float unit = load_shared(unit_at);
+  const float scale = load_shared_if(taken, from + 4 * number);
+  const float unit = load_shared_if(taken, unit_at);
   const bool ordinary = scale >= low && scale <= high;
   const float usable = ordinary ? scale : 1.0f;
   store_shared_if(taken, to, present && ordinary ? divide(unit, usable) : 1.0f);

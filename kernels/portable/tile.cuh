@@ -80,11 +80,11 @@ static_assert(kRowsApart <= 8 || kRowsApart % 16 == 0, "gate and up rows of a th
 // What a thread copies of a unit: 16 bytes of each of its rows and steps. In place of rows that are not there
 // one that is comes again: nothing of them is kept.
 struct Copies {
-  const u8* w;     // this thread's half of the expert
+  const u8* w;          // this thread's half of the expert
   u32 x[kTokenCopies];  // where the tokens begin, in units of 16 bytes
-  u32 to;          // within 128 bytes of depth of a stage
-  int chunk;       // of a row's step
-  u32 last;        // the last weight row that is there, counted from this thread's first one
+  u32 to;               // within 128 bytes of depth of a stage
+  int chunk;            // of a row's step
+  u32 last;             // the last weight row that is there, counted from this thread's first one
 };
 
 __device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit) {
@@ -112,7 +112,8 @@ __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copi
 #pragma unroll
   for (int i = 0; i < kWeightCopies; ++i) {
     const u32 row = (u32)column_of_row(i * kRowsApart) < c.last ? (u32)column_of_row(i * kRowsApart) : c.last;
-    copy16(to + place_of_copy(c, i), from + (u64)row * (u32)p.w_row + (is_up(i * kRowsApart) ? up : 0), inside);
+    copy16(to + place_of_copy(c, i), from + (u64)row * (u32)p.w_row + (is_up(i * kRowsApart) ? up : 0),
+           inside);
   }
 }
 __device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copies& c, u32 stage, int step) {
@@ -120,6 +121,5 @@ __device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copie
   const u32 to = stage + kWeightBytes + (u32)(c.chunk / 8 * TOKENS * kRowBytes);
   const u8* const from = p.x + step * kStep + c.chunk * 16;
 #pragma unroll
-  for (int i = 0; i < kTokenCopies; ++i)
-    copy16(to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
+  for (int i = 0; i < kTokenCopies; ++i) copy16(to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
 }

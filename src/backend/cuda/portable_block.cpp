@@ -40,8 +40,7 @@ struct Choice {
   double up_to;
   int32_t tokens;  // of a tile
 };
-constexpr std::array<Choice, 6> kChoices = {
-    {{2, 8}, {16, 32}, {48, 64}, {100, 128}, {160, 64}, {1e30, 128}}};
+constexpr std::array<Choice, 6> kChoices = {{{2, 8}, {16, 32}, {48, 64}, {100, 128}, {160, 64}, {1e30, 128}}};
 constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
 constexpr size_t kKinds = 2;  // GATED of the kernel
@@ -235,8 +234,7 @@ void PortableBlock::load(ramp_format format) {
   if (state_->ready[at].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
     const PortableVariant& v = kVariants[i];
-    const auto shared =
-        static_cast<int>(v.shared_bytes(format, portable_multiplies_codes(gpu_->facts())));
+    const auto shared = static_cast<int>(v.shared_bytes(format, portable_multiplies_codes(gpu_->facts())));
     for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind) {
       CUfunction const f = library_.get(portable_program(v, format, kind == 1), "gemm");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
@@ -342,10 +340,10 @@ struct PortableBlock::Run {
     const uint64_t units = tiles * ceil_div(static_cast<uint64_t>(p.n), columns);
     const auto resident =
         static_cast<uint64_t>(block.gpu_->facts().sm_count) * static_cast<uint64_t>(kernel.blocks);
-    launch_dependent(
-        block.gpu_->facts().major >= 9, kernel.function,
-        {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()), shape.shared_bytes(w.format, portable_multiplies_codes(block.gpu_->facts()))},
-        stream, p);
+    launch_dependent(block.gpu_->facts().major >= 9, kernel.function,
+                     {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()),
+                      shape.shared_bytes(w.format, portable_multiplies_codes(block.gpu_->facts()))},
+                     stream, p);
   }
 
   void gemm1(const GemmInput& in) const {
