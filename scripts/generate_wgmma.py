@@ -43,6 +43,7 @@ __device__ __forceinline__ void wgmma<{cpp}, {n}>(float (&d)[{n // 2}], unsigned
 print(HEAD, end="")
 for cpp, ptx, k in (("E4m3", "e4m3", 32), ("Bf16", "bf16", 16), ("F16", "f16", 16)):
     print(f"\n#if defined(WGMMA_{cpp.upper()})")
-    for n in range(8, 129, 8):
+    # 256: whole pairs of slices, whose sums of 16-bit products stay in the accumulators (prefill_flat.cu).
+    for n in [*range(8, 129, 8), *([256] if k == 16 else [])]:
         print(wrapper(cpp, ptx, k, n), end="")
     print("#endif")

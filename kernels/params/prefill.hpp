@@ -11,7 +11,8 @@ constexpr int kPrefillRows = 128;
 // One GEMM over packed weight tiles (params/stream.hpp). Between the GEMMs, h is packed too: a row tile of
 // the plan is rounded up to 8 rows (which are written and read like the others) and begins at row
 // (first + 7 * tile) / 8 * 8 of h. From there on, per group of 128 columns, its rows x 128 bytes with the
-// 128-byte swizzle, and likewise its scales.
+// 128-byte swizzle, and likewise its scales. prefill_flat.cu: per group of 128 bytes of columns, no scales
+// (fp8_channel: fp32 rows of I columns in sorted order, and codes likewise).
 struct PrefillParams {
   const unsigned char* weights;
   const float* weight_scale;  // checkpoint layout [E, rows/128 blocks, depth/128]
@@ -36,6 +37,9 @@ struct PrefillParams {
   long long out_stride;      // elements from row to row
   const float* slot_weight;  // GEMM2: nullptr: 1
   long long slot_weight_token, slot_weight_slot;
+  // prefill_flat.cu alone, FP8:
+  float x_static;  // the tokens' scale where x_scale is nullptr
+  float h_static;  // fp8_tensor, GEMM1: the scale of h
 };
 
 }  // namespace ramp::core::cuda

@@ -38,6 +38,7 @@
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/stream.hpp"
+#include "sm90/flat_silu.cuh"
 #include "sm90/ptx.cuh"
 #include "sm90/stream_copy.cuh"
 #include "sm90/stream_items.cuh"
@@ -173,8 +174,8 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring
     sum[4 * j + 3] *= high_scale * t1;
 #endif
 #if GEMM == 1
-    const float h0 = activate(sum[4 * j], sum[4 * j + 2]);
-    const float h1 = activate(sum[4 * j + 1], sum[4 * j + 3]);
+    const float h0 = gated(sum[4 * j], sum[4 * j + 2]);
+    const float h1 = gated(sum[4 * j + 1], sum[4 * j + 3]);
 #if FORMAT == 6
     const u32 token = 8 * j + 2 * (lane % 4);
     float* const to = (float*)p.codes + (i64)(item.first + (int)token) * p.out_stride + column + lane / 4;

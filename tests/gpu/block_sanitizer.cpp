@@ -117,9 +117,9 @@ TEST(GpuSmallFew, FewTokens) {
 // The prefill kernel where it shares weights in a cluster (two row tiles of more than 64 rows) and where it
 // does not (a tail), with more depth than the ring holds in one GEMM or the other and an odd number of
 // slices. On other GPUs, and without its config, what runs by default.
-TEST(GpuSmallPrefill, ManyRows) {
+TEST_P(GpuSmallStream, ManyRows) {
   for (const auto& [hidden, intermediate] : {std::pair{640, 128}, std::pair{128, 640}}) {
-    CaseSpec s = small_spec(RAMP_FORMAT_FP8_BLOCK, 290);
+    CaseSpec s = small_spec(GetParam(), 290);
     s.experts = 2;
     s.top_k = 1;
     s.hidden = hidden;

@@ -11,6 +11,7 @@
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/few_block.hpp"
 #include "backend/cuda/flat_block.hpp"
+#include "backend/cuda/flat_prefill_block.hpp"
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/nvtx.hpp"
@@ -74,6 +75,7 @@ class CudaBackend final : public Backend {
                family_ == Family::kPlainF64 ? PlainPrecision::kF64 : PlainPrecision::kF32),
         stream_(gpu_, *library_, prologue_, combine_),
         flat_(gpu_, *library_, prologue_, combine_),
+        flat_prefill_(gpu_, *library_, prologue_, combine_),
         prefill_(gpu_, *library_, prologue_, combine_),
         few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
@@ -106,6 +108,7 @@ class CudaBackend final : public Backend {
     if (flat_format(format)) {
       for (const FlatVariant& v : flat_variants(format, model.hidden, model.intermediate))
         add(v.config(format));
+      add(flat_prefill_config(format));
     } else {
       for (const StreamVariant& v : stream_variants()) add(v.config());
       add(prefill_config());
@@ -124,7 +127,10 @@ class CudaBackend final : public Backend {
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
     const int64_t tokens = (slots + k - 1) / k;
-    if (flat_format(w.format)) return FlatBlock::choose(w, tokens, k).config(w.format);
+    if (flat_format(w.format))
+      return FlatPrefillBlock::takes(nullptr, w, tokens, k)
+                 ? flat_prefill_config(w.format)
+                 : FlatBlock::choose(w, tokens, k).config(w.format);
     if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
     return StreamBlock::choose(w, tokens, k).config();
   }
@@ -171,7 +177,10 @@ class CudaBackend final : public Backend {
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && flat_format(call.weights->format))
+    const bool flat = tiles && flat_format(call.weights->format);
+    if (flat && FlatPrefillBlock::takes_batched(call.config, *call.weights, call.max_tokens))
+      flat_prefill_.batched(call);
+    else if (flat)
       flat_.batched(call);
     else if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
       prefill_.batched(call);
@@ -201,7 +210,10 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    if (tiles && flat_format(call.weights->format))
+    const bool flat = tiles && flat_format(call.weights->format);
+    if (flat && FlatPrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
+      flat_prefill_.block(call, routing);
+    else if (flat)
       flat_.block(call, routing);
     else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
       prefill_.block(call, routing);
@@ -214,7 +226,8 @@ class CudaBackend final : public Backend {
   }
   // For any number of tokens up to this one, whichever block runs it.
   [[nodiscard]] uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
-    if (flat_format(w.format)) return FlatBlock::workspace(w, tokens, top_k);
+    if (flat_format(w.format))
+      return std::max(FlatBlock::workspace(w, tokens, top_k), FlatPrefillBlock::workspace(w, tokens, top_k));
     return std::max({StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k),
                      few_.workspace(w, tokens, top_k)});
   }
@@ -237,7 +250,10 @@ class CudaBackend final : public Backend {
     std::vector<KernelProgram> programs = flat    ? FlatBlock::programs(w.format, w.activation)
                                           : tiles ? stream_.programs(w.activation)
                                                   : plain_.programs(w.format);
-    if (tiles && !flat) {
+    if (flat) {
+      for (KernelProgram& p : FlatPrefillBlock::programs(w.format, w.activation))
+        programs.push_back(std::move(p));
+    } else if (tiles) {
       for (KernelProgram& p : PrefillBlock::programs(w.activation)) programs.push_back(std::move(p));
       for (KernelProgram& p : few_.programs()) programs.push_back(std::move(p));
     }
@@ -246,6 +262,7 @@ class CudaBackend final : public Backend {
     combine_.prepare(RAMP_BF16);  // another dtype of y: on its first call
     if (flat) {
       flat_.prepare(w, x_dtype);
+      flat_prefill_.prepare(w, x_dtype);
     } else if (tiles) {
       stream_.prepare(w, x_dtype);
       prefill_.prepare(w, x_dtype);
@@ -266,6 +283,7 @@ class CudaBackend final : public Backend {
   PlainBlock plain_;
   StreamBlock stream_;
   FlatBlock flat_;
+  FlatPrefillBlock flat_prefill_;
   PrefillBlock prefill_;
   FewBlock few_;
   BackendInfo info_;

@@ -8,6 +8,7 @@
 
 #include "backend/cuda/few_block.hpp"
 #include "backend/cuda/flat_block.hpp"
+#include "backend/cuda/flat_prefill_block.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/prefill_block.hpp"
@@ -21,17 +22,18 @@ namespace {
 // Each part of the backend names its own programs. A new part is one line here.
 using Part = std::vector<KernelProgram> (*)(int arch);
 constexpr Part kParts[] = {
-    copy_programs,      // device_memory.cpp
-    portable_programs,  // portable_block.cpp
-    plain_programs,     // plain_block.cpp
-    combine_programs,   // plain_block.cpp
-    prologue_programs,  // prologue_kernels.cpp
-    route_programs,     // route.cpp
-    pack_programs,      // weights.cpp
-    stream_programs,    // stream_block.cpp
-    flat_programs,      // flat_block.cpp
-    prefill_programs,   // prefill_block.cpp
-    few_programs,       // few_block.cpp
+    copy_programs,          // device_memory.cpp
+    portable_programs,      // portable_block.cpp
+    plain_programs,         // plain_block.cpp
+    combine_programs,       // plain_block.cpp
+    prologue_programs,      // prologue_kernels.cpp
+    route_programs,         // route.cpp
+    pack_programs,          // weights.cpp
+    stream_programs,        // stream_block.cpp
+    flat_programs,          // flat_block.cpp
+    flat_prefill_programs,  // flat_prefill_block.cpp
+    prefill_programs,       // prefill_block.cpp
+    few_programs,           // few_block.cpp
 };
 
 const EmbeddedFile* find_file(std::string_view name) {

@@ -1,0 +1,280 @@
+// Host side of the flat prefill block: workspace, parameters, launches. As prefill_block.cpp: grids are
+// persistent and depend on the GPU alone, the plan on the device says how much of them has work.
+#include "backend/cuda/flat_prefill_block.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
+
+#include "backend/cuda/driver.hpp"
+#include "backend/cuda/flat_block.hpp"
+#include "backend/cuda/launch.hpp"
+#include "backend/cuda/weights.hpp"
+#include "backend/cuda/workspace.hpp"
+#include "base/error.hpp"
+#include "base/tensor.hpp"
+#include "params/block.hpp"
+#include "params/prefill.hpp"
+
+namespace ramp::core::cuda {
+namespace {
+
+constexpr int64_t kTileRows = 128;   // of weights in a packed tile
+constexpr int64_t kTileBytes = 128;  // of its depth
+constexpr unsigned kThreads = 384, kStages = 4;
+// kernels/sm90/prefill_flat.cu: per stage three tiles, an item, two barriers; once what results are staged
+// in.
+constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 16 + 16) + 8 * 16 * 272;
+
+constexpr size_t kActivations = 3;  // the gated ones
+constexpr std::array<ramp_format, 4> kFormats = {RAMP_FORMAT_BF16, RAMP_FORMAT_F16, RAMP_FORMAT_FP8_TENSOR,
+                                                 RAMP_FORMAT_FP8_CHANNEL};
+size_t number_of(ramp_format format) noexcept {
+  return static_cast<size_t>(std::find(kFormats.begin(), kFormats.end(), format) - kFormats.begin());
+}
+int64_t element_bytes(ramp_format format) noexcept {
+  return dtype_bytes(weight_dtype(format));
+}
+int64_t depth_of(ramp_format format) noexcept {
+  return kTileBytes / element_bytes(format);
+}
+
+// activation: of GEMM 1 alone.
+KernelProgram flat_prefill_program(int gemm, ramp_format format, ramp_activation activation) {
+  KernelProgram p{fmt::format("prefill_{}_gemm{}", format_name(format), gemm),
+                  "sm90/prefill_flat.cu",
+                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DFORMAT={}", static_cast<int>(format)),
+                   fmt::format("-DSTAGES={}", kStages)},
+                  {"prefill_flat"},
+                  90};
+  if (gemm == 1) {
+    p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
+    if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
+    if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
+  }
+  return p;
+}
+
+struct Parts {
+  PrologueWorkspace prologue;
+  float* wide = nullptr;    // fp8_channel: h as GEMM 1 leaves it, [T*k, I]
+  float* scales = nullptr;  // fp8_channel: of h's codes, [T*k]
+  uint8_t* h = nullptr;     // packed (kernels/params/prefill.hpp); fp8_channel: codes [T*k, I]
+  void* rows = nullptr;     // [T*k, H] as flat_rows()
+};
+
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
+  const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
+  const auto tiles = static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, kPrefillRows));
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, kPrefillRows, base, parts.prologue));
+  const auto columns = static_cast<uint64_t>(w.intermediate);
+  if (w.format == RAMP_FORMAT_FP8_CHANNEL) {
+    parts.wide = layout.take<float>(slots * columns);
+    parts.scales = layout.take<float>(slots);
+  }
+  parts.h =
+      layout.take<uint8_t>((slots + 7 * tiles) * columns * static_cast<uint64_t>(element_bytes(w.format)));
+  parts.rows =
+      layout.take<std::byte>(slots * static_cast<uint64_t>(w.hidden * dtype_bytes(flat_rows(w.format))));
+  return layout.used();
+}
+
+struct Run {
+  const Gpu& gpu;
+  const ExpertWeights& w;
+  const Parts& parts;
+  int64_t slots = 0, top_k = 1;
+  CUstream stream = nullptr;
+
+  [[nodiscard]] PrefillParams common() const {
+    const RowIndex& index = parts.prologue.index;
+    PrefillParams p{};
+    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.num_tiles = index.num_tiles;
+    p.offsets = index.offsets;
+    p.slots = index.slots;
+    p.top_k = static_cast<int>(top_k);
+    p.h = parts.h;
+    p.h_steps = static_cast<int>(w.intermediate / depth_of(w.format));
+    p.early = 1;
+    return p;
+  }
+  [[nodiscard]] Grid grid() const {
+    return {static_cast<uint64_t>(gpu.facts().sm_count) / 2 * 2, 1, kThreads,
+            kSharedBytes};  // clusters of two
+  }
+  void set_input(PrefillParams& p, const GemmInput& in, int source, int scale_source) const {
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride * element_bytes(w.format);
+    p.x_source = source;
+    p.x_scale = in.scales;
+    p.x_scale_stride = in.scale_stride;
+    p.x_scale_source = scale_source;
+    p.x_static = in.static_scale;
+  }
+  // up_row: of W13, 0: W2.
+  static void set_scales(PrefillParams& p, const ramp_tensor& scale, int64_t up_row) {
+    if (!present(scale)) return;
+    p.weight_scale = static_cast<const float*>(scale.data);
+    p.ws_expert = scale.stride[0];
+    p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
+    p.up_scale_row = static_cast<int>(up_row);
+  }
+
+  void gemm1(CUfunction f, const GemmInput& in) const {
+    PrefillParams p = common();
+    p.weights = static_cast<const unsigned char*>(weight_views(w).w13.data);
+    set_input(p, in, in.per_slot ? kRowSlot : kRowToken, in.scales_per_slot ? kRowSlot : kRowToken);
+    set_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
+    p.slices = static_cast<int>(2 * w.intermediate / kTileRows);
+    p.steps = static_cast<int>(w.hidden / depth_of(w.format));
+    if (parts.wide != nullptr) {
+      p.h = reinterpret_cast<unsigned char*>(parts.wide);
+      p.out_stride = w.intermediate;
+    }
+    p.h_static = w.w2_input_scale;
+    launch_dependent(true, f, grid(), stream, p);
+  }
+  // What GEMM 1 wrote, or is to be requantised from it.
+  GemmInput middle(Prologue& prologue) const {
+    if (w.format == RAMP_FORMAT_FP8_CHANNEL && slots > 0)
+      return prologue.requantize(w, parts.wide, slots, parts.prologue.index, parts.h, parts.scales, stream);
+    GemmInput in;
+    in.data = parts.h;
+    in.stride = w.intermediate;
+    in.static_scale = w.w2_input_scale;
+    return in;
+  }
+  // weights: [T,k], absent where they were applied to the input.
+  void gemm2(CUfunction f, const GemmInput& in, const ramp_tensor& weights) const {
+    PrefillParams p = common();
+    p.weights = static_cast<const unsigned char*>(weight_views(w).w2.data);
+    set_input(p, in, kRowSorted, kRowSorted);
+    set_scales(p, w.w2_scale, 0);
+    p.slices = static_cast<int>(w.hidden / kTileRows);
+    p.steps = static_cast<int>(w.intermediate / depth_of(w.format));
+    p.rows = static_cast<unsigned short*>(parts.rows);
+    p.out_stride = w.hidden;
+    if (present(weights)) {
+      p.slot_weight = static_cast<const float*>(weights.data);
+      p.slot_weight_token = weights.stride[0];
+      p.slot_weight_slot = weights.stride[1];
+    }
+    launch_dependent(true, f, grid(), stream, p);
+  }
+};
+
+}  // namespace
+
+std::vector<KernelProgram> flat_prefill_programs(int /*arch*/) {
+  std::vector<KernelProgram> list;
+  for (const ramp_format format : kFormats) {
+    for (size_t a = 0; a < kActivations; ++a)
+      list.push_back(flat_prefill_program(1, format, static_cast<ramp_activation>(a)));
+    list.push_back(flat_prefill_program(2, format, RAMP_ACTIVATION_SILU_AND_MUL));
+  }
+  return list;
+}
+
+KernelConfig flat_prefill_config(ramp_format format) noexcept {
+  KernelConfig c;
+  c.tile_m = kPrefillRows;
+  c.tile_n = 2 * kTileRows;
+  c.tile_k = static_cast<int32_t>(depth_of(format));
+  c.stages = kStages;
+  c.threads = kThreads;
+  return c;
+}
+
+struct FlatPrefillBlock::State {
+  std::mutex mutex;
+  std::array<std::array<std::atomic<bool>, kActivations>, kFormats.size()> ready{};
+  // By format, activation and GEMM.
+  std::array<std::array<std::array<CUfunction, 2>, kActivations>, kFormats.size()> functions{};
+};
+
+FlatPrefillBlock::FlatPrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
+                                   Combine& combine)
+    : gpu_(std::move(gpu)),
+      library_(library),
+      prologue_(prologue),
+      combine_(combine),
+      state_(std::make_shared<State>()) {}
+
+std::vector<KernelProgram> FlatPrefillBlock::programs(ramp_format format, ramp_activation activation) {
+  return {flat_prefill_program(1, format, activation), flat_prefill_program(2, format, activation)};
+}
+
+void FlatPrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
+  prologue_.prepare(weights, x_dtype);
+  const size_t f = number_of(weights.format);
+  const auto a = static_cast<size_t>(weights.activation);
+  if (state_->ready[f][a].load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(state_->mutex);
+  if (state_->ready[f][a].load(std::memory_order_relaxed)) return;
+  for (int gemm = 1; gemm <= 2; ++gemm) {
+    CUfunction const function =
+        library_.get(flat_prefill_program(gemm, weights.format, weights.activation), "prefill_flat");
+    RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            static_cast<int>(kSharedBytes));
+    state_->functions[f][a][static_cast<size_t>(gemm) - 1] = function;
+  }
+  state_->ready[f][a].store(true, std::memory_order_release);
+}
+
+uint64_t FlatPrefillBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
+  Parts parts;
+  return carve(weights, tokens, top_k, nullptr, parts);
+}
+
+bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
+                             int64_t top_k) noexcept {
+  if (config != nullptr) return *config == flat_prefill_config(weights.format);
+  constexpr int64_t kRowsPerExpert = 96;
+  return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
+}
+
+bool FlatPrefillBlock::takes_batched(const KernelConfig* config, const ExpertWeights& weights,
+                                     int64_t max_tokens) noexcept {
+  if (config != nullptr) return *config == flat_prefill_config(weights.format);
+  // Decode steps come with capacities of up to 128 and few rows: as PrefillBlock.
+  constexpr int64_t kDecodeCapacity = 128;
+  return max_tokens > kDecodeCapacity;
+}
+
+void FlatPrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
+  const ExpertWeights& w = *call.weights;
+  Parts parts;
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, call.tokens, call.top_k, call.workspace, parts));
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, call.tokens * call.top_k, call.top_k, stream};
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
+                                         : prologue_.block(call, parts.prologue, stream);
+  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], run.middle(prologue_),
+            call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  combine_.block(call, parts.rows, flat_rows(w.format), parts.prologue.index, stream);
+}
+
+void FlatPrefillBlock::batched(const BatchedCall& call) {
+  const ExpertWeights& w = *call.weights;
+  const int64_t slots = w.experts * call.max_tokens;
+  Parts parts;
+  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
+  auto* const stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, parts, slots, call.max_tokens, stream};
+  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  x.per_slot = x.scales_per_slot = true;
+  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)];
+  run.gemm1(functions[0], x);
+  run.gemm2(functions[1], run.middle(prologue_),
+            call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  combine_.batched(call, parts.rows, flat_rows(w.format), parts.prologue.index, stream);
+}
+
+}  // namespace ramp::core::cuda
