@@ -5,6 +5,7 @@
 //   portable_ablation fusion --direct      every variant once, without a graph: for a profiler
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
@@ -69,7 +70,7 @@ class Bench {
         scope_(*gpu_),
         library_(gpu_, "", {}),
         memory_(make_device_memory(gpu_)),
-        native_(portable_multiplies_codes(gpu_->facts())) {
+        arch_(portable_arch(gpu_->facts())) {
     RAMP_CU(cuStreamCreate, &stream_, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
   }
 
@@ -107,10 +108,23 @@ class Bench {
     for (ramp::bench::Series& s : series) all_.push_back(std::move(s));
   }
 
+  // Compiles everything at once.
+  void prepare(const std::vector<Way>& ways) {
+    std::vector<KernelProgram> programs;
+    for (const Way& w : ways) {
+      for (const bool gated : {false, true}) {
+        KernelProgram p = program(w, gated);
+        const auto same = [&](const KernelProgram& other) { return other.name == p.name; };
+        if (std::none_of(programs.begin(), programs.end(), same)) programs.push_back(std::move(p));
+      }
+    }
+    library_.load(programs);
+  }
+
   // A variant that the library ships, by the tokens of a tile.
   [[nodiscard]] PortableVariant shipped(int32_t tokens) const {
     for (const PortableVariant& v : portable_variants())
-      if (v.tokens == tokens && v.is_for(o_.format, native_)) return v;
+      if (v.tokens == tokens && v.is_for(o_.format, arch_)) return v;
     fail_argument("tile", fmt::format("{} tokens", tokens), "a tile of the portable kernels", "");
   }
 
@@ -211,14 +225,18 @@ class Bench {
     return p;
   }
 
-  void gemm(const Way& way, bool gated, const PortableParams& p, const Plan& plan) {
-    KernelProgram program = portable_program(way.variant, o_.format, gated);
+  [[nodiscard]] KernelProgram program(const Way& way, bool gated) const {
+    KernelProgram p = portable_program(way.variant, o_.format, gated);
     if (!way.option.empty()) {
-      program.name += "_bench";
-      program.options.push_back(way.option);
+      p.name += "_bench";
+      p.options.push_back(way.option);
     }
-    CUfunction const f = library_.get(program, "gemm");
-    const uint32_t shared = way.variant.shared_bytes(o_.format, native_);
+    return p;
+  }
+
+  void gemm(const Way& way, bool gated, const PortableParams& p, const Plan& plan) {
+    CUfunction const f = library_.get(program(way, gated), "gemm");
+    const uint32_t shared = way.variant.shared_bytes(o_.format, arch_);
     RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(shared));
     int blocks = 0;
     RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, way.variant.threads(),
@@ -302,7 +320,7 @@ class Bench {
   ScopedContext scope_;
   KernelLibrary library_;
   std::shared_ptr<const DeviceMemory> memory_;
-  bool native_;
+  int arch_;
   CUstream stream_ = nullptr;
   std::vector<std::shared_ptr<void>> w13_, w2_;
   std::shared_ptr<void> x_, h_, wide_, out_, scales_;
@@ -343,6 +361,7 @@ int run(const Options& o) {
   } else {
     fail_argument("part", o.part, "order, split, padding or fusion", "name one");
   }
+  bench.prepare(ways);
   for (const Shape& m : kModels) bench.run(m, tokens, ways);
   bench.plot(fmt::format("{} ({}, {})", o.part, format_name(o.format), o.routing));
   return 0;

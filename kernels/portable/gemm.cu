@@ -61,6 +61,7 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 #pragma unroll
     for (int i = 0; i < kTokenCopies; ++i)
       copies.x[i] = kept.rows[(int)threadIdx.x / kChunks + i * kRowsApart];
+    copies.x_rows = unit.rows - (int)threadIdx.x / kChunks;
 #if FORMAT == 1
     const ScaleCopies scale_copies = plan_scales(p, unit);
 #endif
@@ -122,16 +123,14 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
       const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
       // All of a warp's pairs, half or a quarter of them: rows that are not there are columns of their own.
-      const auto run = [&](auto pairs_of) {
-        run_step<decltype(pairs_of)::kPairsOf>(sum, weights, tokens, token_scales, weight_scales, lane, apart,
-                                               copy_ahead);
-      };
       if (2 * active > kPairs)
-        run(Pairs<kPairs>{});
+        run_step<kPairs>(sum, weights, tokens, token_scales, weight_scales, lane, apart, copy_ahead);
       else if (kPairs >= 4 && 4 * active <= kPairs && active > 0)
-        run(Pairs<(kPairs + 3) / 4>{});
+        run_step<(kPairs + 3) / 4>(sum, weights, tokens, token_scales, weight_scales, lane, apart,
+                                   copy_ahead);
       else if (kPairs > 1 && active > 0)
-        run(Pairs<(kPairs + 1) / 2>{});
+        run_step<(kPairs + 1) / 2>(sum, weights, tokens, token_scales, weight_scales, lane, apart,
+                                   copy_ahead);
       else
         copy_ahead();
       slot = slot + 1 == STAGES ? 0 : slot + 1;
@@ -176,7 +175,15 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
   if (!waited) dependency_wait();
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+// Decoding codes by bit operations takes registers, and below sm_89 no SM has shared memory for a third
+// block.
+#if __CUDA_ARCH__ < 890
+constexpr int kBlocks = BLOCKS < 2 ? BLOCKS : 2;
+#else
+constexpr int kBlocks = BLOCKS;
+#endif
+
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
     gemm(const __grid_constant__ PortableParams p) {
   run_gemm(p);
 }

@@ -33,10 +33,6 @@ __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], const
 #endif
 }
 
-template <int COUNT>
-struct Pairs {
-  static constexpr int kPairsOf = COUNT;
-};
 // What a warp loads of 32 bytes of depth; ACTIVE pairs of n8 tiles have tokens.
 template <int ACTIVE>
 struct Raw {

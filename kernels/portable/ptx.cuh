@@ -24,6 +24,14 @@ __device__ __forceinline__ void copy16(u32 dst, const void* src, bool valid) {
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same, by the threads that `taken` says, without a branch.
+__device__ __forceinline__ void copy16_if(bool taken, u32 dst, const void* src, bool valid) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n@p cp.async.cg.shared.global.L2::128B [%0], [%1], 16, "
+      "%2;\n}" ::"r"(dst),
+      "l"(src), "r"(valid ? 16 : 0), "r"((u32)taken)
+      : "memory");
+}
 // 4 bytes, by the threads that `taken` says, without a branch.
 __device__ __forceinline__ void copy4_if(bool taken, u32 dst, const void* src, bool valid) {
   asm volatile(

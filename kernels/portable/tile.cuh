@@ -77,11 +77,13 @@ __device__ __forceinline__ constexpr bool is_up(int r) {
 // kRowsApart.
 static_assert(kRowsApart <= 8 || kRowsApart % 16 == 0, "gate and up rows of a thread");
 
-// What a thread copies of a unit: 16 bytes of each of its rows and steps. In place of rows that are not there
-// one that is comes again: nothing of them is kept.
+// What a thread copies of a unit: 16 bytes of each of its rows and steps. Of rows that are not there nothing
+// is kept: tokens are left as they are in shared memory, in place of weight rows one that is there comes
+// again.
 struct Copies {
   const u8* w;          // this thread's half of the expert
   u32 x[kTokenCopies];  // where the tokens begin, in units of 16 bytes
+  int x_rows;           // tokens from this thread's first one on
   u32 to;               // within 128 bytes of depth of a stage
   int chunk;            // of a row's step
   u32 last;             // the last weight row that is there, counted from this thread's first one

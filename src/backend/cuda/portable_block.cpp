@@ -32,7 +32,7 @@ constexpr std::array<PortableVariant, 5> kVariants = {{
     {64, 32, 2, 2, 1, 3, 3},
     {128, 64, 1, 4, 1, 3, 3, PortableFormats::kUnpromoted},
     {128, 64, 1, 4, 1, 4, 2, PortableFormats::kPromoted},
-    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kUnpromoted},
+    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWide},
 }};
 // The automatic choice by the mean number of rows per expert, measured (docs/kernel-log.md). Around 128 rows
 // half of the experts would need a second tile of 128 for a few rows.
@@ -98,12 +98,22 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 
 }  // namespace
 
-bool PortableVariant::is_for(ramp_format format, bool native) const noexcept {
-  return formats == PortableFormats::kAll ||
-         (formats == PortableFormats::kPromoted) == (native && is_fp8_format(format));
+bool PortableVariant::is_for(ramp_format format, int arch) const noexcept {
+  const bool codes = is_fp8_format(format);
+  switch (formats) {
+    case PortableFormats::kPromoted:
+      return codes && multiplies_codes(arch);
+    case PortableFormats::kUnpromoted:
+      return !codes || !multiplies_codes(arch);
+    case PortableFormats::kWide:
+      return !codes || (arch >= 90 && !multiplies_codes(arch));
+    case PortableFormats::kAll:
+      break;
+  }
+  return true;
 }
 
-uint32_t PortableVariant::shared_bytes(ramp_format format, bool native) const noexcept {
+uint32_t PortableVariant::shared_bytes(ramp_format format, int arch) const noexcept {
   const auto r = static_cast<uint32_t>(rows);
   const auto t = static_cast<uint32_t>(tokens);
   const auto k = static_cast<uint32_t>(warps_k);
@@ -113,7 +123,7 @@ uint32_t PortableVariant::shared_bytes(ramp_format format, bool native) const no
   // too.
   const uint32_t of_step = k * (t + 2) * 4;
   const uint32_t scales = format != RAMP_FORMAT_FP8_BLOCK ? 0
-                          : native                        ? depth * of_step
+                          : multiplies_codes(arch)        ? depth * of_step
                                                           : (depth + 5) * of_step + 8;
   return ring + scales + t * 12 + 16;  // Kept of epilogue.cuh
 }
@@ -129,8 +139,8 @@ KernelConfig PortableVariant::config(ramp_format format) const noexcept {
   return c;
 }
 
-bool portable_multiplies_codes(const GpuFacts& facts) noexcept {
-  return multiplies_codes(10 * facts.major + facts.minor);
+int portable_arch(const GpuFacts& facts) noexcept {
+  return 10 * facts.major + facts.minor;
 }
 std::span<const PortableVariant> portable_variants() noexcept {
   return kVariants;
@@ -153,7 +163,7 @@ std::vector<KernelProgram> portable_programs(int arch) {
   std::vector<KernelProgram> list;
   for (const ramp_format f : kFormats)
     for (const PortableVariant& v : kVariants)
-      for (size_t kind = 0; v.is_for(f, multiplies_codes(arch)) && kind < kKinds; ++kind)
+      for (size_t kind = 0; v.is_for(f, arch) && kind < kKinds; ++kind)
         list.push_back(portable_program(v, f, kind == 1));
   return list;
 }
@@ -192,9 +202,9 @@ PortableBlock::PortableBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& libr
       state_(std::make_shared<State>()) {}
 
 bool PortableBlock::fits(const PortableVariant& v, ramp_format format) const noexcept {
-  const bool native = portable_multiplies_codes(gpu_->facts());
-  return v.is_for(format, native) &&
-         v.shared_bytes(format, native) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
+  const int arch = portable_arch(gpu_->facts());
+  return v.is_for(format, arch) &&
+         v.shared_bytes(format, arch) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
 }
 
 std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
@@ -234,7 +244,7 @@ void PortableBlock::load(ramp_format format) {
   if (state_->ready[at].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
     const PortableVariant& v = kVariants[i];
-    const auto shared = static_cast<int>(v.shared_bytes(format, portable_multiplies_codes(gpu_->facts())));
+    const auto shared = static_cast<int>(v.shared_bytes(format, portable_arch(gpu_->facts())));
     for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind) {
       CUfunction const f = library_.get(portable_program(v, format, kind == 1), "gemm");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
@@ -271,7 +281,7 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
 }
 
 BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
-  const bool native = portable_multiplies_codes(gpu_->facts());
+  const bool native = multiplies_codes(portable_arch(gpu_->facts()));
   return {rows_dtype(format), native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
 }
 
@@ -342,7 +352,7 @@ struct PortableBlock::Run {
         static_cast<uint64_t>(block.gpu_->facts().sm_count) * static_cast<uint64_t>(kernel.blocks);
     launch_dependent(block.gpu_->facts().major >= 9, kernel.function,
                      {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()),
-                      shape.shared_bytes(w.format, portable_multiplies_codes(block.gpu_->facts()))},
+                      shape.shared_bytes(w.format, portable_arch(block.gpu_->facts()))},
                      stream, p);
   }
 

@@ -17,9 +17,10 @@
 
 namespace ramp::core::cuda {
 
-// Formats that a variant is for. Where codes are multiplied as they are, a step's sums stand beside the
-// promoted ones: no registers for the largest tiles.
-enum class PortableFormats { kAll, kUnpromoted, kPromoted };
+// What a variant is for, by format and architecture: FP8 codes that are multiplied as they are (kPromoted: a
+// step's sums stand beside the promoted ones), everything else (kUnpromoted), or that without FP8 codes
+// decoded by bit operations (kWide), which leave no registers for the largest tiles.
+enum class PortableFormats { kAll, kUnpromoted, kPromoted, kWide };
 
 // One compiled shape of the GEMMs, as kernels/portable/gemm.cu explains it.
 struct PortableVariant {
@@ -27,15 +28,14 @@ struct PortableVariant {
   int32_t warps_k = 1, warps_r = 1, warps_t = 1;  // warps along depth, weight rows, tokens
   int32_t stages = 3, blocks = 1;                 // ring depth; blocks per SM that the registers allow
   PortableFormats formats = PortableFormats::kAll;
-  // native: of the GPU, as portable_multiplies_codes says.
-  [[nodiscard]] bool is_for(ramp_format format, bool native) const noexcept;
+  // arch: compute capability as 80, 89, 90 ...
+  [[nodiscard]] bool is_for(ramp_format format, int arch) const noexcept;
   [[nodiscard]] int32_t threads() const noexcept { return 32 * warps_k * warps_r * warps_t; }
-  [[nodiscard]] uint32_t shared_bytes(ramp_format format, bool native) const noexcept;
+  [[nodiscard]] uint32_t shared_bytes(ramp_format format, int arch) const noexcept;
   [[nodiscard]] KernelConfig config(ramp_format format) const noexcept;
 };
 
-// Whether a GPU's tensor cores take FP8 codes in mma.sync (sm_89, sm_120); elsewhere they are decoded.
-bool portable_multiplies_codes(const GpuFacts& facts) noexcept;
+int portable_arch(const GpuFacts& facts) noexcept;
 std::span<const PortableVariant> portable_variants() noexcept;
 KernelProgram portable_program(const PortableVariant& v, ramp_format format, bool gated);
 std::vector<KernelProgram> portable_programs(int arch);
