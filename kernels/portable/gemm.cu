@@ -115,22 +115,30 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
           stage + kWeightBytes + wk * (TOKENS * kRowBytes) + wt * ((kNt > 1 ? 16 : 8) * kRowBytes);
 #if CHAINED
       const u32 stage_scales = ratios_of(scales, k);
-      const bool apart = sums_apart(scales, k);
 #else
       const u32 stage_scales = scales + slot * kScaleBytes;
-      constexpr bool apart = false;
 #endif
       const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
       const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
-      // All of a warp's pairs, half or a quarter of them: rows that are not there are columns of their own.
-      if (2 * active > kPairs)
-        run_step<kPairs>(sum, weights, tokens, token_scales, weight_scales, lane, apart, copy_ahead);
-      else if (kPairs >= 4 && 4 * active <= kPairs && active > 0)
-        run_step<(kPairs + 3) / 4>(sum, weights, tokens, token_scales, weight_scales, lane, apart,
-                                   copy_ahead);
-      else if (kPairs > 1 && active > 0)
-        run_step<(kPairs + 1) / 2>(sum, weights, tokens, token_scales, weight_scales, lane, apart,
-                                   copy_ahead);
+      // The pairs that have tokens, in quarters of a warp's.
+      constexpr int kQuarter = (kPairs + 3) / 4;
+#if CHAINED
+      change_units(sum, token_scales, weight_scales, lane);
+      if (active > 0 && sums_apart(scales, k)) {
+        copy_ahead();
+        multiply_apart(sum, weights, tokens, token_scales, weight_scales, lane);
+      } else
+#endif
+          if (active > 3 * kQuarter || (active > 0 && kPairs == 1))
+        run_step<kPairs>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
+      else if (active > 2 * kQuarter)
+        run_step<min_of(3 * kQuarter, kPairs)>(sum, weights, tokens, token_scales, weight_scales, lane,
+                                               copy_ahead);
+      else if (active > kQuarter)
+        run_step<min_of(2 * kQuarter, kPairs)>(sum, weights, tokens, token_scales, weight_scales, lane,
+                                               copy_ahead);
+      else if (active > 0)
+        run_step<kQuarter>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
       else
         copy_ahead();
       slot = slot + 1 == STAGES ? 0 : slot + 1;

@@ -54,10 +54,8 @@ struct Raw {
   }
 };
 
-// `scale`: what happens to an n8 tile's sums before its first product.
-template <int ACTIVE, typename Scale>
-__device__ __forceinline__ void multiply_raw(float (&sum)[kMt][kNt][4], const Raw<ACTIVE>& now,
-                                             const Scale& scale) {
+template <int ACTIVE>
+__device__ __forceinline__ void multiply_raw(float (&sum)[kMt][kNt][4], const Raw<ACTIVE>& now) {
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     constexpr int kTiles = kNt == 1 ? 1 : 2 * ACTIVE;
@@ -74,45 +72,23 @@ __device__ __forceinline__ void multiply_raw(float (&sum)[kMt][kNt][4], const Ra
   }
 }
 
-#ifndef KAHEAD
-#define KAHEAD 1
-#endif
-constexpr bool kAhead = KAHEAD;
 // Adds the products of this warp's 128 bytes of one step. Fragments are loaded 32 bytes ahead; `between` (the
 // copies of a step to come) runs behind the first loads.
-template <int ACTIVE, typename Between, typename Scale>
+template <int ACTIVE, typename Between>
 __device__ __forceinline__ void multiply_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 lane,
-                                              const Between& between, const Scale& scale) {
+                                              const Between& between) {
   const u32 a = weights + lane % 16 * kRowBytes + (lane / 16 ^ lane % 8) * 16;
   const u32 b =
       tokens + (kNt > 1 ? lane / 16 * 8 + lane % 8 : lane % 8) * kRowBytes + (lane / 8 % 2 ^ lane % 8) * 16;
-  const auto as_they_are = [](int) {};
-  if (!kAhead) {
-#pragma unroll
-    for (u32 at = 0; at < kRowBytes; at += 32) {
-      Raw<ACTIVE> now;
-      now.load(a, b, at);
-      if (at == 0) {
-        between();
-        multiply_raw(sum, now, scale);
-      } else {
-        multiply_raw(sum, now, as_they_are);
-      }
-    }
-    return;
-  }
   Raw<ACTIVE> even, odd;
   even.load(a, b, 0);
   between();
 #pragma unroll
   for (u32 at = 0; at < kRowBytes; at += 64) {
     odd.load(a, b, at + 32);
-    if (at == 0)
-      multiply_raw(sum, even, scale);
-    else
-      multiply_raw(sum, even, as_they_are);
+    multiply_raw(sum, even);
     if (at + 64 < kRowBytes) even.load(a, b, at + 64);
-    multiply_raw(sum, odd, as_they_are);
+    multiply_raw(sum, odd);
   }
 }
 
@@ -122,10 +98,33 @@ __device__ __forceinline__ u32 token_of_tile(int j) {
   return (u32)(j / 2 * WT * 16 + j % 2 * 8);
 }
 
+// The sums in units of this step's scales.
+__device__ __forceinline__ void change_units(float (&sum)[kMt][kNt][4], u32 token_ratios, u32 weight_ratios,
+                                             u32 lane) {
+  const float low = load_shared(weight_ratios);
+  const float high = GATED ? load_shared(weight_ratios + 4) : low;
+#pragma unroll
+  for (int j = 0; j < kNt; ++j) {
+    const float2 t = load_shared2(token_ratios + 4 * (token_of_tile(j) + 2 * (lane % 4)));
+    const float s0 = low * t.x, s1 = low * t.y;
+    const float s2 = GATED ? high * t.x : s0;
+    const float s3 = GATED ? high * t.y : s1;
+#pragma unroll
+    for (int i = 0; i < kMt; ++i) {
+      sum[i][j][0] *= s0;
+      sum[i][j][1] *= s1;
+      sum[i][j][2] *= s2;
+      sum[i][j][3] *= s3;
+    }
+  }
+}
+
 // The same products where a scale is none to count in (scales.cuh), one n8 tile after the other; columns
 // with ordinary scales go the usual way. Tiles change places, so that one piece of code serves them all.
 __device__ __forceinline__ void multiply_apart(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens,
-                                               u32 token_factors, u32 weight_factors, u32 lane) {
+                                               u32 token_scales, u32 weight_scales, u32 lane) {
+  const u32 token_factors = token_scales + kScaleBytes;
+  const u32 weight_factors = weight_scales + kScaleBytes;
   const u32 a_row = weights + lane % 16 * kRowBytes + (lane / 16 ^ lane % 8) * 16;
   const u32 b_row = tokens + lane % 8 * kRowBytes + (lane / 8 % 2 ^ lane % 8) * 16;
   const float low = load_shared(weight_factors);
@@ -172,28 +171,13 @@ __device__ __forceinline__ void multiply_apart(float (&sum)[kMt][kNt][4], u32 we
   }
 }
 
-// The sums of n8 tile j in units of this step's scales.
-__device__ __forceinline__ void change_units(float (&sum)[kMt][kNt][4], u32 token_ratios, float low,
-                                             float high, int j, u32 lane) {
-  const float2 t = load_shared2(token_ratios + 4 * (token_of_tile(j) + 2 * (lane % 4)));
-  const float s0 = low * t.x, s1 = low * t.y;
-  const float s2 = GATED ? high * t.x : s0;
-  const float s3 = GATED ? high * t.y : s1;
-#pragma unroll
-  for (int i = 0; i < kMt; ++i) {
-    sum[i][j][0] *= s0;
-    sum[i][j][1] *= s1;
-    sum[i][j][2] *= s2;
-    sum[i][j][3] *= s3;
-  }
-}
 #endif
 
 // One step of a warp, promoted where the format asks for it. scales: the token scales of the warp's 128-deep
 // group.
 template <int ACTIVE, typename Between>
 __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights, u32 tokens, u32 token_scales,
-                                         u32 weight_scales, u32 lane, bool apart, const Between& between) {
+                                         u32 weight_scales, u32 lane, const Between& between) {
 #if PROMOTED
   float part[kMt][kNt][4];
 #pragma unroll
@@ -202,7 +186,7 @@ __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights,
     for (int j = 0; j < kNt; ++j)
 #pragma unroll
       for (int v = 0; v < 4; ++v) part[i][j][v] = 0.0f;
-  multiply_step<ACTIVE>(part, weights, tokens, lane, between, [](int) {});
+  multiply_step<ACTIVE>(part, weights, tokens, lane, between);
 #if FORMAT == 1
   const float low = load_shared(weight_scales);
   const float high = GATED ? load_shared(weight_scales + 4) : low;
@@ -227,18 +211,7 @@ __device__ __forceinline__ void run_step(float (&sum)[kMt][kNt][4], u32 weights,
       sum[i][j][3] = fmaf(part[i][j][3], s3, sum[i][j][3]);
     }
   }
-#elif CHAINED
-  const float low = load_shared(weight_scales);
-  const float high = GATED ? load_shared(weight_scales + 4) : low;
-#pragma unroll
-  for (int j = 0; j < (kNt == 1 ? 1 : 2 * ACTIVE); ++j) change_units(sum, token_scales, low, high, j, lane);
-  if (apart) {
-    between();
-    multiply_apart(sum, weights, tokens, token_scales + kScaleBytes, weight_scales + kScaleBytes, lane);
-    return;
-  }
-  multiply_step<ACTIVE>(sum, weights, tokens, lane, between, [](int) {});
 #else
-  multiply_step<ACTIVE>(sum, weights, tokens, lane, between, [](int) {});
+  multiply_step<ACTIVE>(sum, weights, tokens, lane, between);
 #endif
 }

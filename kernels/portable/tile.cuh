@@ -34,6 +34,10 @@ static_assert(KW * TOKENS * kPitch * 4 <= STAGES * kStage, "the sums fit into th
 static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0 && TOKENS % kRowsApart == 0,
               "every thread copies whole rows' parts");
 
+__device__ __forceinline__ constexpr int min_of(int a, int b) {
+  return a < b ? a : b;
+}
+
 struct Unit {
   int expert, first, rows, n0;
 };
