@@ -337,7 +337,7 @@ int run(const Options& o) {
     for (const int32_t t : {64, 128})
       for (const auto& [name, group] : {std::pair{"column", kAllTiles}, {"row", 1}, {"grouped by 8", 8}})
         ways.push_back({fmt::format("m{} {}", t, name), bench.shipped(t), "", group});
-    tokens = {512, 2048, 8192};
+    tokens = {512, 2048};
   } else if (o.part == "split") {
     // Tiles of 8 tokens and 32 weight rows; as many warps per SM with every split.
     for (const int k : {1, 2, 4, 8}) {

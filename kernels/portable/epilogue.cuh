@@ -66,20 +66,26 @@ struct Kept {
 };
 constexpr int kKeptBytes = sizeof(Kept);
 
-// In place of rows that are not there the tile's first one. Between barriers.
-__device__ __forceinline__ void keep(const PortableParams& p, const Unit& unit, Kept& kept) {
+// What the copies need. In place of rows that are not there the tile's first one. Between barriers.
+__device__ __forceinline__ void keep_rows(const PortableParams& p, const Unit& unit, Kept& kept) {
   if (TOKENS < kThreads && threadIdx.x >= TOKENS) return;
   if (threadIdx.x == 0) kept.unit = unit;
   const int row = unit.first + ((int)threadIdx.x < unit.rows ? (int)threadIdx.x : 0);
   kept.rows[threadIdx.x] = (u32)(source_row(p.x_source, p, row) * p.x_stride / 16);
+}
+// What the epilogue needs; behind the first copies, whose way hides this one's.
+__device__ __forceinline__ void keep_factors(const PortableParams& p, const Unit& unit, Kept& kept) {
+  if ((int)threadIdx.x >= unit.rows) return;
 #if FORMAT == 5 || FORMAT == 6
   kept.scales[threadIdx.x] =
-      p.x_scale == nullptr ? p.x_static : p.x_scale[source_row(p.x_scale_source, p, row) * p.x_scale_stride];
+      p.x_scale == nullptr
+          ? p.x_static
+          : p.x_scale[source_row(p.x_scale_source, p, unit.first + (int)threadIdx.x) * p.x_scale_stride];
 #endif
   if (GATED || !p.second) return;
   float weight = 1.0f;
   if (p.slot_weight != nullptr) {
-    const int slot = p.slots[row];
+    const int slot = p.slots[unit.first + (int)threadIdx.x];
     const int t = slot / p.top_k;
     weight = p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
   }

@@ -56,7 +56,7 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       if (p.early) launch_dependents();
       waited = true;
     }
-    keep(p, unit, kept);
+    keep_rows(p, unit, kept);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kTokenCopies; ++i)
@@ -77,6 +77,7 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 #endif
       copy_commit();
     }
+    keep_factors(p, unit, kept);
 
     float sum[kMt][kNt][4];
 #pragma unroll

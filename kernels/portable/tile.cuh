@@ -10,8 +10,9 @@
 using namespace ramp::core::cuda;
 
 #define IS_FP8 (FORMAT == 1 || FORMAT == 5 || FORMAT == 6)
-#define PROMOTED (IS_FP8 && NATIVE_E4M3)
-#define CHAINED (FORMAT == 1 && !NATIVE_E4M3)
+// Where block scales go (scales.cuh): into the units of the sums where a second set of them has no registers.
+#define CHAINED (FORMAT == 1 && !NATIVE_E4M3 && TOKENS > 64)
+#define PROMOTED ((FORMAT == 1 && !CHAINED) || (IS_FP8 && NATIVE_E4M3))
 constexpr int kThreads = 32 * KW * WR * WT;
 constexpr int kRowBytes = 128;         // of depth per warp and step
 constexpr int kStep = KW * kRowBytes;  // of depth per step

@@ -27,20 +27,21 @@ constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
 
 // From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
 // then large ones that reuse what they load.
-constexpr std::array<PortableVariant, 5> kVariants = {{
+constexpr std::array<PortableVariant, 4> kVariants = {{
     {32, 8, 4, 1, 1, 3, 3},
     {64, 32, 2, 2, 1, 3, 3},
-    {128, 64, 1, 4, 1, 3, 3, PortableFormats::kUnpromoted},
-    {128, 64, 1, 4, 1, 4, 2, PortableFormats::kPromoted},
+    {128, 64, 1, 4, 1, 4, 2},
     {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWide},
 }};
 // The automatic choice by the mean number of rows per expert, measured (docs/kernel-log.md). Around 128 rows
-// half of the experts would need a second tile of 128 for a few rows.
+// half of the experts would need a second tile of 128 for a few rows; tiles of 128 keep FP8's sums in units.
 struct Choice {
   double up_to;
   int32_t tokens;  // of a tile
 };
-constexpr std::array<Choice, 6> kChoices = {{{2, 8}, {16, 32}, {48, 64}, {100, 128}, {160, 64}, {1e30, 128}}};
+constexpr std::array<Choice, 4> kChoices = {{{2, 8}, {16, 32}, {160, 64}, {1e30, 128}}};
+constexpr std::array<Choice, 6> kFp8Choices = {
+    {{2, 8}, {16, 32}, {48, 64}, {100, 128}, {400, 64}, {1e30, 128}}};
 constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                  RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
 constexpr size_t kKinds = 2;  // GATED of the kernel
@@ -99,18 +100,11 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 }  // namespace
 
 bool PortableVariant::is_for(ramp_format format, int arch) const noexcept {
-  const bool codes = is_fp8_format(format);
-  switch (formats) {
-    case PortableFormats::kPromoted:
-      return codes && multiplies_codes(arch);
-    case PortableFormats::kUnpromoted:
-      return !codes || !multiplies_codes(arch);
-    case PortableFormats::kWide:
-      return !codes || (arch >= 90 && !multiplies_codes(arch));
-    case PortableFormats::kAll:
-      break;
-  }
-  return true;
+  return formats == PortableFormats::kAll || !is_fp8_format(format) ||
+         (arch >= 90 && !multiplies_codes(arch));
+}
+bool PortableVariant::sums_in_units(ramp_format format, int arch) const noexcept {
+  return format == RAMP_FORMAT_FP8_BLOCK && tokens > 64 && !multiplies_codes(arch);
 }
 
 uint32_t PortableVariant::shared_bytes(ramp_format format, int arch) const noexcept {
@@ -119,12 +113,11 @@ uint32_t PortableVariant::shared_bytes(ramp_format format, int arch) const noexc
   const auto k = static_cast<uint32_t>(warps_k);
   const auto depth = static_cast<uint32_t>(stages);
   const uint32_t ring = depth * k * kRowBytes * (r + t);  // the sums take its place in the end
-  // kernels/portable/scales.cuh: a ring of scales; where codes are decoded ratios, factors, units and marks
-  // too.
+  // kernels/portable/scales.cuh: a ring of scales; ratios, factors, units and marks.
   const uint32_t of_step = k * (t + 2) * 4;
   const uint32_t scales = format != RAMP_FORMAT_FP8_BLOCK ? 0
-                          : multiplies_codes(arch)        ? depth * of_step
-                                                          : (depth + 5) * of_step + 8;
+                          : sums_in_units(format, arch)   ? (depth + 5) * of_step + 8
+                                                          : depth * of_step;
   return ring + scales + t * 12 + 16;  // Kept of epilogue.cuh
 }
 
@@ -269,13 +262,19 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
   // device.)
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  // Batch-invariant: one order of sums, which is that without a split over depth.
-  const bool unsplit = determinism == RAMP_BATCH_INVARIANT;
+  // Batch-invariant: one order of sums and of roundings.
+  const int arch = portable_arch(gpu_->facts());
+  const bool invariant = determinism == RAMP_BATCH_INVARIANT;
+  const auto taken = [&](const PortableVariant& v) {
+    return !invariant || (v.warps_k == 1 && !v.sums_in_units(weights.format, arch));
+  };
   const PortableVariant* chosen = &kVariants.front();
-  for (const Choice& c : kChoices) {
+  const auto choices = is_fp8_format(weights.format) ? std::span<const Choice>(kFp8Choices)
+                                                     : std::span<const Choice>(kChoices);
+  for (const Choice& c : choices) {
     for (const PortableVariant& v : kVariants)
-      if (v.tokens == c.tokens && fits(v, weights.format) && !(unsplit && v.warps_k != 1)) chosen = &v;
-    if (mean <= c.up_to && !(unsplit && chosen->warps_k != 1)) break;
+      if (v.tokens == c.tokens && fits(v, weights.format) && taken(v)) chosen = &v;
+    if (mean <= c.up_to && taken(*chosen)) break;
   }
   return chosen->config(weights.format);
 }

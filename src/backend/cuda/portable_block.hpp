@@ -17,10 +17,9 @@
 
 namespace ramp::core::cuda {
 
-// What a variant is for, by format and architecture: FP8 codes that are multiplied as they are (kPromoted: a
-// step's sums stand beside the promoted ones), everything else (kUnpromoted), or that without FP8 codes
-// decoded by bit operations (kWide), which leave no registers for the largest tiles.
-enum class PortableFormats { kAll, kUnpromoted, kPromoted, kWide };
+// What a variant is for: kWide leaves out FP8 codes that are multiplied as they are, whose sums stand beside
+// the promoted ones, or decoded by bit operations: no registers for the largest tiles.
+enum class PortableFormats { kAll, kWide };
 
 // One compiled shape of the GEMMs, as kernels/portable/gemm.cu explains it.
 struct PortableVariant {
@@ -30,6 +29,9 @@ struct PortableVariant {
   PortableFormats formats = PortableFormats::kAll;
   // arch: compute capability as 80, 89, 90 ...
   [[nodiscard]] bool is_for(ramp_format format, int arch) const noexcept;
+  // Whether the sums of this format are kept in units of block scales (kernels/portable/scales.cuh): other
+  // bits.
+  [[nodiscard]] bool sums_in_units(ramp_format format, int arch) const noexcept;
   [[nodiscard]] int32_t threads() const noexcept { return 32 * warps_k * warps_r * warps_t; }
   [[nodiscard]] uint32_t shared_bytes(ramp_format format, int arch) const noexcept;
   [[nodiscard]] KernelConfig config(ramp_format format) const noexcept;
