@@ -3,20 +3,11 @@
 #pragma once
 
 #include "common/types.cuh"
+#include "sm90/silu.cuh"
 
 #if ACTIVATION == 0
-// g / (1 + e^-g) * u by the approximate exponential and reciprocal: within 8u of f(g) as docs/numerics.md
-// wants it. The exponent g * log2(e) is rounded to fp32; what that loses is put back as a factor. The
-// exponent is bounded so that e^-g stays finite: below g = -88 the reciprocal is 0 then, and so is the
-// result.
 __device__ __forceinline__ float gated(float g, float u) {
-  const float t = __fmul_rn(g, -1.44269502f);
-  const float lost = __fmaf_rn(g, -1.92596303e-8f, __fmaf_rn(g, -1.44269502f, -t));
-  float e, r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(t, 127.9f)));
-  e = __fmaf_rn(e, __fmul_rn(lost, 0.693147181f), e);
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(__fadd_rn(1.0f, e)));
-  return __fmul_rn(__fmul_rn(g, r), u);
+  return __fmul_rn(silu(g), u);
 }
 #elif ACTIVATION == 1
 __device__ __forceinline__ float gated(float g, float u) {

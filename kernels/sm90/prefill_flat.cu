@@ -13,16 +13,6 @@
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
 //   STAGES      ring depth: 48 KB each
 #define FP8 (FORMAT >= 5)
-#define VAR_LAG0 0
-#define VAR_ASYNC 0
-#define VAR_EPI 1
-#define VAR_STAMP 0
-#define VAR_AHEAD 1
-#if VAR_STAMP
-#define STAMP(...) __VA_ARGS__
-#else
-#define STAMP(...)
-#endif
 #define GATHERED (GEMM == 1 || FORMAT == 6)
 #if FORMAT == 2
 #define WGMMA_BF16
@@ -42,17 +32,12 @@
 #include "sm90/ptx.cuh"
 
 template <int SLICES>
-__device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at STAMP(, u32& g_wait, u32& g_epi, u32& g_items, u32& g_steps)) {
+__device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item,
+                                         Place& at) {
   const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
   float sum[64 * SLICES];
   RowValues values;
-  accumulate<SLICES>(p, s, item, at, group, sum, values STAMP(, g_wait));
-  STAMP(const u32 e0 = clock(); g_steps += p.steps; ++g_items;)
-#if !VAR_EPI
-  float all = 0.0f;
-  for (int j = 0; j < 64 * SLICES; ++j) all += sum[j];
-  if (all != 12345.0f) return;
-#endif
+  accumulate<SLICES>(p, s, item, at, group, sum, values);
 #if FP8
   apply_scales<SLICES>(p, item, group, sum, values);
 #endif
@@ -61,22 +46,18 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
 #else
   store_rows<SLICES>(p, s, item, group, sum, values.weight);
 #endif
-  STAMP(g_epi += clock() - e0;)
 }
 
 __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s) {
   const u32 units = units_of(p);
   Place at;
-  STAMP(u32 g_wait = 0, g_epi = 0, g_items = 0, g_steps = 0; const u32 t0 = clock(); u32 g_first = 0;)
   for (Walk walk; walk.unit() < units; walk.next()) {
-    STAMP(const u32 w0 = clock();)
     barrier_wait(s.full + 8 * at.slot, at.round);
-    STAMP(if (g_items == 0) g_first = clock() - w0; else g_wait += clock() - w0;)
     const Item item = announced_flat(s, at);
     if (item.rows > 64) {
-      run_item<2>(p, s, item, at STAMP(, g_wait, g_epi, g_items, g_steps));
+      run_item<2>(p, s, item, at);
     } else if (item.rows > 0) {
-      run_item<1>(p, s, item, at STAMP(, g_wait, g_epi, g_items, g_steps));
+      run_item<1>(p, s, item, at);
     } else {
       for (int k = 0; k < p.steps; ++k, at.next()) {
         barrier_wait(s.full + 8 * at.slot, at.round);
@@ -85,9 +66,7 @@ __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s)
       }
     }
   }
-  STAMP(const u32 t1 = clock();)
-  bulk_wait();
-  STAMP(if (blockIdx.x % 44 == 7 && threadIdx.x % 128 == 0) printf("S %d %d %d total %u first %u wait %u epi %u items %u steps %u end %u\n", GEMM, blockIdx.x, threadIdx.x / 128, t1 - t0, g_first, g_wait, g_epi, g_items, g_steps, (u32)clock() - t1);)
+  if (GEMM == 1) bulk_wait();
 }
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
@@ -109,11 +88,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     barrier_init_fence();
   }
   cluster_sync();
-  // GEMM 2's first weights are asked for before the wait (bring_flat()).
-  if (GATHERED || !VAR_AHEAD || threadIdx.x != kMathThreads) {
-    dependency_wait();
-    if (p.early) launch_dependents();
-  }
+  dependency_wait();
+  if (p.early) launch_dependents();
   if (threadIdx.x >= kMathThreads) {
     registers_release<GATHERED ? 56 : 40>();
 #if GATHERED

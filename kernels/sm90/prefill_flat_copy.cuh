@@ -19,119 +19,74 @@ __device__ __forceinline__ u32 row_at(int source, const PrefillParams& p, int so
 }
 
 #if GATHERED
-// 128 threads: thread t brings 16 bytes of rows t/8, t/8 + 16, ...
+// 128 threads: thread t brings 16 bytes of rows t/8, t/8 + 16, ... The full barrier counts the copies itself.
 __device__ __forceinline__ void gather_flat(const PrefillParams& p, const Shared& s) {
   const u32 units = units_of(p);
   const u32 pairs = pairs_of(p);
   const u32 t = threadIdx.x - kMathThreads;
   const u32 place = t / 8 * 128 + ((t % 8) ^ (t / 8 % 8)) * 16;
   Place at;
-  u32 before = 0;  // the full barrier of the step whose copies have not been signalled yet
   for (Walk walk; walk.unit() < units; walk.next()) {
     const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const u32 rows = (u32)item.rows;
-    barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
-    if (t == 0) announce_flat(s, at, item);
-    if (rows == 0) {
-      if (before != 0) {
-        copy_wait<0>();
-        proxy_fence();
-        barrier_arrive(before);
-        before = 0;
-      }
-      for (int k = p.steps; k > 0; --k, at.next()) {
-        barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
-        barrier_arrive(s.full + 8 * at.slot);
-        if (t == 0) barrier_arrive(s.full + 8 * at.slot);
-      }
-      continue;
-    }
     u32 row[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const u32 r = t / 8 + 16 * i;
-      row[i] = row_at(p.x_source, p, item.first + (r < rows ? (int)r : 0));
+      row[i] = rows == 0 ? 0 : row_at(p.x_source, p, item.first + (r < rows ? (int)r : 0));
     }
     const u8* tile = weight_tiles(p, item, s.rank);
     const u8* x = p.x + t % 8 * 16;
-    for (int k = p.steps; k > 0; --k) {
+    for (int k = 0; k < p.steps; ++k, at.next()) {
       const u32 stage = s.ring + at.slot * kStage;
       const u32 full = s.full + 8 * at.slot;
       barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
       if (t == 0) {
-        barrier_expect(full, weight_bytes(p, item));
-        bring_weights(p, item, s.rank, stage, full, tile);
-        tile += kTile;
+        if (k == 0) announce_flat(s, at, item);
+        if (rows == 0) {
+          barrier_arrive(full);
+        } else {
+          barrier_expect(full, weight_bytes(p, item));
+          bring_weights(p, item, s.rank, stage, full, tile);
+          tile += kTile;
+        }
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i)
         if (t / 8 + 16 * i < rows) copy16(stage + place + i * 2048, x + (i64)row[i] * p.x_stride);
       x += 128;
-      if (VAR_ASYNC) {
-        copy_arrive(full);
-        at.next();
-        continue;
-      }
-      copy_commit();
-      // Signalled one step late, so that the copies' latency is hidden.
-      if (before != 0) {
-        copy_wait<1>();
-        proxy_fence();
-        barrier_arrive(before);
-      }
-      before = full;
-      at.next();
+      copy_arrive(full);
     }
   }
   copy_wait<0>();
-  proxy_fence();
-  if (before != 0) barrier_arrive(before);
 }
 #else
-// One lane: everything by bulk copies. The first item's weights do not wait for GEMM 1: the plan is older
-// than that (a block of GEMM 2 starts after every block of GEMM 1 has waited for the prologue).
+// One lane: everything by bulk copies. (Asking for the first item's weights before GEMM 1 has ended wins
+// nothing: docs/kernel-log.md.)
 __device__ __forceinline__ void bring_flat(const PrefillParams& p, const Shared& s) {
   const u32 units = units_of(p);
   const u32 pairs = pairs_of(p);
   Place at;
-  u32 ahead = 0;  // steps whose weights are on their way
   for (Walk walk; walk.unit() < units; walk.next()) {
     const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const u8* tile = weight_tiles(p, item, s.rank);
     const u32 rows = h_rows(item);
     const u8* h = p.h + h_row(item) * (u32)p.steps * 128;
-    if (walk.base == 0) {
-      announce_flat(s, at, item);
-#if VAR_AHEAD
-      if (item.rows > 0) {
-        ahead = (u32)p.steps < STAGES ? (u32)p.steps : STAGES;
-        for (u32 k = 0; k < ahead; ++k, tile += kTile) {
-          barrier_expect(s.full + 8 * k, weight_bytes(p, item) + rows * 128);
-          bring_weights(p, item, s.rank, s.ring + k * kStage, s.full + 8 * k, tile);
-        }
-      }
-      dependency_wait();
-#endif
-    }
     for (u32 k = 0; k < (u32)p.steps; ++k, at.next()) {
       const u32 full = s.full + 8 * at.slot;
       const u32 stage = s.ring + at.slot * kStage;
       barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
-      if (k == 0 && walk.base != 0) announce_flat(s, at, item);
+      if (k == 0) announce_flat(s, at, item);
       if (item.rows == 0) {
         barrier_arrive(full);
         continue;
       }
-      if (k >= ahead) {
-        barrier_expect(full, weight_bytes(p, item) + rows * 128);
-        bring_weights(p, item, s.rank, stage, full, tile);
-        tile += kTile;
-      }
+      barrier_expect(full, weight_bytes(p, item) + rows * 128);
+      bring_weights(p, item, s.rank, stage, full, tile);
       bulk_copy(stage, h, rows * 128, full);
+      tile += kTile;
       h += rows * 128;
     }
-    ahead = 0;
   }
-  if (VAR_AHEAD) dependency_wait();  // who has no item
 }
 #endif

@@ -67,7 +67,7 @@ struct RowValues {
 template <int SLICES>
 __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared& s, const Item& item,
                                            Place& at, u32 group, float (&sum)[64 * SLICES],
-                                           RowValues& values STAMP(, u32& g_wait)) {
+                                           RowValues& values) {
 #pragma unroll
   for (int i = 0; i < 64 * SLICES; ++i) sum[i] = 0.0f;
   if (FP8 || GEMM == 2) values.find<SLICES>(p, item, group);
@@ -77,10 +77,8 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   // e4m3 products keep 13 bits behind the largest term: 128 deep from zero, then into fp32.
   for (int k = 0; k < p.steps; ++k) {
     const u32 stage = s.ring + at.slot * kStage;
-    STAMP(const u32 w0 = clock();)
     barrier_wait(s.full + 8 * at.slot, at.round);
-    STAMP(g_wait += clock() - w0;)
-    if (VAR_ASYNC && GATHERED) proxy_fence();
+    if (GATHERED) proxy_fence();  // for rows that ordinary copies have brought
     const u64 a = descriptor(stage + a_offset);
     const u64 b = descriptor(stage + b_offset);
 #pragma unroll
@@ -106,21 +104,14 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   u32 last = 0;
   for (int k = 0; k < p.steps; ++k) {
     const u32 stage = s.ring + at.slot * kStage;
-    STAMP(const u32 w0 = clock();)
     barrier_wait(s.full + 8 * at.slot, at.round);
-    STAMP(g_wait += clock() - w0;)
-    if (VAR_ASYNC && GATHERED) proxy_fence();
+    if (GATHERED) proxy_fence();  // for rows that ordinary copies have brought
     const u64 a = descriptor(stage + a_offset);
     const u64 b = descriptor(stage + b_offset);
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<Type, 128 * SLICES>(sum, a + 2 * j, b + 2 * j, 1);
     wgmma_commit();
-#if VAR_LAG0
-    wgmma_wait<0>();
-    release_flat(s, at.slot);
-    if (GEMM == 2 && k == 0) values.load<SLICES>(p, item, group);
-#else
     if (k != 0) {
       wgmma_wait<1>();
       release_flat(s, last);
@@ -128,13 +119,10 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
       values.load<SLICES>(p, item, group);
     }
     last = at.slot;
-#endif
     at.next();
   }
-#if !VAR_LAG0
   wgmma_wait<0>();
   release_flat(s, last);
-#endif
 #pragma unroll
   for (int i = 0; i < 64 * SLICES; ++i) pin(sum[i]);
 #endif

@@ -5,8 +5,7 @@
 #include "sm90/flat_silu.cuh"
 #include "sm90/prefill_flat_math.cuh"
 
-constexpr u32 kRowStaging = 272;                // 256 bytes, and 16 so that eight rows share no bank
-constexpr u32 kFlatStaging = 16 * kRowStaging;  // per math warp
+constexpr u32 kFlatStaging = 4096;  // per math warp: 16 rows of 256 bytes
 
 __device__ __forceinline__ void store_pair(float* address, float a, float b) {
   asm volatile("st.global.v2.f32 [%0], {%1,%2};" ::"l"(address), "f"(a), "f"(b) : "memory");
@@ -159,8 +158,7 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
   }
 }
 #elif GEMM == 2
-// Times the router weight, bf16, one row per row of the sorted index; the rows' 256 bytes are stored behind
-// the warp's back.
+// Times the router weight, bf16, one row per row of the sorted index.
 template <int SLICES>
 __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared& s, const Item& item,
                                            u32 group, float (&sum)[64 * SLICES], const float (&weight)[2]) {
@@ -168,28 +166,34 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
   const u32 base = warp_row<SLICES>(group);
   const u32 staging = s.staging + threadIdx.x / 32 * kFlatStaging;
   // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
-  const u32 to = staging + lane % 16 * kRowStaging + lane / 16 * 16;
+  const u32 to = staging + lane % 16 * 256;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
     const u32 slice = 2 * (u32)item.pair + (SLICES == 2 ? i : group);
     if (slice >= (u32)p.slices) break;
-    bulk_wait_read();  // the staging is free again
-    __syncwarp();
 #pragma unroll
     for (u32 j = 0; j < 16; j += 2) {
       const float* const v = &sum[64 * i + 4 * j];
-      store_matrices(to + j * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
+      store_matrices(to + ((j + lane / 16) ^ (lane % 8)) * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
                      bf16_pair(v[2] * weight[1], v[3] * weight[1]),
                      bf16_pair(v[4] * weight[0], v[5] * weight[0]),
                      bf16_pair(v[6] * weight[1], v[7] * weight[1]));
     }
-    proxy_fence();
     __syncwarp();
-    if (lane < 16 && base + lane < (u32)item.rows) {
-      bulk_store(p.rows + (i64)(item.first + (int)(base + lane)) * p.out_stride + slice * 128,
-                 staging + lane * kRowStaging, 256);
-      bulk_commit();
+    // All loads before the first store, so that their latency is met once.
+    uint4 words[8];
+#pragma unroll
+    for (u32 r = 0; r < 8; ++r) {
+      const u32 row = 2 * r + lane / 16;
+      words[r] = load_words(staging + row * 256 + ((lane % 16) ^ (row % 8)) * 16);
     }
+    u16* const rows = p.rows + (i64)(item.first + (int)base) * p.out_stride + slice * 128 + lane % 16 * 8;
+#pragma unroll
+    for (u32 r = 0; r < 8; ++r) {
+      const u32 row = 2 * r + lane / 16;
+      if (base + row < (u32)item.rows) store_global(rows + (i64)row * p.out_stride, words[r]);
+    }
+    __syncwarp();
   }
 }
 #endif

@@ -15,7 +15,10 @@ constexpr u32 kStage = 3 * kTile;          // tokens, two weight tiles
 constexpr u32 kScales = 4 * kPrefillRows;  // bytes of a stage's token scales
 constexpr u32 kWeightScales = 8;           // ... of its weight scales
 constexpr u32 kMathThreads = 256;
-constexpr u32 kCouples = 8;    // couples of row tiles that pass a pair of slices before the next pair
+#ifndef COUPLES
+#define COUPLES 8
+#endif
+constexpr u32 kCouples = COUPLES;  // couples of row tiles that pass a pair of slices before the next pair
 constexpr u32 kArrivals = 72;  // free a slot: 8 lanes of 8 warps, and a lane of each of the partner's warps
 constexpr u32 kStaging = GEMM == 1 ? 2048 : 4096;  // per math warp: 16 rows of h's 128 or a slice's 256 bytes
 
@@ -56,7 +59,10 @@ __device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 
   const int count = p.offsets[tile.expert + 1] - begin;
   const u32 tiles = (u32)(count + kPrefillRows - 1) / kPrefillRows;
   const u32 first_tile = base - (u32)(tile.first - begin) / kPrefillRows;
-  const u32 couples = (tiles - (count - (int)(tiles - 1) * kPrefillRows > 64 ? 0 : 1)) / 2;
+  // A short last row tile is left over where others have brought the weights into L2; of two it is the
+  // other's partner, since alone both would wait for the same bytes of memory.
+  const bool last_too = tiles == 2 || count - (int)(tiles - 1) * kPrefillRows > 64;
+  const u32 couples = (tiles - (last_too ? 0 : 1)) / 2;
   const u32 grouped =
       couples == 0 ? 0 : (couples - 1) / kCouples * kCouples;  // couples before the last group
   u32 local = unit - first_tile * (pairs / 2);
@@ -99,13 +105,15 @@ __device__ __forceinline__ u32 h_rows(const Item& item) {
   return (u32)(item.rows + 7) / 8 * 8;
 }
 
-__device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, int sorted) {
-  const int slot = p.slots[sorted];
+__device__ __forceinline__ u32 slot_row(int source, const PrefillParams& p, int slot) {
   return (u32)(source == kRowSlot ? slot : slot / p.top_k);
+}
+__device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, int sorted) {
+  return slot_row(source, p, p.slots[sorted]);
 }
 
 struct Shared {
-  u32 ring, amax, scales, staging, items, weight_scales, full, empty;
+  u32 ring, amax, scales, staging, items, weight_scales, full, empty, queue;
   u32 rank;  // in the cluster
 };
 

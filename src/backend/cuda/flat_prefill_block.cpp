@@ -27,7 +27,7 @@ constexpr int64_t kTileBytes = 128;  // of its depth
 constexpr unsigned kThreads = 384, kStages = 4;
 // kernels/sm90/prefill_flat.cu: per stage three tiles, an item, two barriers; once what results are staged
 // in.
-constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 16 + 16) + 8 * 16 * 272;
+constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 16 + 16) + 8 * 4096;
 
 constexpr size_t kActivations = 3;  // the gated ones
 constexpr std::array<ramp_format, 4> kFormats = {RAMP_FORMAT_BF16, RAMP_FORMAT_F16, RAMP_FORMAT_FP8_TENSOR,
@@ -92,7 +92,7 @@ struct Run {
   [[nodiscard]] PrefillParams common() const {
     const RowIndex& index = parts.prologue.index;
     PrefillParams p{};
-    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.tiles = reinterpret_cast<StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.offsets = index.offsets;
     p.slots = index.slots;
@@ -233,7 +233,8 @@ uint64_t FlatPrefillBlock::workspace(const ExpertWeights& weights, int64_t token
 bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                              int64_t top_k) noexcept {
   if (config != nullptr) return *config == flat_prefill_config(weights.format);
-  constexpr int64_t kRowsPerExpert = 96;
+  // From T = 128 ... 512 over three models (docs/kernel-log.md), by mean rows per expert.
+  constexpr int64_t kRowsPerExpert = 32;
   return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
 }
 
