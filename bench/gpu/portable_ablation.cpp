@@ -123,7 +123,7 @@ class Bench {
 
   // A variant that the library ships, by the tokens of a tile.
   [[nodiscard]] PortableVariant shipped(int32_t tokens) const {
-    for (const PortableVariant& v : portable_variants())
+    for (const PortableVariant& v : kPortableVariants)
       if (v.tokens == tokens && v.is_for(o_.format, arch_)) return v;
     fail_argument("tile", fmt::format("{} tokens", tokens), "a tile of the portable kernels", "");
   }

@@ -1,5 +1,6 @@
-// Host side of the portable block: variants, workspace, parameters, launches. Grids are persistent and depend
-// on the GPU and the shapes alone; the plan on the device says how much of them has work.
+// Host side of the portable block: choice of the variant, workspace, parameters, launches. Grids are
+// persistent and depend on the GPU and the shapes alone; the plan on the device says how much of them has
+// work.
 #include "backend/cuda/portable_block.hpp"
 
 #include <fmt/format.h>
@@ -22,17 +23,8 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr uint32_t kRowBytes = 128;  // kernels/portable/gemm.cu
-constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
+constexpr int32_t kGroupTiles = 8;  // tiles of a group in grouped order
 
-// From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
-// then large ones that reuse what they load.
-constexpr std::array<PortableVariant, 4> kVariants = {{
-    {32, 8, 4, 1, 1, 3, 3},
-    {64, 32, 2, 2, 1, 3, 3},
-    {128, 64, 1, 4, 1, 4, 2},
-    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWide},
-}};
 // The automatic choice by the mean number of rows per expert, measured (docs/kernel-log.md). Around 128 rows
 // half of the experts would need a second tile of 128 for a few rows; tiles of 128 keep FP8's sums in units.
 struct Choice {
@@ -42,16 +34,10 @@ struct Choice {
 constexpr std::array<Choice, 4> kChoices = {{{2, 8}, {16, 32}, {160, 64}, {1e30, 128}}};
 constexpr std::array<Choice, 6> kFp8Choices = {
     {{2, 8}, {16, 32}, {48, 64}, {100, 128}, {400, 64}, {1e30, 128}}};
-constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
-                                 RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
 constexpr size_t kKinds = 2;  // GATED of the kernel
 
 static_assert(sizeof(PortableTile) == sizeof(Tile));
 
-// arch: 80, 89, 90 ... (kernels/portable/ptx.cuh: NATIVE_E4M3)
-bool multiplies_codes(int arch) noexcept {
-  return arch == 89 || arch >= 120;
-}
 bool is_fp8_format(ramp_format format) noexcept {
   return weight_dtype(format) == RAMP_E4M3;
 }
@@ -99,88 +85,12 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 
 }  // namespace
 
-bool PortableVariant::is_for(ramp_format format, int arch) const noexcept {
-  return formats == PortableFormats::kAll || !is_fp8_format(format) ||
-         (arch >= 90 && !multiplies_codes(arch));
-}
-bool PortableVariant::sums_in_units(ramp_format format, int arch) const noexcept {
-  return format == RAMP_FORMAT_FP8_BLOCK && tokens > 64 && !multiplies_codes(arch);
-}
-
-uint32_t PortableVariant::shared_bytes(ramp_format format, int arch) const noexcept {
-  const auto r = static_cast<uint32_t>(rows);
-  const auto t = static_cast<uint32_t>(tokens);
-  const auto k = static_cast<uint32_t>(warps_k);
-  const auto depth = static_cast<uint32_t>(stages);
-  const uint32_t ring = depth * k * kRowBytes * (r + t);  // the sums take its place in the end
-  // kernels/portable/scales.cuh: a ring of scales; ratios, factors, units and marks.
-  const uint32_t of_step = k * (t + 2) * 4;
-  const uint32_t scales = format != RAMP_FORMAT_FP8_BLOCK ? 0
-                          : sums_in_units(format, arch)   ? (depth + 5) * of_step + 8
-                                                          : depth * of_step;
-  return ring + scales + t * 12 + 16;  // Kept of epilogue.cuh
-}
-
-KernelConfig PortableVariant::config(ramp_format format) const noexcept {
-  KernelConfig c;
-  c.tile_m = tokens;
-  c.tile_n = rows;
-  c.tile_k = static_cast<int32_t>(kRowBytes) * warps_k / (is_fp8_format(format) ? 1 : 2);
-  c.stages = stages;
-  c.threads = threads();
-  c.split_k = warps_k;
-  return c;
-}
-
-int portable_arch(const GpuFacts& facts) noexcept {
-  return 10 * facts.major + facts.minor;
-}
-std::span<const PortableVariant> portable_variants() noexcept {
-  return kVariants;
-}
-
-KernelProgram portable_program(const PortableVariant& v, ramp_format format, bool gated) {
-  return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), gated ? "gated" : "single",
-                      v.tokens, v.rows, v.threads(), v.stages),
-          "portable/gemm.cu",
-          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DGATED={:d}", gated ? 1 : 0),
-           fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
-           fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
-           fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
-           fmt::format("-DBLOCKS={}", v.blocks)},
-          {"gemm"},
-          80};
-}
-
-std::vector<KernelProgram> portable_programs(int arch) {
-  std::vector<KernelProgram> list;
-  for (const ramp_format f : kFormats)
-    for (const PortableVariant& v : kVariants)
-      for (size_t kind = 0; v.is_for(f, arch) && kind < kKinds; ++kind)
-        list.push_back(portable_program(v, f, kind == 1));
-  return list;
-}
-
-bool portable_takes(ramp_format format) noexcept {
-  return std::find(kFormats.begin(), kFormats.end(), format) != kFormats.end();
-}
-
-bool portable_applies(const ExpertWeights& weights) noexcept {
-  if (!portable_takes(weights.format)) return false;
-  const WeightViews views = weight_views(weights);
-  const int64_t bytes = dtype_bytes(weight_dtype(weights.format));
-  constexpr int64_t kReachRow = int64_t{1} << 32;  // the kernels multiply row strides in 32 bits
-  if (views.w13.stride[1] * bytes >= kReachRow || views.w2.stride[1] * bytes >= kReachRow) return false;
-  return rows_aligned(views.w13.data, bytes, {views.w13.stride[0], views.w13.stride[1]}) &&
-         rows_aligned(views.w2.data, bytes, {views.w2.stride[0], views.w2.stride[1]});
-}
-
 struct PortableBlock::State {
   struct Kernel {
     CUfunction function = nullptr;
     int blocks = 1;  // that fit an SM
   };
-  using Kernels = std::array<std::array<Kernel, kKinds>, kVariants.size()>;
+  using Kernels = std::array<std::array<Kernel, kKinds>, kPortableVariants.size()>;
   std::mutex mutex;
   std::array<std::atomic<bool>, 8> ready{};  // by ramp_format
   std::array<Kernels, 8> kernels{};
@@ -203,7 +113,7 @@ bool PortableBlock::fits(const PortableVariant& v, ramp_format format) const noe
 std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
   std::vector<KernelConfig> list;
   for (const TaskOrder order : {TaskOrder::kColumnMajor, TaskOrder::kRowMajor, TaskOrder::kGrouped}) {
-    for (const PortableVariant& v : kVariants) {
+    for (const PortableVariant& v : kPortableVariants) {
       if (!fits(v, format)) continue;
       KernelConfig c = v.config(format);
       c.order = order;
@@ -216,7 +126,7 @@ std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
 
 std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
   std::vector<KernelProgram> list;
-  for (const PortableVariant& v : kVariants) {
+  for (const PortableVariant& v : kPortableVariants) {
     for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind)
       list.push_back(portable_program(v, format, kind == 1));
   }
@@ -235,8 +145,8 @@ void PortableBlock::load(ramp_format format) {
   if (state_->ready[at].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[at].load(std::memory_order_relaxed)) return;
-  for (size_t i = 0; i < kVariants.size(); ++i) {
-    const PortableVariant& v = kVariants[i];
+  for (size_t i = 0; i < kPortableVariants.size(); ++i) {
+    const PortableVariant& v = kPortableVariants[i];
     const auto shared = static_cast<int>(v.shared_bytes(format, portable_arch(gpu_->facts())));
     for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind) {
       CUfunction const f = library_.get(portable_program(v, format, kind == 1), "gemm");
@@ -252,7 +162,7 @@ void PortableBlock::load(ramp_format format) {
 
 uint64_t PortableBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
   Parts parts;
-  return carve(weights, tokens, top_k, kVariants.front().tokens, nullptr,
+  return carve(weights, tokens, top_k, kPortableVariants.front().tokens, nullptr,
                parts);  // the smallest tiles need most
 }
 
@@ -268,11 +178,11 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
   const auto taken = [&](const PortableVariant& v) {
     return !invariant || (v.warps_k == 1 && !v.sums_in_units(weights.format, arch));
   };
-  const PortableVariant* chosen = &kVariants.front();
+  const PortableVariant* chosen = &kPortableVariants.front();
   const auto choices = is_fp8_format(weights.format) ? std::span<const Choice>(kFp8Choices)
                                                      : std::span<const Choice>(kChoices);
   for (const Choice& c : choices) {
-    for (const PortableVariant& v : kVariants)
+    for (const PortableVariant& v : kPortableVariants)
       if (v.tokens == c.tokens && fits(v, weights.format) && taken(v)) chosen = &v;
     if (mean <= c.up_to && taken(*chosen)) break;
   }
@@ -280,7 +190,7 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
 }
 
 BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
-  const bool native = multiplies_codes(portable_arch(gpu_->facts()));
+  const bool native = portable_multiplies_codes(portable_arch(gpu_->facts()));
   return {rows_dtype(format), native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
 }
 
@@ -288,8 +198,8 @@ size_t PortableBlock::number_of(const KernelConfig& config, ramp_format format) 
   KernelConfig plain = config;
   plain.order = TaskOrder::kColumnMajor;
   plain.group_m = 0;
-  for (size_t i = 0; i < kVariants.size(); ++i)
-    if (kVariants[i].config(format) == plain && fits(kVariants[i], format)) return i;
+  for (size_t i = 0; i < kPortableVariants.size(); ++i)
+    if (kPortableVariants[i].config(format) == plain && fits(kPortableVariants[i], format)) return i;
   fail_argument("config", config_name(config), "a config of the portable kernels",
                 "ramp_config_name lists them");
 }
@@ -344,7 +254,7 @@ struct PortableBlock::Run {
   }
   void start(size_t kind, const PortableParams& p, uint64_t columns) const {
     const State::Kernel& kernel = block.state_->kernels[static_cast<size_t>(w.format)][number][kind];
-    const PortableVariant& shape = kVariants[number];
+    const PortableVariant& shape = kPortableVariants[number];
     const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, shape.tokens));
     const uint64_t units = tiles * ceil_div(static_cast<uint64_t>(p.n), columns);
     const auto resident =
@@ -366,7 +276,7 @@ struct PortableBlock::Run {
     p.out = requantizes(w.format) ? static_cast<void*>(parts.h) : parts.codes;
     p.out_stride = w.intermediate;
     p.out_scale = w.w2_input_scale;
-    const auto rows = static_cast<uint64_t>(kVariants[number].rows);
+    const auto rows = static_cast<uint64_t>(kPortableVariants[number].rows);
     start(w.gated() ? 1 : 0, p, w.gated() ? rows / 2 : rows);
   }
   // GEMM 2's input: h requantised, or what GEMM 1 wrote.
@@ -394,7 +304,7 @@ struct PortableBlock::Run {
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    start(0, p, static_cast<uint64_t>(kVariants[number].rows));
+    start(0, p, static_cast<uint64_t>(kPortableVariants[number].rows));
   }
 };
 
@@ -406,7 +316,7 @@ void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
   const size_t number = number_of(config, w.format);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, kVariants[number].tokens, call.workspace, parts));
+                  carve(w, call.tokens, call.top_k, kPortableVariants[number].tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*this, w, config, parts, call.tokens * call.top_k, call.top_k, number, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
@@ -424,7 +334,7 @@ void PortableBlock::batched(const BatchedCall& call) {
   const size_t number = number_of(config, w.format);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, kVariants[number].tokens, call.workspace, parts));
+                  carve(w, slots, 1, kPortableVariants[number].tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
   const Run run{*this, w, config, parts, slots, call.max_tokens, number, stream};

@@ -5,9 +5,9 @@
 
 #include <cuda.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "backend/backend.hpp"
@@ -38,8 +38,17 @@ struct PortableVariant {
 };
 
 int portable_arch(const GpuFacts& facts) noexcept;
-std::span<const PortableVariant> portable_variants() noexcept;
+// Whether the tensor cores take FP8 codes in mma.sync (kernels/portable/ptx.cuh: NATIVE_E4M3).
+bool portable_multiplies_codes(int arch) noexcept;
 KernelProgram portable_program(const PortableVariant& v, ramp_format format, bool gated);
+// From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
+// then large ones that reuse what they load.
+inline constexpr std::array<PortableVariant, 4> kPortableVariants = {{
+    {32, 8, 4, 1, 1, 3, 3},
+    {64, 32, 2, 2, 1, 3, 3},
+    {128, 64, 1, 4, 1, 4, 2},
+    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWide},
+}};
 std::vector<KernelProgram> portable_programs(int arch);
 
 // Whether the portable kernels have this format: all but f32, which tensor cores have no products for.
