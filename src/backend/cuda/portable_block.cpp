@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <span>
 
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
