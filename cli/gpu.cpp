@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <map>
 
 #include "abi/handles.hpp"
 #include "backend/cuda/driver.hpp"
@@ -103,6 +104,35 @@ DeviceWeights fill_on_device(ramp_context* context, const core::SyntheticRecipe&
   return w;
 }
 
+namespace {
+
+CUgraphExec captured(CUstream stream, const std::function<void(void*)>& enqueue) {
+  CUgraph graph = nullptr;
+  // Thread-local: whatever must not happen during a capture (an allocation, say) fails here and shows.
+  RAMP_CU(cuStreamBeginCapture, stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+  try {
+    enqueue(stream);
+  } catch (...) {
+    core::cuda::driver().cuStreamEndCapture(stream, &graph);
+    if (graph != nullptr) core::cuda::driver().cuGraphDestroy(graph);
+    throw;
+  }
+  RAMP_CU(cuStreamEndCapture, stream, &graph);
+  CUgraphExec exec = nullptr;
+  const CUresult made = core::cuda::driver().cuGraphInstantiateWithFlags(&exec, graph, 0);
+  core::cuda::driver().cuGraphDestroy(graph);
+  core::cuda::check_result(made, "cuGraphInstantiateWithFlags", "&exec, graph, 0");
+  return exec;
+}
+
+double elapsed_us(CUevent from, CUevent to) {
+  float ms = 0;
+  RAMP_CU(cuEventElapsedTime, &ms, from, to);
+  return 1e3 * static_cast<double>(ms);
+}
+
+}  // namespace
+
 struct Graph::State {
   std::shared_ptr<const Gpu> gpu;
   CUstream stream = nullptr;
@@ -133,20 +163,7 @@ Graph::Graph(ramp_context* context, const std::function<void(void*)>& enqueue)
   RAMP_CU(cuStreamCreate, &s.stream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
   enqueue(s.stream);
   RAMP_CU(cuStreamSynchronize, s.stream);
-  CUgraph graph = nullptr;
-  // Thread-local: whatever must not happen during a capture (an allocation, say) fails here and shows.
-  RAMP_CU(cuStreamBeginCapture, s.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
-  try {
-    enqueue(s.stream);
-  } catch (...) {
-    core::cuda::driver().cuStreamEndCapture(s.stream, &graph);
-    if (graph != nullptr) core::cuda::driver().cuGraphDestroy(graph);
-    throw;
-  }
-  RAMP_CU(cuStreamEndCapture, s.stream, &graph);
-  const CUresult made = core::cuda::driver().cuGraphInstantiateWithFlags(&s.exec, graph, 0);
-  core::cuda::driver().cuGraphDestroy(graph);
-  core::cuda::check_result(made, "cuGraphInstantiateWithFlags", "&exec, graph, 0");
+  s.exec = captured(s.stream, enqueue);
 }
 
 Graph::~Graph() = default;
@@ -174,11 +191,87 @@ std::vector<double> Graph::time(int64_t replays) {
   }
   RAMP_CU(cuStreamSynchronize, s.stream);
   std::vector<double> us;
-  for (int64_t i = 0; i < replays; ++i) {
-    float ms = 0;
-    RAMP_CU(cuEventElapsedTime, &ms, s.events[static_cast<size_t>(i)], s.events[static_cast<size_t>(i) + 1]);
-    us.push_back(1e3 * static_cast<double>(ms));
+  us.reserve(static_cast<size_t>(replays));
+  for (size_t i = 0; i < static_cast<size_t>(replays); ++i)
+    us.push_back(elapsed_us(s.events[i], s.events[i + 1]));
+  return us;
+}
+
+struct GraphRounds::State {
+  std::shared_ptr<const Gpu> gpu;
+  CUstream stream = nullptr;
+  std::map<size_t, CUgraphExec> graphs;
+  std::vector<CUevent> events;
+
+  void clear() {
+    for (const auto& [key, exec] : graphs) core::cuda::driver().cuGraphExecDestroy(exec);
+    graphs.clear();
   }
+  ~State() {
+    try {
+      const ScopedContext scope(*gpu);
+      const core::cuda::Driver& d = core::cuda::driver();
+      if (stream != nullptr) d.cuStreamSynchronize(stream);
+      clear();
+      for (CUevent e : events) d.cuEventDestroy(e);
+      if (stream != nullptr) d.cuStreamDestroy(stream);
+    } catch (const std::exception&) {
+      // The driver has shut down, and all of it with the driver.
+    }
+  }
+};
+
+GraphRounds::GraphRounds(ramp_context* context) : state_(std::make_unique<State>()) {
+  state_->gpu = gpu_of(core::context_of(context));
+  const ScopedContext scope(*state_->gpu);
+  RAMP_CU(cuStreamCreate, &state_->stream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
+}
+
+GraphRounds::~GraphRounds() = default;
+
+bool GraphRounds::has(size_t key) const {
+  return state_->graphs.contains(key);
+}
+
+void GraphRounds::capture(size_t key, const std::function<void(void*)>& enqueue, bool first) {
+  State& s = *state_;
+  const ScopedContext scope(*s.gpu);
+  if (first) {
+    enqueue(s.stream);
+    RAMP_CU(cuStreamSynchronize, s.stream);
+  }
+  CUgraphExec const exec = captured(s.stream, enqueue);
+  const auto [at, fresh] = s.graphs.try_emplace(key, exec);
+  if (fresh) return;
+  core::cuda::driver().cuGraphExecDestroy(at->second);
+  at->second = exec;
+}
+
+void GraphRounds::clear() {
+  const ScopedContext scope(*state_->gpu);
+  state_->clear();
+}
+
+std::vector<double> GraphRounds::time(std::span<const size_t> keys) {
+  State& s = *state_;
+  std::vector<double> us;
+  if (keys.empty()) return us;
+  const ScopedContext scope(*s.gpu);
+  while (s.events.size() < keys.size() + 1) {
+    CUevent e = nullptr;
+    RAMP_CU(cuEventCreate, &e, static_cast<unsigned>(CU_EVENT_DEFAULT));
+    s.events.push_back(e);
+  }
+  // One replay ahead of the first event: from then on the GPU has work whenever the next launch arrives.
+  RAMP_CU(cuGraphLaunch, s.graphs.at(keys.front()), s.stream);
+  RAMP_CU(cuEventRecord, s.events[0], s.stream);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    RAMP_CU(cuGraphLaunch, s.graphs.at(keys[i]), s.stream);
+    RAMP_CU(cuEventRecord, s.events[i + 1], s.stream);
+  }
+  RAMP_CU(cuStreamSynchronize, s.stream);
+  us.reserve(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) us.push_back(elapsed_us(s.events[i], s.events[i + 1]));
   return us;
 }
 

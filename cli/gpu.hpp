@@ -6,8 +6,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
+#include "backend/backend.hpp"
+#include "dispatch/metadata.hpp"
 #include "ramp/ramp.h"
 #include "weights/synthetic.hpp"
 
@@ -41,5 +45,34 @@ class Graph {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// Several pieces of work as CUDA graphs on one stream, timed in turns: one replay after the other without a
+// pause, so that a drift of the clock meets all of them alike.
+class GraphRounds {
+ public:
+  explicit GraphRounds(ramp_context* context);
+  ~GraphRounds();
+  GraphRounds(const GraphRounds&) = delete;
+  GraphRounds& operator=(const GraphRounds&) = delete;
+  [[nodiscard]] bool has(size_t key) const;
+  // first: runs it once as it is before, so that whatever has to be loaded is.
+  void capture(size_t key, const std::function<void(void* stream)>& enqueue, bool first);
+  void clear();  // drops all graphs
+  // Microseconds of each replay, between events on the stream.
+  std::vector<double> time(std::span<const size_t> keys);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Compiles the kernels of these configs into the context's cache, on all cores; those that are there already
+// cost nothing. Returns the number compiled. progress: fraction done, from any thread; may throw.
+size_t compile_configs(ramp_context* context, std::span<const core::KernelConfig> configs, ramp_format format,
+                       ramp_activation activation, const std::function<void(double)>& progress);
+// Blocks of each config that share an SM.
+std::vector<int32_t> residency_of(std::span<const core::KernelConfig> configs, ramp_format format);
+// Driver, compiler and clocks of the context's GPU.
+void describe_gpu(ramp_context* context, core::Metadata& metadata);
 
 }  // namespace ramp::cli

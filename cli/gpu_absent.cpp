@@ -31,5 +31,33 @@ void Graph::replay() {
 std::vector<double> Graph::time(int64_t /*replays*/) {
   absent();
 }
+struct GraphRounds::State {};
+GraphRounds::GraphRounds(ramp_context* /*context*/) {
+  absent();
+}
+GraphRounds::~GraphRounds() = default;
+bool GraphRounds::has(size_t /*key*/) const {
+  absent();
+}
+void GraphRounds::capture(size_t /*key*/, const std::function<void(void*)>& /*enqueue*/, bool /*first*/) {
+  absent();
+}
+void GraphRounds::clear() {
+  absent();
+}
+std::vector<double> GraphRounds::time(std::span<const size_t> /*keys*/) {
+  absent();
+}
+size_t compile_configs(ramp_context* /*context*/, std::span<const core::KernelConfig> /*configs*/,
+                       ramp_format /*format*/, ramp_activation /*activation*/,
+                       const std::function<void(double)>& /*progress*/) {
+  absent();
+}
+std::vector<int32_t> residency_of(std::span<const core::KernelConfig> /*configs*/, ramp_format /*format*/) {
+  absent();
+}
+void describe_gpu(ramp_context* /*context*/, core::Metadata& /*metadata*/) {
+  absent();
+}
 
 }  // namespace ramp::cli

@@ -48,6 +48,14 @@ class LayerBench {
     for (const auto& [model, format] : o_.cases) run_model(model, format);
     io_.print(fmt::format("{}, {}\n", backend_text(facts_), facts_.device));
     io_.print(layer_table(rows_));
+    if (const auto unfitted =
+            std::find_if(rows_.begin(), rows_.end(),
+                         [](const LayerRow& r) { return r.requested == "auto" && r.fit.empty(); });
+        backend_of(context_).fits() != nullptr && unfitted != rows_.end())
+      io_.note(fmt::format(
+          "no fit for {} in {} here: the default chooses; 'ramp profile --backend cuda --model {}' "
+          "makes one",
+          unfitted->model.name, core::format_name(unfitted->format), unfitted->model.name));
     if (read_gbps_ > 0)
       io_.print(
           fmt::format("floor: the larger of active weight bytes / {} GB/s and FLOP / the measured "
@@ -173,6 +181,7 @@ class LayerBench {
     describe_layers(histograms, model, source.format(), o_.activation, m);
     const int32_t number = config_number(context_, first, config);
     m.config = config;
+    if (number == 0) row.fit = fit_of(context_, values_of(first), model.top_k);
     if (number == 0)
       m.config = core::config_name(
           backend_of(context_).choose(values_of(first), histograms.front(), mode, model.top_k));

@@ -74,7 +74,7 @@ Json to_json(const LayerRow& r, const ContextFacts& facts) {
           {"normalised_entropy", m.entropy},
           {"config", m.config},
           {"config_requested", r.requested},
-          {"fit", Json()},
+          {"fit", r.fit.empty() ? Json() : Json(r.fit)},
           {"us", m.us.median},
           {"p10_us", m.us.p10},
           {"p90_us", m.us.p90},

@@ -16,6 +16,7 @@ struct LayerRow {
   ramp_activation activation = RAMP_ACTIVATION_SILU_AND_MUL;
   Measurement m;
   std::string requested;  // config: "auto" or a name
+  std::string fit;        // the file by which "auto" chose; "": none
   ramp_determinism mode = RAMP_REPEATABLE;
   int64_t layers = 0, checked_layer = 0;
   core::CheckResult check;

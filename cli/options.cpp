@@ -92,7 +92,8 @@ CLI::Option* add_integer(CLI::App& app, const std::string& name, int64_t& value,
 
 CLI::Option* add_real(CLI::App& app, const std::string& name, double& value, double low, double high,
                       const std::string& metavar, std::string description) {
-  return app.add_option(name, value, with_default(std::move(description), fmt::format("{}", value)))
+  const std::string shown = value >= low && value <= high ? fmt::format("{}", value) : std::string();
+  return app.add_option(name, value, with_default(std::move(description), shown))
       ->type_name(metavar)
       ->check(CLI::Validator(
           [low, high](std::string& text) {

@@ -21,7 +21,7 @@ struct IntegerRange {
   int64_t high = std::numeric_limits<int64_t>::max();
 };
 
-// `value` holds the default, which the help shows (an empty text or an integer outside the range means
+// `value` holds the default, which the help shows (an empty text or a number outside the range means
 // "none"). metavar: what stands for the value in the help.
 CLI::Option* add_text(CLI::App& app, const std::string& name, std::string& value, const std::string& metavar,
                       std::string description);

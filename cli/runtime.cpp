@@ -3,10 +3,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
+#include <filesystem>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "abi/handles.hpp"
 #include "base/env.hpp"
@@ -46,7 +49,8 @@ void add_backend_options(CLI::App& app, BackendChoice& choice, bool with_fit) {
   add_integer(app, "--device", choice.device, {0, 1023}, "N", "which GPU")->group("Running");
   if (!with_fit) return;
   add_text(app, "--fit", choice.fit, "PATH",
-           "fits to choose configs by: a file, a directory, 'none', or 'auto' for what 'ramp profile' wrote "
+           "fits to choose configs by: a file, a directory, 'none', or 'auto' for what ships and what 'ramp "
+           "profile' wrote "
            "by default")
       ->group("Running");
 }
@@ -99,6 +103,36 @@ ContextPtr create_automatic(const BackendChoice& choice, const Io& io) {
   return create_context(choice, RAMP_BACKEND_AUTO, io);
 }
 
+// Beside the command: where `cmake --install` puts profiles/, else where a build finds them.
+std::string shipped_profiles() {
+  std::error_code unknown;
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe", unknown).parent_path();
+  if (unknown) return {};
+  for (const char* const place : {"../share/ramp/profiles", "../../profiles"})
+    if (std::filesystem::is_directory(here / place, unknown))
+      return (here / place).lexically_normal().string();
+  return {};
+}
+
+// Fits of GPUs that ship with the library. A file of another GPU is no fault of this one: one line for all.
+void load_shipped_fits(ramp_context* context, const Io& io) {
+  core::Backend& backend = backend_of(context);
+  if (backend.memory() == nullptr) return;  // nothing ships for CPUs, which differ too much
+  const std::string directory = shipped_profiles();
+  if (directory.empty()) return;
+  const core::BackendInfo& info = backend.info();
+  const core::BlockFitReport report = core::load_block_fits(
+      directory, {info.name, info.isa, info.device_name, info.workers},
+      [&](const core::KernelConfig& c, const core::ModelShape& model, ramp_format format,
+          ramp_activation activation) { return backend.runs(c, model, format, activation); },
+      *backend.fits());
+  if (report.used == 0 && !report.warnings.empty())
+    io.note(
+        fmt::format("{}: nothing there is of this {}; 'ramp profile --backend cuda --model NAME' makes fits "
+                    "for it ({})",
+                    directory, info.device_name, report.warnings.front()));
+}
+
 }  // namespace
 
 ContextPtr make_context(const BackendChoice& choice, const Io& io) {
@@ -111,6 +145,8 @@ ContextPtr make_context(const BackendChoice& choice, const Io& io) {
   ramp_context* const context = owner.get();
   if (choice.fit == "none" || backend_of(context).fits() == nullptr) return owner;
   const bool found = choice.fit == "auto";
+  if (found)
+    load_shipped_fits(context, io);  // first: what was measured on this very machine takes precedence
   int32_t used = 0;
   check(ramp_context_load_fit(context, found ? nullptr : choice.fit.c_str(), &used));
   if (!found && used == 0)
@@ -157,8 +193,16 @@ std::vector<std::string> config_names(ramp_context* context, const ramp_weights*
 int32_t config_number(ramp_context* context, const ramp_weights* weights, const std::string& name) {
   if (name == "auto") return 0;
   const std::vector<std::string> names = config_names(context, weights);
-  for (size_t i = 0; i < names.size(); ++i)
-    if (names[i] == name) return static_cast<int32_t>(i) + 1;
+  const auto number_in = [&](const std::vector<std::string>& list) {
+    const auto at = std::find(list.begin(), list.end(), name);
+    return at == list.end() ? 0 : static_cast<int32_t>(at - list.begin()) + 1;
+  };
+  if (const int32_t number = number_in(names)) return number;
+  // Perhaps one that does not ship. Both lists begin alike, so numbers stay what they are.
+  ramp_context& c = core::context_of(context);
+  const bool before = std::exchange(c.whole_space, true);
+  if (const int32_t number = number_in(config_names(context, weights))) return number;
+  c.whole_space = before;
   core::fail_argument("--config", fmt::format("'{}'", core::printable(name)),
                       fmt::format("'auto' or one of the {} configs that 'ramp configs' lists", names.size()),
                       names.empty()

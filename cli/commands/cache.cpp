@@ -16,6 +16,7 @@
 #include "cli/progress.hpp"
 #include "cli/runtime.hpp"
 #ifdef RAMP_HAS_CUDA
+#include "backend/cuda/config_space.hpp"
 #include "backend/cuda/cubin_cache.hpp"
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/kernel_report.hpp"
@@ -26,7 +27,7 @@ namespace ramp::cli {
 namespace {
 
 struct CacheOptions {
-  std::string action, directory, arch, report;
+  std::string action, directory, arch, report, space;
 };
 
 #ifdef RAMP_HAS_CUDA
@@ -131,6 +132,26 @@ std::vector<std::string> archs_of(const CacheOptions& o) {
   return {cuda::gpu_facts(0).arch()};
 }
 
+// What `ramp profile` may bring in beyond what ships, for sm_90: shapes with every group size.
+std::vector<cuda::KernelProgram> space_programs(const CacheOptions& o) {
+  std::vector<cuda::KernelProgram> programs;
+  if (o.space.empty()) return programs;
+  const core::ModelShape any = core::parse_model("mixtral-8x22b");
+  for (const std::string& name : split(o.space, ',')) {
+    const ramp_format format = core::parse_format(name);
+    constexpr ramp_activation kSilu = RAMP_ACTIVATION_SILU_AND_MUL;
+    const auto legal = cuda::config_space(any, format, kSilu, false).legal;
+    for (const core::KernelConfig& c : legal)
+      for (cuda::KernelProgram& p : cuda::config_programs(c, format, kSilu)) programs.push_back(std::move(p));
+  }
+  const std::vector<cuda::KernelProgram> shipped = cuda::shipped_programs(90);
+  std::erase_if(programs, [&](const cuda::KernelProgram& p) {
+    return std::any_of(shipped.begin(), shipped.end(),
+                       [&](const cuda::KernelProgram& s) { return s.name == p.name; });
+  });
+  return programs;
+}
+
 struct Job {
   cuda::KernelProgram program;
   std::string arch;
@@ -150,6 +171,7 @@ int warm(Io& io, const CacheOptions& o) {
   for (const std::string& arch : archs_of(o))
     for (cuda::KernelProgram& p : cuda::shipped_programs(cuda::arch_number(arch)))
       if (p.min_arch != 90 || arch == "sm_90a") jobs.push_back({std::move(p), arch, 0, 0, {}});
+  for (cuda::KernelProgram& p : space_programs(o)) jobs.push_back({std::move(p), "sm_90a", 0, 0, {}});
   cuda::CubinCache cache(directory, {io.quiet ? nullptr : log_line, nullptr});
   std::vector<cuda::ReportRow> rows;
   std::mutex mutex;
@@ -214,7 +236,8 @@ int warm(Io& io, const CacheOptions& o) {
 }
 
 int cache(Io& io, const CacheOptions& o) {
-  for (const auto& [name, value] : {std::pair("--arch", &o.arch), std::pair("--report", &o.report)})
+  for (const auto& [name, value] :
+       {std::pair("--arch", &o.arch), std::pair("--report", &o.report), std::pair("--space", &o.space)})
     if (o.action != "warm" && !value->empty())
       core::fail_argument(name, "it with '" + o.action + "'", "it with 'warm' alone");
   return o.action == "list" ? list(io, o) : o.action == "clear" ? clear(io, o) : warm(io, o);
@@ -247,6 +270,9 @@ Body setup(CLI::App& app) {
            "the cache directory (default: RAMP_CACHE_DIR, XDG_CACHE_HOME/ramp or ~/.cache/ramp)");
   add_text(app, "--arch", o->arch, "LIST",
            "architectures that warm compiles for, such as sm_80,sm_90a (default: that of the first GPU)");
+  add_text(app, "--space", o->space, "FORMAT[,FORMAT..]",
+           "warm also compiles, for sm_90a, every config that 'ramp profile' may time in these formats ("
+           "some 270 programs each)");
   add_text(
       app, "--report", o->report, "FILE",
       "warm also writes a table of registers, shared memory and spills (Markdown); compiles everything, for "

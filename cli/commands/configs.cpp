@@ -16,13 +16,15 @@ namespace {
 struct ConfigsOptions {
   std::string model, format = "fp8_block", activation = "silu_and_mul";
   BackendChoice backend;
-  bool verbose = false;
+  bool verbose = false, space = false;
 };
 
 Json to_json(const core::KernelConfig& c) {
-  return {{"name", core::config_name(c)}, {"tile_m", c.tile_m},   {"tile_n", c.tile_n},
-          {"tile_k", c.tile_k},           {"stages", c.stages},   {"split_k", c.split_k},
-          {"group_m", c.group_m},         {"warps_n", c.warps_n}, {"order", core::order_name(c.order)}};
+  return {{"name", core::config_name(c)}, {"tile_m", c.tile_m},
+          {"tile_n", c.tile_n},           {"tile_k", c.tile_k},
+          {"stages", c.stages},           {"split_k", c.split_k},
+          {"group_m", c.group_m},         {"warps_n", c.warps_n},
+          {"blocks", c.blocks},           {"order", core::order_name(c.order)}};
 }
 
 int configs(Io& io, const ConfigsOptions& o) {
@@ -37,12 +39,16 @@ int configs(Io& io, const ConfigsOptions& o) {
   const ramp_activation activation = core::parse_activation(o.activation);
   const ContextPtr context = make_context(o.backend, io);
   const ContextFacts facts = facts_of(context.get());
-  const core::ConfigList list = backend_of(context.get()).configs(model, format, activation, true);
+  const core::Backend& backend = backend_of(context.get());
+  const size_t shipped = backend.configs(model, format, activation, false).legal.size();
+  const core::ConfigList list = o.space ? backend.space(model, format, activation, true)
+                                        : backend.configs(model, format, activation, true);
 
-  io.print(fmt::format("{} ({} experts, k = {}, H = {}, I = {}) in {} on {}{}: {} legal, {} rejected\n",
+  io.print(fmt::format("{} ({} experts, k = {}, H = {}, I = {}) in {} on {}{}: {} legal, {} rejected{}\n",
                        model.name, model.experts, model.top_k, model.hidden, model.intermediate,
                        core::format_name(format), facts.backend, facts.isa.empty() ? "" : " " + facts.isa,
-                       list.legal.size(), list.rejected.size()));
+                       list.legal.size(), list.rejected.size(),
+                       o.space ? fmt::format("; the first {} ship", shipped) : std::string()));
   Table table({{"config", Table::Align::kLeft},
                {"tile m"},
                {"tile n"},
@@ -77,6 +83,7 @@ int configs(Io& io, const ConfigsOptions& o) {
            {"activation", core::activation_name(activation)},
            {"backend", facts.backend},
            {"isa", facts.isa},
+           {"shipped", shipped},
            {"legal", legal},
            {"rejected", rejected}});
   return kOk;
@@ -88,10 +95,14 @@ Body setup(CLI::App& app) {
   add_choice(app, "--format", o->format, format_names(), "weight format");
   add_choice(app, "--activation", o->activation, activation_names(), "activation");
   add_switch(app, "-v,--verbose", o->verbose, "the reason of each rejection (JSON always has them)");
+  add_switch(app, "--space", o->space,
+             "everything that could be compiled and run, not only what ships: what 'ramp profile' searches");
   add_backend_options(app, o->backend, false);
   examples(app, {{"ramp configs --model olmoe --format fp8_block", "what the dispatcher can choose from"},
                  {"ramp configs --model 8,2,96,64 --format bf16 -v",
-                  "why the other candidates are not legal here"}});
+                  "why the other candidates are not legal here"},
+                 {"ramp configs --backend cuda --model olmoe --space -v",
+                  "the whole space of a GPU's kernels, with the reason of each rejection"}});
   return [o](Io& io) { return configs(io, *o); };
 }
 const Register kRegister{

@@ -14,6 +14,7 @@
 #include "cli/options.hpp"
 #include "cli/plot/figure.hpp"
 #include "cli/plot/plot.hpp"
+#include "cli/trace_file.hpp"
 #include "routing/sorted_rows.hpp"
 
 namespace ramp::cli {
@@ -24,7 +25,7 @@ struct ExplainOptions {
   std::string fit, cost_model{core::kDefaultCostModel}, model, point;
   std::string histogram, ids, routing = "uniform", format = "fp8_block";
   int64_t tokens = 0, seed = 0, top = 12;
-  std::string plot, config;
+  std::string plot, config, trace;
   std::vector<std::string> panels;
 };
 
@@ -111,7 +112,22 @@ Source load(Io& io, const ExplainOptions& o) {
   return make_source(fit, std::move(data), o.model, o.point, hw);
 }
 
+int explain_trace(Io& io, const ExplainOptions& o) {
+  const Trace trace = read_trace(o.trace);
+  std::optional<core::Fit> fit;
+  if (!o.fit.empty()) {
+    core::LoadedFit loaded = core::read_fit(o.fit, {});
+    for (const std::string& w : loaded.compatibility.warnings) io.note(w);
+    fit = std::move(loaded.fit);
+  }
+  const TraceSummary summary = summarize(trace, fit ? &*fit : nullptr);
+  io.print(trace_text(summary));
+  io.emit(trace_json(summary));
+  return kOk;
+}
+
 int explain_command(Io& io, const ExplainOptions& o) {
+  if (!o.trace.empty()) return explain_trace(io, o);
   const Source source = load(io, o);
   for (const std::string& n : source.notes) io.note(n);
   const Explanation e = explain(source, make_step(o, source), core::parse_format(o.format));
@@ -153,6 +169,13 @@ Body setup(CLI::App& app) {
       ->excludes(point)
       ->excludes(histogram)
       ->excludes(ids);
+  CLI::Option* const trace = add_text(
+      app, "--trace", o->trace, "FILE",
+      "what a program's calls chose (docs/dispatch.md, Traces), by shape and number of tokens; with --fit "
+      "also what the fit says of it");
+  for (const char* const other :
+       {"--data", "--point", "--histogram", "--ids", "--routing", "--tokens", "--model"})
+    trace->excludes(app.get_option(other));
   add_integer(app, "--seed", o->seed, {0}, "N", "which draw");
   add_choice(app, "--format", o->format, format_names(),
              "weight format, for the bytes of the active experts");
@@ -166,13 +189,14 @@ Body setup(CLI::App& app) {
   add_text(app, "--config", o->config, "CONFIG", "whose waves the staircase shows (default: the choice)")
       ->needs(draw)
       ->group("Plot");
-  examples(
-      app,
-      {{"ramp explain --data tests/data/alpha_moe_h200 --model olmoe --routing zipf:1.2 --tokens 64",
-        "fit measured data and explain one generated step"},
-       {"ramp explain --data tests/data/alpha_moe_h200 --point olmoe_t64_z1.2 --plot why.svg",
-        "a measured point, with measured times beside the predictions, drawn"},
-       {"ramp explain --fit mine.json --histogram \"3 0 1 12\" --json", "an existing fit, for programs"}});
+  examples(app,
+           {{"ramp explain --data tests/data/alpha_moe_h200 --model olmoe --routing zipf:1.2 --tokens 64",
+             "fit measured data and explain one generated step"},
+            {"ramp explain --data tests/data/alpha_moe_h200 --point olmoe_t64_z1.2 --plot why.svg",
+             "a measured point, with measured times beside the predictions, drawn"},
+            {"ramp explain --fit mine.json --histogram \"3 0 1 12\" --json", "an existing fit, for programs"},
+            {"ramp explain --trace steps.jsonl --fit mine.json",
+             "what was chosen in a program's steps, and what it lost"}});
   return [o](Io& io) { return explain_command(io, *o); };
 }
 const Register kRegister{

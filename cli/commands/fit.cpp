@@ -4,26 +4,75 @@
 #include <chrono>
 #include <memory>
 
+#include "base/error.hpp"
+#include "base/file.hpp"
 #include "cli/command.hpp"
 #include "cli/evaluation.hpp"
+#include "cli/judgement.hpp"
 #include "cli/options.hpp"
+#include "cli/profile_report.hpp"
+#include "dispatch/block_fit.hpp"
+#include "dispatch/profile_file.hpp"
 
 namespace ramp::cli {
 namespace {
 
 struct FitOptions {
   DataOptions data;
-  std::string cost_model{core::kDefaultCostModel}, out, kernel;
+  std::string cost_model{core::kDefaultCostModel}, out, kernel, profile, report;
 };
 
+struct Measured {
+  core::Dataset data;
+  core::Metadata metadata;
+  core::HardwareConstants hardware;
+};
+
+// A profile of the expert block is fitted as `ramp profile` does: halves merged, a GPU's contenders alone.
+Measured read_profile_file(Io& io, const FitOptions& o) {
+  core::LoadedProfile loaded = core::read_profile(o.profile, {});
+  for (const std::string& w : loaded.compatibility.warnings) io.note(w);
+  if (loaded.profile.data.points.empty())
+    core::fail_argument(o.profile, "no profile that this library reads", "a profile file",
+                        "write it again: ramp profile", RAMP_ERROR_BAD_FILE);
+  Measured m{merge_halves(std::move(loaded.profile.data)), loaded.profile.metadata, {}};
+  const std::optional<core::BlockKernel> kernel = core::parse_block_kernel(m.metadata.kernel);
+  if (kernel) core::restore_configs(m.data.configs, o.profile);
+  if (kernel && kernel->backend == "cuda") {
+    m.data = contenders(std::move(m.data), 0);
+    m.hardware = core::h200();
+    if (m.metadata.sm_count > 0) m.hardware.sm_count = m.metadata.sm_count;
+  } else {
+    m.hardware = core::cpu_hardware(std::max(m.metadata.sm_count, 1));
+  }
+  return m;
+}
+
+Measured read_measured(Io& io, const FitOptions& o) {
+  if (!o.profile.empty()) return read_profile_file(io, o);
+  if (o.data.directory.empty())
+    core::fail_argument("ramp fit", "neither --data nor --profile", "one of them",
+                        "for example: ramp fit --data profiles/mine -o mine.json");
+  return {read_data(o.data), metadata_of(o.data, o.kernel), hardware_of(o.data)};
+}
+
 int fit(Io& io, const FitOptions& o) {
-  const core::Dataset d = read_data(o.data);
+  const Measured measured = read_measured(io, o);
+  const core::Dataset& d = measured.data;
   const auto start = std::chrono::steady_clock::now();
   std::vector<core::ModelFitReport> reports;
-  const core::Fit fit =
-      core::fit_dataset(d, o.cost_model, hardware_of(o.data), metadata_of(o.data, o.kernel), &reports);
+  const core::Fit fit = core::fit_dataset(d, o.cost_model, measured.hardware, measured.metadata, &reports);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   core::write_fit(o.out, fit);
+  if (!o.report.empty()) {
+    const std::optional<core::BlockKernel> kernel = core::parse_block_kernel(measured.metadata.kernel);
+    core::write_text(o.report, profile_html({&d,
+                                             &fit,
+                                             kernel ? core::format_name(kernel->format) : "any format",
+                                             {},
+                                             {{"fitting", seconds}},
+                                             {}}));
+  }
 
   Table table({{"model", Table::Align::kLeft}, {"train points"}, {"configs"}, {"coefficients"}});
   Json models = Json::object();
@@ -41,7 +90,7 @@ int fit(Io& io, const FitOptions& o) {
   io.print(table.text());
   io.print(fmt::format("cost model {} fitted in {:.2f} s, written to {}\n", o.cost_model, seconds, o.out));
   io.emit({{"cost_model", o.cost_model},
-           {"data", o.data.directory},
+           {"data", o.profile.empty() ? o.data.directory : o.profile},
            {"out", o.out},
            {"seconds", seconds},
            {"models", models}});
@@ -51,6 +100,12 @@ int fit(Io& io, const FitOptions& o) {
 Body setup(CLI::App& app) {
   auto o = std::make_shared<FitOptions>();
   add_data_options(app, o->data);
+  app.get_option("--data")->required(false);
+  CLI::Option* const profile =
+      add_text(app, "--profile", o->profile, "FILE",
+               "a profile file of 'ramp profile' instead of --data: fits it again, without timing anything");
+  profile->excludes(app.get_option("--data"));
+  add_text(app, "--report", o->report, "FILE", "also an HTML page with plots, of --profile")->needs(profile);
   std::vector<std::string> names;
   for (const std::string_view n : core::cost_model_names()) names.emplace_back(n);
   add_choice(app, "--cost-model", o->cost_model, names, "what to fit; only rows with split=train are read");
@@ -58,6 +113,8 @@ Body setup(CLI::App& app) {
   add_text(app, "--kernel", o->kernel, "NAME", "whose configs these are (default: the directory's name)");
   examples(app,
            {{"ramp fit --data profiles/mine -o mine.json", "fit every model of the directory"},
+            {"ramp fit --profile olmoe.profile.json -o olmoe.fit.json --report olmoe.html",
+             "a profile again, with plots"},
             {"ramp fit --data profiles/mine -o r4.json --cost-model ramp4", "the published model instead"}});
   return [o](Io& io) { return fit(io, *o); };
 }

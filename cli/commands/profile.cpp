@@ -2,64 +2,20 @@
 // files where contexts find them.
 #include <fmt/format.h>
 
-#include <chrono>
-#include <filesystem>
 #include <memory>
 
 #include "base/env.hpp"
 #include "base/error.hpp"
-#include "cli/block_profile.hpp"
 #include "cli/command.hpp"
 #include "cli/options.hpp"
+#include "cli/profile_run.hpp"
 #include "cli/progress.hpp"
-#include "dispatch/block_fit.hpp"
-#include "dispatch/profile_file.hpp"
-#include "geometry/hardware.hpp"
 
 namespace ramp::cli {
 namespace {
 
-struct ProfileOptions {
-  std::vector<std::string> models, routing = {"uniform;zipf:1.2"}, formats = {"fp8_block"};
-  std::string tokens = "1,4,16,64,256,1024", activation = "silu_and_mul", out, clock = "wall";
-  std::string cost_model{core::kDefaultCostModel};
-  BackendChoice backend{"cpu"};
-  int64_t layers = 0, seed = 0, repeats = 9;
-  double budget = 120, quantile = 0.5;
-  bool fresh = false;
-  // Judging.
-  bool judge = false;
-  std::string judge_tokens = "2,8,32,128,400,700", csv;
-  std::vector<std::string> judge_routing = {"uniform;zipf:0.8;zipf:1.6"};
-  double judge_budget = 120;
-};
-
-struct Files {
-  std::string profile, fit;
-};
-
-// One shape in one format.
-struct Case {
-  core::ModelShape model;
-  ramp_format format;
-  Files files;
-};
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-void make_directory(const std::string& path) {
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error)
-    core::fail_argument(path, error.message(), "a directory that can be made and written to",
-                        "choose another with -o", RAMP_ERROR_IO);
-}
-
 // Where the files go: -o FILE.json (one case), -o DIR, or the place where contexts look for fits.
-void place_files(std::vector<Case>& cases, const ProfileOptions& o, const core::BlockMachine& machine,
+void place_files(std::vector<ProfileCase>& cases, const ProfileOptions& o, const core::BlockMachine& machine,
                  ramp_activation activation) {
   if (o.out.ends_with(".json")) {
     if (cases.size() != 1)
@@ -67,7 +23,7 @@ void place_files(std::vector<Case>& cases, const ProfileOptions& o, const core::
                           "a directory where there are several models or formats");
     std::string stem = o.out.substr(0, o.out.size() - 5);
     if (stem.ends_with(".fit")) stem.resize(stem.size() - 4);
-    cases.front().files = {stem + ".profile.json", o.out};
+    cases.front().files = {stem + ".profile.json", o.out, stem + ".html"};
     return;
   }
   const std::string directory = o.out.empty() ? core::fit_directory(core::cache_directory("")) : o.out;
@@ -75,244 +31,11 @@ void place_files(std::vector<Case>& cases, const ProfileOptions& o, const core::
     core::fail_argument("-o", "nothing, and no cache directory", "a file or directory to write to",
                         "set HOME or RAMP_CACHE_DIR, or give -o");
   make_directory(directory);
-  for (Case& c : cases) {
+  for (ProfileCase& c : cases) {
     const std::string stem = directory + "/" + core::block_file_stem(machine, c.model, c.format, activation);
-    c.files = {stem + ".profile.json", stem + ".fit.json"};
+    c.files = {stem + ".profile.json", stem + ".fit.json", stem + ".html"};
   }
 }
-
-class ProfileRun {
- public:
-  ProfileRun(Io& io, const ProfileOptions& o, ramp_context* context, core::BlockMachine machine)
-      : io_(io),
-        o_(o),
-        context_(context),
-        machine_(std::move(machine)),
-        activation_(core::parse_activation(o.activation)) {}
-
-  Json run(const Case& c) {
-    const Clock::time_point begin = Clock::now();
-    hardware_ = core::cpu_hardware(machine_.workers);
-    const LayerPlan plan = plan_layers(c.model, c.format, activation_, o_.layers);
-    std::vector<RunnableLayer> layers;
-    for (int64_t l = 0; l < plan.layers; ++l) {
-      const RandomSource source(c.model, c.format, activation_,
-                                static_cast<uint64_t>(o_.seed) + 1000 + static_cast<uint64_t>(l));
-      layers.push_back(source.runnable(context_, true, io_));
-    }
-    const double weights_seconds = seconds_since(begin);
-    BlockTimer timer(context_, layers, c.model, c.format, RAMP_REPEATABLE, static_cast<uint64_t>(o_.seed));
-    if (o_.clock == "cpu") timer.use_cpu_time(machine_.workers);
-
-    const core::ConfigList list = backend_of(context_).configs(c.model, c.format, activation_, false);
-    const core::ConfigTable configs = core::block_configs(list.legal);
-    const std::vector<TimedPoint> points =
-        make_points(c.model, integers_from("--tokens", o_.tokens, {1, 1 << 20}), workloads_from(o_.routing),
-                    true, static_cast<uint64_t>(o_.seed));
-    core::Metadata metadata = core::block_metadata(machine_, c.format, activation_);
-    metadata.source =
-        fmt::format("ramp profile, {} layers, {}", plan.layers, bytes_text(static_cast<double>(plan.bytes)));
-    const std::optional<core::Dataset> previous = resume(c, metadata);
-
-    const Clock::time_point start = Clock::now();
-    core::ProfilerOptions options = profiler_options(o_.budget, static_cast<int32_t>(o_.repeats));
-    options.skip_after = 4;
-    core::Profiler profiler(configs, c.model, work_of(points), options, previous ? &*previous : nullptr);
-    time(c, "profiling", profiler, timer, points, numbers_of(list.legal.size()),
-         [&] { core::write_profile(c.files.profile, metadata, profiler.data()); });
-    const double profile_seconds = seconds_since(start);
-    for (const std::string& n : profiler.notes()) io_.note(n);
-    core::write_profile(c.files.profile, metadata, profiler.data());
-
-    const core::Dataset train = merge_halves(profiler.data());
-    std::vector<core::ModelFitReport> reports;
-    const core::Fit fit = core::fit_dataset(train, o_.cost_model, hardware_, metadata, &reports);
-    core::write_fit(c.files.fit, fit);
-
-    const core::Profiler::Progress p = profiler.progress();
-    size_t measured = 0;
-    for (const double us : train.us) measured += std::isnan(us) ? 0 : 1;
-    io_.print(
-        fmt::format("{} in {}: {} configs at {} points, {} of {} timings in {} (weights {}), noise {:.1f}%\n"
-                    "  profile {}\n  fit     {}\n",
-                    c.model.name, core::format_name(c.format), configs.size(), points.size(), measured,
-                    train.us.size(), duration_text(profile_seconds), duration_text(weights_seconds),
-                    100 * fit.models.front().guard.noise_margin(), c.files.profile, c.files.fit));
-    Json j = {{"model", c.model.name},
-              {"experts", c.model.experts},
-              {"top_k", c.model.top_k},
-              {"hidden", c.model.hidden},
-              {"intermediate", c.model.intermediate},
-              {"format", core::format_name(c.format)},
-              {"activation", core::activation_name(activation_)},
-              {"backend", machine_.backend},
-              {"isa", machine_.isa},
-              {"device", machine_.device},
-              {"threads", machine_.workers},
-              {"configs", configs.size()},
-              {"points", points.size()},
-              {"timings", measured},
-              {"runs", p.runs},
-              {"resumed", previous.has_value()},
-              {"dropped", p.dropped},
-              {"failed", p.failed},
-              {"layers", plan.layers},
-              {"weight_bytes", plan.bytes},
-              {"weights_beyond_cache", plan.beyond_cache},
-              {"weights_seconds", weights_seconds},
-              {"profile_seconds", profile_seconds},
-              {"noise_margin", fit.models.front().guard.noise_margin()},
-              {"cost_model", o_.cost_model},
-              {"warnings", reports.front().report.warnings},
-              {"profile", c.files.profile},
-              {"fit", c.files.fit}};
-    for (const std::string& w : reports.front().report.warnings)
-      io_.note(fmt::format("{}: {}", c.model.name, w));
-    if (o_.judge || !o_.csv.empty()) j["judged"] = judge_case(c, timer, profiler.data(), fit, list.legal);
-    return j;
-  }
-
- private:
-  [[nodiscard]] core::ProfilerOptions profiler_options(double seconds, int32_t repeats) const {
-    core::ProfilerOptions options;
-    options.warmup = 1;
-    options.repeats = repeats;
-    options.quantile = o_.quantile;
-    options.settled_us = 5000;
-    options.narrow_ratio = 1.25;
-    options.narrow_after = 4;
-    options.budget_us = seconds * 1e6;
-    options.halves = true;
-    return options;
-  }
-
-  static std::vector<core::WorkPoint> work_of(const std::vector<TimedPoint>& points) {
-    std::vector<core::WorkPoint> work;
-    work.reserve(points.size());
-    for (const TimedPoint& p : points) work.push_back(p.work);
-    return work;
-  }
-
-  // Config numbers as the ABI counts them: the context lists them in the backend's order.
-  static std::vector<int32_t> numbers_of(size_t count) {
-    std::vector<int32_t> numbers(count);
-    for (size_t i = 0; i < count; ++i) numbers[i] = static_cast<int32_t>(i) + 1;
-    return numbers;
-  }
-
-  void time(const Case& c, const std::string& what, core::Profiler& profiler, BlockTimer& timer,
-            const std::vector<TimedPoint>& points, const std::vector<int32_t>& numbers,
-            const std::function<void()>& save) const {
-    Progress progress(io_, fmt::format("{} {} in {}", what, c.model.name, core::format_name(c.format)));
-    run_profiler(profiler, timer, points, numbers, save, [&] {
-      const auto task = profiler.next();
-      const core::Profiler::Progress p = profiler.progress();
-      progress.update(p.fraction, fmt::format("point {} of {}: {}", p.points_done + 1, p.points,
-                                              task ? points[task->point].work.name : std::string()));
-    });
-  }
-
-  // What an earlier run measured, when it was this machine, kernel and shape.
-  std::optional<core::Dataset> resume(const Case& c, const core::Metadata& here) const {
-    if (o_.fresh || !std::filesystem::exists(c.files.profile)) return std::nullopt;
-    core::LoadedProfile loaded = core::read_profile(c.files.profile, here);
-    for (const std::string& w : loaded.compatibility.warnings) io_.note(w);
-    if (!loaded.compatibility.usable || loaded.profile.data.points.empty()) return std::nullopt;
-    core::restore_configs(loaded.profile.data.configs, c.files.profile);
-    io_.note(fmt::format("{}: going on from there (--fresh starts over)", c.files.profile));
-    return std::move(loaded.profile.data);
-  }
-
-  Json judge_case(const Case& c, BlockTimer& timer, const core::Dataset& profiled, const core::Fit& fit,
-                  const std::vector<core::KernelConfig>& legal) const {
-    const std::vector<TimedPoint> points =
-        make_points(c.model, integers_from("--judge-tokens", o_.judge_tokens, {1, 1 << 20}),
-                    workloads_from(o_.judge_routing), false, static_cast<uint64_t>(o_.seed) + 1'000'000);
-    // Beside them what the context runs on its own (number 0; it has no fit loaded): the analytic default,
-    // which need not be one of the list.
-    core::ConfigTable table = core::block_configs(legal);
-    table.names.emplace_back("default");
-    table.configs.push_back(legal.front());
-    table.extra.push_back(0);
-    std::vector<int32_t> numbers = numbers_of(legal.size());
-    numbers.push_back(0);
-
-    core::ProfilerOptions options = profiler_options(o_.judge_budget, static_cast<int32_t>(o_.repeats));
-    options.repeats = std::max(options.repeats, 4);
-    options.skip_after = 0;
-    options.judge_after = 2;
-    options.narrow_ratio = 1.15;
-    options.everybody = true;
-    const Clock::time_point start = Clock::now();
-    core::Profiler profiler(std::move(table), c.model, work_of(points), options);
-    time(c, "judging", profiler, timer, points, numbers, {});
-    const core::Dispatcher dispatcher(fit.models.front());
-    const Judgement j = judge(merge_halves(profiled), profiler.data(), dispatcher);
-    if (!o_.csv.empty()) {
-      const std::string directory =
-          o_.csv + "/" + core::block_file_stem(machine_, c.model, c.format, activation_);
-      make_directory(directory);
-      core::write_dataset(directory, join_datasets(profiled, profiler.data()));
-      io_.note(
-          fmt::format("to judge cost models: ramp evaluate --data {} --hardware cpu --sm-count {} "
-                      "--allow-missing",
-                      directory, machine_.workers));
-    }
-    print(j);
-    Json list = Json::array();
-    for (const JudgedPoint& p : j.points) {
-      list.push_back({{"point", p.name},
-                      {"tokens", p.tokens},
-                      {"config", p.chosen},
-                      {"us", p.us},
-                      {"best", p.best},
-                      {"best_us", p.best_us},
-                      {"default_us", p.default_us},
-                      {"single_best_us", p.single_us},
-                      {"regret", p.regret},
-                      {"noise", p.noise}});
-    }
-    return {{"mean_regret", j.mean_regret},
-            {"p95_regret", j.p95_regret},
-            {"max_regret", j.max_regret},
-            {"noise_floor", j.mean_noise},
-            {"single_best", j.single_best},
-            {"speedup_over_single_best", j.over_single_best},
-            {"speedup_over_default", j.over_default},
-            {"seconds", seconds_since(start)},
-            {"points", list}};
-  }
-
-  void print(const Judgement& j) const {
-    Table table({{"unseen point", Table::Align::kLeft},
-                 {"chosen", Table::Align::kLeft},
-                 {"us"},
-                 {"best", Table::Align::kLeft},
-                 {"us"},
-                 {"regret %"},
-                 {"noise %"},
-                 {"single best us"},
-                 {"default us"}});
-    for (const JudgedPoint& p : j.points) {
-      table.add({p.name, p.chosen, number(p.us), p.best, number(p.best_us),
-                 fmt::format("{:.1f}", 100 * p.regret), fmt::format("{:.1f}", 100 * p.noise),
-                 number(p.single_us), number(p.default_us)});
-    }
-    io_.print(table.text());
-    io_.print(fmt::format(
-        "regret on {} unseen points: mean {:.1f}%, p95 {:.1f}%, max {:.1f}%; noise floor {:.1f}%; {:.3f}x "
-        "as fast as the single best config ({}), {:.3f}x as the analytic default\n",
-        j.points.size(), 100 * j.mean_regret, 100 * j.p95_regret, 100 * j.max_regret, 100 * j.mean_noise,
-        j.over_single_best, j.single_best, j.over_default));
-  }
-
-  Io& io_;
-  const ProfileOptions& o_;
-  ramp_context* context_;
-  core::BlockMachine machine_;
-  ramp_activation activation_;
-  core::HardwareConstants hardware_;
-};
 
 int profile(Io& io, const ProfileOptions& o) {
   const InterruptGuard guard;
@@ -320,26 +43,29 @@ int profile(Io& io, const ProfileOptions& o) {
   choice.fit = "none";
   const ContextPtr context = make_context(choice, io);
   const ContextFacts facts = facts_of(context.get());
-  if (backend_of(context.get()).fits() == nullptr)
-    core::fail_argument("--backend", facts.backend, "a backend that chooses between configs", "use cpu",
-                        RAMP_ERROR_UNSUPPORTED);
+  if (facts.backend != "cuda" && backend_of(context.get()).fits() == nullptr)
+    core::fail_argument("--backend", facts.backend, "a backend that chooses between configs",
+                        "use cpu or cuda", RAMP_ERROR_UNSUPPORTED);
   const core::BlockMachine machine{facts.backend, facts.isa, facts.device, facts.workers};
-  std::vector<Case> cases;
+  std::vector<ProfileCase> cases;
   for (const core::ModelShape& model : models_from("--model", o.models))
     for (const std::string& list : o.formats)
       for (const std::string& format : split(list, ','))
         cases.push_back({model, core::parse_format(format), {}});
   place_files(cases, o, machine, core::parse_activation(o.activation));
-  ProfileRun run(io, o, context.get(), machine);
   Json list = Json::array();
   try {
-    for (const Case& c : cases) list.push_back(run.run(c));
+    for (const ProfileCase& c : cases) list.push_back(profile_case(io, o, context.get(), machine, c));
   } catch (const Interrupted&) {
     io.note("what was measured is kept: the same command goes on from there");
     throw;
   }
   io.emit(std::move(list));
   return kOk;
+}
+
+std::string both(const char* cpu, const char* gpu) {
+  return fmt::format("{}; on a GPU {}", cpu, gpu);
 }
 
 Body setup(CLI::App& app) {
@@ -350,14 +76,24 @@ Body setup(CLI::App& app) {
       ->group(kPoints);
   add_list(app, "--format", o->formats, "NAME[,NAME..]", "weight formats: " + join(format_names(), ", "))
       ->group(kPoints);
-  add_text(app, "--tokens", o->tokens, "T[,T..]", "token counts")->group(kPoints);
-  add_list(app, "--routing", o->routing, "ROUTING[;ROUTING..]", "as 'ramp workload' takes it")
+  add_text(app, "--tokens", o->tokens, "T[,T..]",
+           "token counts (default: " + both(kCpuPoints.tokens, kGpuPoints.tokens) + ")")
+      ->group(kPoints);
+  add_list(app, "--routing", o->routing, "ROUTING[;ROUTING..]",
+           "as 'ramp workload' takes it (default: " + both(kCpuPoints.routing, kGpuPoints.routing) + ")")
+      ->group(kPoints);
+  add_choice(app, "--space", o->space, {"whole", "shipped"},
+             "which configs: all that could be compiled, or those that are (a GPU has more than it ships)")
       ->group(kPoints);
   add_choice(app, "--activation", o->activation, activation_names(), "activation")->group(kPoints);
   add_integer(app, "--seed", o->seed, {0}, "N", "of weights, activations and routing")->group(kPoints);
   constexpr const char* kProtocol = "Protocol";
-  add_real(app, "--budget", o->budget, 0, 86400, "S",
-           "seconds of timing per model and format; weights and fitting come on top; 0 = no limit")
+  add_real(
+      app, "--budget", o->budget, 0, 86400, "S",
+      fmt::format(
+          "seconds of timing per model and format; kernels, weights, graphs and fitting come on top; 0 = no "
+          "limit (default: {:g}; on a GPU {:g})",
+          kCpuPoints.budget, kGpuPoints.budget))
       ->group(kProtocol);
   add_integer(app, "--repeats", o->repeats, {2, 1000}, "N", "samples per config and point, at most")
       ->group(kProtocol);
@@ -367,8 +103,9 @@ Body setup(CLI::App& app) {
   add_choice(app, "--clock", o->clock, {"wall", "cpu"},
              "what ticks: wall time, or CPU time over workers where other programs take the cores away")
       ->group(kProtocol);
-  add_integer(app, "--layers", o->layers, {1, 1000}, "L",
-              "layers of weights to rotate over (default: twice the last-level cache)")
+  add_integer(
+      app, "--layers", o->layers, {1, 1000}, "L",
+      "layers of weights to rotate over (default: twice the last-level cache; on a GPU as 'ramp bench')")
       ->group(kProtocol);
   std::vector<std::string> names;
   for (const std::string_view n : core::cost_model_names()) names.emplace_back(n);
@@ -377,23 +114,35 @@ Body setup(CLI::App& app) {
            "fit file (FILE.json; the profile goes beside it) or directory (default: where contexts look for "
            "fits: fits in RAMP_CACHE_DIR, XDG_CACHE_HOME/ramp or ~/.cache/ramp)")
       ->group(kProtocol);
+  add_switch(app, "--report", o->report,
+             "also an HTML page with plots beside the fit: best configs, regret, predictions, time spent")
+      ->group(kProtocol);
   add_switch(app, "--fresh", o->fresh, "measure everything again instead of going on from the profile file")
       ->group(kProtocol);
   constexpr const char* kJudge = "Judging";
   add_switch(app, "--judge", o->judge,
              "time every config at unseen points as well, and print the regret of the fit's choices")
       ->group(kJudge);
-  add_text(app, "--judge-tokens", o->judge_tokens, "T[,T..]", "token counts of the unseen points")
+  add_text(app, "--judge-tokens", o->judge_tokens, "T[,T..]",
+           "token counts of the unseen points (default: " +
+               both(kCpuPoints.judge_tokens, kGpuPoints.judge_tokens) + ")")
       ->group(kJudge);
-  add_list(app, "--judge-routing", o->judge_routing, "ROUTING[;ROUTING..]", "their routing")->group(kJudge);
+  add_list(app, "--judge-routing", o->judge_routing, "ROUTING[;ROUTING..]",
+           "their routing (default: " + both(kCpuPoints.judge_routing, kGpuPoints.judge_routing) + ")")
+      ->group(kJudge);
+  add_integer(app, "--judge-draws", o->judge_draws, {1, 100}, "N", "each with so many draws")->group(kJudge);
   add_real(app, "--judge-budget", o->judge_budget, 0, 86400, "S",
-           "seconds of timing for them; every config is timed at least twice everywhere, whatever it takes")
+           "seconds of timing for them (default: as --budget); on a CPU every config is timed at least twice "
+           "everywhere, "
+           "whatever it takes; on a GPU those that are hopeless at a point or next door once or not at all")
       ->group(kJudge);
   add_text(app, "--csv", o->csv, "DIR",
            "judge, and write all timings as a dataset for 'ramp evaluate' into a directory in DIR")
       ->group(kJudge);
   add_backend_options(app, o->backend, false);
-  examples(app, {{"ramp profile --model olmoe --format bf16",
+  examples(app, {{"ramp profile --backend cuda --model olmoe --report",
+                  "a minute on a GPU: a hundred and more configs in CUDA graphs, and a page with plots"},
+                 {"ramp profile --model olmoe --format bf16",
                   "two minutes; 'ramp bench --model olmoe --format bf16' then chooses by it"},
                  {"ramp profile --model qwen3-30b --format bf16,fp8_block --budget 60 -o fits",
                   "two formats in a directory of your own, for --fit fits"},

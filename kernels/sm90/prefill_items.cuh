@@ -15,7 +15,10 @@ constexpr u32 kStage = 3 * kTile;          // tokens, two weight tiles
 constexpr u32 kScales = 4 * kPrefillRows;  // bytes of a stage's token scales
 constexpr u32 kWeightScales = 8;           // ... of its weight scales
 constexpr u32 kMathThreads = 256;
-constexpr u32 kCouples = 8;    // couples of row tiles that pass a pair of slices before the next pair
+#ifndef COUPLES
+#define COUPLES 8
+#endif
+constexpr u32 kCouples = COUPLES;  // couples of row tiles that pass a pair of slices before the next pair
 constexpr u32 kArrivals = 72;  // free a slot: 8 lanes of 8 warps, and a lane of each of the partner's warps
 constexpr u32 kStaging = GEMM == 1 ? 2048 : 4096;  // per math warp: 16 rows of h's 128 or a slice's 256 bytes
 

@@ -8,7 +8,7 @@
 //              steps one after the other, each its rows of 128 bytes, swizzled, and their scales. 2: w2,
 //              router weight, bf16 rows.
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
-//   WIDTH   token rows per tile at most: 8, 16, 32 or 64
+//   WIDTH   token rows per tile at most: 8 to 64 in steps of 8
 //   STEP    the width of a tile is a multiple of it: 8
 //   STAGES  ring depth; BLOCKS: blocks per SM (register budget)
 //
@@ -32,7 +32,7 @@
 #include "sm90/stream_items.cuh"
 #include "sm90/wgmma.cuh"
 
-static_assert(WIDTH == 8 || WIDTH == 16 || WIDTH == 32 || WIDTH == 64, "the switch over widths covers these");
+static_assert(WIDTH % STEP == 0 && WIDTH <= 64, "the switch over widths covers these");
 static_assert(STEP == 8, "a case of the switch is 8 token columns wide");
 static_assert(SLICES == 1, "two warpgroups, one slice");
 
@@ -334,14 +334,22 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kMathThreads + 64, BLOCKS)
 #if WIDTH / STEP >= 2
         RAMP_WIDTH(2)
 #endif
-#if WIDTH / STEP >= 4
+#if WIDTH / STEP >= 3
         RAMP_WIDTH(3)
+#endif
+#if WIDTH / STEP >= 4
         RAMP_WIDTH(4)
 #endif
-#if WIDTH / STEP >= 8
+#if WIDTH / STEP >= 5
         RAMP_WIDTH(5)
+#endif
+#if WIDTH / STEP >= 6
         RAMP_WIDTH(6)
+#endif
+#if WIDTH / STEP >= 7
         RAMP_WIDTH(7)
+#endif
+#if WIDTH / STEP >= 8
         RAMP_WIDTH(8)
 #endif
 #undef RAMP_WIDTH

@@ -138,17 +138,26 @@ const ShapeConfigs& shape_configs(ramp_context& context, const ExpertWeights& we
   for (const ShapeConfigs& t : context.configs) {
     if (t.experts == weights.experts && t.hidden == weights.hidden &&
         t.intermediate == weights.intermediate && t.format == weights.format &&
-        t.activation == weights.activation)
+        t.activation == weights.activation && t.whole == context.whole_space)
       return t;
   }
-  ShapeConfigs table{
-      weights.experts, weights.hidden, weights.intermediate, weights.format, weights.activation, {}, {}};
+  ShapeConfigs table{weights.experts,
+                     weights.hidden,
+                     weights.intermediate,
+                     weights.format,
+                     weights.activation,
+                     context.whole_space,
+                     {},
+                     {}};
   ModelShape shape;
   shape.experts = weights.experts;
   shape.top_k = 1;  // not known to the weights; configs do not depend on it
   shape.hidden = weights.hidden;
   shape.intermediate = weights.intermediate;
-  table.configs = context.backend->configs(shape, weights.format, weights.activation, false).legal;
+  const Backend& backend = *context.backend;
+  table.configs = (context.whole_space ? backend.space(shape, weights.format, weights.activation, false)
+                                       : backend.configs(shape, weights.format, weights.activation, false))
+                      .legal;
   table.names.reserve(table.configs.size());
   for (const KernelConfig& c : table.configs) table.names.push_back(config_name(c));
   return context.configs.emplace_back(std::move(table));

@@ -28,6 +28,7 @@ struct ShapeConfigs {
   int64_t experts = 0, hidden = 0, intermediate = 0;
   ramp_format format = RAMP_FORMAT_NONE;
   ramp_activation activation = RAMP_ACTIVATION_SILU_AND_MUL;
+  bool whole = false;  // Backend::space() instead of Backend::configs()
   std::vector<KernelConfig> configs;
   std::vector<std::string> names;
 };
@@ -48,6 +49,9 @@ struct ramp_context {
   uint64_t device_workspace_bytes = 0;
   void* workspace_stream = nullptr;
   bool workspace_used = false;
+  // Numbers configs of the whole space instead of those that ship; both begin with the same ones. Off for
+  // callers of the ABI; the command sets it before it profiles.
+  bool whole_space = false;
   std::mutex configs_mutex;  // guards the list; its entries never change or move
   std::deque<ramp::core::ShapeConfigs> configs;
 };

@@ -95,6 +95,12 @@ class Backend {
   // Configs for a shape. `rejected` is filled only when asked for.
   [[nodiscard]] virtual ConfigList configs(const ModelShape& model, ramp_format format,
                                            ramp_activation activation, bool with_rejected) const = 0;
+  // Everything that could be compiled and run for a shape, configs() first: what `ramp profile` searches. The
+  // rest is brought in when it is first asked for.
+  [[nodiscard]] virtual ConfigList space(const ModelShape& model, ramp_format format,
+                                         ramp_activation activation, bool with_rejected) const {
+    return configs(model, format, activation, with_rejected);
+  }
   // Whether it runs this config for a shape: also configs that configs() does not list.
   [[nodiscard]] virtual bool runs(const KernelConfig& /*config*/, const ModelShape& /*model*/,
                                   ramp_format /*format*/, ramp_activation /*activation*/) const {

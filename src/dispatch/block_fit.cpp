@@ -118,14 +118,19 @@ Metadata block_metadata(const BlockMachine& machine, ramp_format format, ramp_ac
   return m;
 }
 
-ConfigTable block_configs(std::span<const KernelConfig> configs) {
+ConfigTable block_configs(std::span<const KernelConfig> configs, std::span<const int32_t> residency) {
   ConfigTable t;
   t.known_columns = {"tile_m", "tile_n", "tile_k", "stages", "split_k", "group_m"};
   t.extra_columns = {"order"};
-  for (const KernelConfig& c : configs) {
-    t.names.push_back(config_name(c));
-    t.configs.push_back(c);
-    t.extra.push_back(static_cast<double>(c.order));
+  if (!residency.empty()) {  // a GPU's
+    t.known_columns.insert(t.known_columns.end() - 2, "threads");
+    t.extra_columns.emplace_back("residency");
+  }
+  for (size_t i = 0; i < configs.size(); ++i) {
+    t.names.push_back(config_name(configs[i]));
+    t.configs.push_back(configs[i]);
+    t.extra.push_back(static_cast<double>(configs[i].order));
+    if (!residency.empty()) t.extra.push_back(residency[i]);
   }
   return t;
 }
@@ -137,8 +142,9 @@ void restore_configs(ConfigTable& table, const std::string& file) {
     std::string why;
     try {
       named = parse_config(table.names[i]);
-      KernelConfig both = named;
+      KernelConfig both = named;  // what no column carries
       both.order = columns.order;
+      both.blocks = columns.blocks;
       if (!(both == columns)) why = "columns that say otherwise";
     } catch (const Error& e) {
       why = "a name that is no config";

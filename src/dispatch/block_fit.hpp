@@ -48,10 +48,11 @@ struct BlockMachine {
 Metadata block_metadata(const BlockMachine& machine, ramp_format format, ramp_activation activation);
 
 // A config table of backend configs: names by config_name, all columns of a CPU kernel, and `order` (a
-// TaskOrder) as an extra one.
-ConfigTable block_configs(std::span<const KernelConfig> configs);
-// Files carry names and columns but no order: sets each config to what its name says. Throws Error(BAD_FILE)
-// naming `file` for a name that is no config or contradicts its columns.
+// TaskOrder) as an extra one. residency: of each config on a GPU (blocks that share an SM), a column that
+// cost models read; empty: none.
+ConfigTable block_configs(std::span<const KernelConfig> configs, std::span<const int32_t> residency = {});
+// Files carry names and columns but neither order nor blocks: sets each config to what its name says. Throws
+// Error(BAD_FILE) naming `file` for a name that is no config or contradicts its columns.
 void restore_configs(ConfigTable& table, const std::string& file);
 
 // "cpu_64x8x2048x1024_bf16_silu_and_mul_avx512_w2": stem of the files of one profile.

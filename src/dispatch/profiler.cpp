@@ -51,6 +51,7 @@ void check_options(const ProfilerOptions& o) {
   need(o.max_bad_ticks >= 1, "max_bad_ticks", o.max_bad_ticks, ">= 1");
   need(o.settled_us >= 0, "settled_us", o.settled_us, ">= 0");
   need(o.narrow_ratio == 0 || o.narrow_ratio > 1, "narrow_ratio", o.narrow_ratio, "0 or > 1");
+  need(o.neighbour_ratio == 0 || o.neighbour_ratio > 1, "neighbour_ratio", o.neighbour_ratio, "0 or > 1");
   need(o.narrow_after >= 1, "narrow_after", o.narrow_after, ">= 1");
   need(o.budget_us >= 0, "budget_us", o.budget_us, ">= 0");
 }
@@ -145,6 +146,18 @@ std::optional<Profiler::Task> Profiler::next() const noexcept {
   return Task{alive_[turn_], order_[at_], warmup_left_ > 0};
 }
 
+std::vector<Profiler::Task> Profiler::round(size_t most) const {
+  std::vector<Task> tasks;
+  if (at_ >= order_.size()) return tasks;
+  for (size_t turn = turn_; turn < alive_.size() && tasks.size() < most; ++turn) {
+    const size_t config = alive_[turn];
+    const int32_t warmups = turn == turn_ ? warmup_left_ : samples_[config].empty() ? options_.warmup : 0;
+    for (int32_t w = 0; w < warmups; ++w) tasks.push_back({config, order_[at_], true});
+    tasks.push_back({config, order_[at_], false});
+  }
+  return tasks;
+}
+
 void Profiler::start_point() {
   for (; at_ < order_.size(); end_point()) {
     alive_.clear();
@@ -163,7 +176,10 @@ void Profiler::start_point() {
     turn_ = 0;
     spent_here_us_ = 0;
     if (alive_.empty()) continue;
-    if (options_.budget_us > 0) sort_by_neighbour();
+    if (options_.budget_us > 0) {
+      sort_by_neighbour();
+      if (options_.neighbour_ratio > 0 && !options_.everybody) leave_out_by_neighbour();
+    }
     share_us_ = share();
     start_config();
     return;
@@ -200,13 +216,45 @@ void Profiler::sort_by_neighbour() {
   std::stable_sort(alive_.begin(), alive_.end(), [&](size_t a, size_t b) { return key[a] < key[b]; });
 }
 
+// Points are visited by rising rows, so all visited ones have no more rows than this one. The best's ratio is
+// 1: somebody always stays.
+void Profiler::leave_out_by_neighbour() {
+  constexpr double kNoise = 1.1;  // of single samples
+  const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
+  std::vector<double> best(data_.points.size(), std::numeric_limits<double>::infinity());
+  for (size_t i = 0; i < at_; ++i)
+    for (size_t c = 0; c < data_.configs.size(); ++c)
+      if (timing(order_[i], c) < best[order_[i]]) best[order_[i]] = timing(order_[i], c);
+  const size_t before = alive_.size();
+  std::vector<size_t> stay;
+  for (const size_t c : alive_) {
+    bool out = false;
+    for (size_t i = at_; i-- > 0;) {  // the nearest comes first
+      const size_t p = order_[i];
+      if (std::isnan(timing(p, c))) continue;
+      const double growth = rows / static_cast<double>(rows_of(data_.points[p]));
+      out = timing(p, c) / best[p] > std::max(options_.neighbour_ratio, kNoise * growth);
+      break;
+    }
+    if (!out || is_always(c)) stay.push_back(c);
+  }
+  if (stay.empty()) return;
+  alive_ = std::move(stay);
+  dropped_ += before - alive_.size();
+}
+
 // The first round took twice the point's share: what has no sample yet gets none here.
 void Profiler::leave_out_the_rest() {
   const size_t before = alive_.size();
   const auto first = alive_.begin() + static_cast<std::ptrdiff_t>(turn_);
-  alive_.erase(std::remove_if(first, alive_.end(), [&](size_t c) { return samples_[c].empty(); }),
-               alive_.end());
+  alive_.erase(
+      std::remove_if(first, alive_.end(), [&](size_t c) { return samples_[c].empty() && !is_always(c); }),
+      alive_.end());
   dropped_ += before - alive_.size();
+}
+
+bool Profiler::is_always(size_t config) const {
+  return std::find(options_.always.begin(), options_.always.end(), config) != options_.always.end();
 }
 
 void Profiler::start_config() {

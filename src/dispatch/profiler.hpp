@@ -45,6 +45,13 @@ struct ProfilerOptions {
   // Microseconds that all runs together, warm-ups included, should take. Kept to within about one round of
   // the last point; every config of a point that is not left out has at least one sample. 0 = no limit.
   double budget_us = 0;
+  // With a budget: a config that was more than this multiple of the best at the nearest point with no more
+  // rows is left out, since rows add time and the best's time grows at most in proportion to them: from there
+  // to here its ratio falls at most by the ratio of rows, which is taken where it is the larger limit. 0 =
+  // off.
+  double neighbour_ratio = 0;
+  // Configs (by index) that are left out nowhere: what static policies are made of.
+  std::vector<size_t> always;
   // With a budget: leave nobody out and give everybody judge_after samples (judging needs all of them).
   bool everybody = false;
   // us: median of the even samples, us_repeat: of the odd ones (configs with one sample have no repeat):
@@ -68,6 +75,11 @@ class Profiler {
   };
   // What to run now; the same until it is reported. nullopt: the profile is complete.
   [[nodiscard]] std::optional<Task> next() const noexcept;
+  // What next() will say, task by task, until the round ends or at least `most` tasks are there: for timers
+  // that run many things back to back. Holds as long as every tick is good, none of a warm-up settles
+  // (settled_us), nothing fails and no budget runs out: whoever reports a list of ticks compares each task
+  // with next() and asks again where they differ.
+  [[nodiscard]] std::vector<Task> round(size_t most) const;
   // Microseconds of the task of next(). A bad tick is not a sample: the task comes again.
   // Throws Error when there is no task.
   void report(double us);
@@ -102,7 +114,9 @@ class Profiler {
   void fail_config(size_t config, const std::string& reason);
   void sort_by_neighbour();
   void leave_out_the_rest();
+  void leave_out_by_neighbour();
   [[nodiscard]] double share() const noexcept;
+  [[nodiscard]] bool is_always(size_t config) const;
   [[nodiscard]] double fastest_median() const;
   double& timing(size_t point, size_t config) { return data_.us[point * data_.configs.size() + config]; }
 

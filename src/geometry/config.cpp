@@ -27,6 +27,7 @@ std::string config_name(const KernelConfig& c) {
   if (c.stages != 1) s += fmt::format("_s{}", c.stages);
   if (c.threads != 0) s += fmt::format("_t{}", c.threads);
   if (c.split_k != 1) s += fmt::format("_sk{}", c.split_k);
+  if (c.blocks != 0) s += fmt::format("_b{}", c.blocks);
   if (c.order == TaskOrder::kRowMajor) s += "_row";
   if (c.order == TaskOrder::kGrouped) s += fmt::format("_g{}", c.group_m);
   return s;
@@ -70,6 +71,8 @@ KernelConfig parse_config(std::string_view name) {
       c.stages = value;
     } else if (key == "t") {
       c.threads = value;
+    } else if (key == "b") {
+      c.blocks = value;
     } else if (key == "sk") {
       c.split_k = value;
     } else if (key == "g") {

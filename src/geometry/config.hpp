@@ -26,11 +26,12 @@ struct KernelConfig {
   int32_t split_k = 1;   // depth split over this many tiles whose partial sums are added in fixed order
   int32_t group_m = 0;   // M tiles per group when order == kGrouped
   TaskOrder order = TaskOrder::kColumnMajor;
+  int32_t blocks = 0;  // per SM (GPU); 0: as many as one holds
   friend bool operator==(const KernelConfig&, const KernelConfig&) = default;
 };
 
-// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_row" or "_g8" where they differ from the default: short, unique,
-// parseable.
+// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_b2", "_row" or "_g8" where they differ from the default: short,
+// unique, parseable.
 std::string config_name(const KernelConfig& c);
 KernelConfig parse_config(std::string_view name);  // throws Error
 const char* order_name(TaskOrder o) noexcept;      // "column", "row", "grouped"

@@ -232,7 +232,8 @@ CUresult cuModuleUnload(CUmodule module) {
 }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   if (ready() != CUDA_SUCCESS) return ready();
-  if (std::strcmp(name, "nothing") == 0) return CUDA_ERROR_NOT_FOUND;
+  // Entries that tests ask for in vain; else every program has what is asked of it.
+  if (std::strcmp(name, "nothing") == 0 || std::strcmp(name, "paste_1") == 0) return CUDA_ERROR_NOT_FOUND;
   auto& functions = reinterpret_cast<FakeModule*>(module)->functions;
   *function = reinterpret_cast<CUfunction>(&functions.emplace(name, name).first->second);
   return CUDA_SUCCESS;

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 
+#include "backend/cuda/config_space.hpp"
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/few_block.hpp"
 #include "backend/cuda/flat_block.hpp"
@@ -115,9 +116,15 @@ class CudaBackend final : public Backend {
     }
     return list;
   }
+  [[nodiscard]] ConfigList space(const ModelShape& model, ramp_format format, ramp_activation activation,
+                                 bool with_rejected) const override {
+    if (!streams(family_) || !tiles_apply(format, activation, model.hidden, model.intermediate, nullptr))
+      return configs(model, format, activation, with_rejected);
+    return config_space(model, format, activation, with_rejected);
+  }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,
                           ramp_activation activation) const override {
-    const std::vector<KernelConfig> legal = configs(model, format, activation, false).legal;
+    const std::vector<KernelConfig> legal = space(model, format, activation, false).legal;
     return std::find(legal.begin(), legal.end(), config) != legal.end();
   }
   [[nodiscard]] KernelConfig choose(const ExpertWeights& w, std::span<const int32_t> histogram,

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <map>
 #include <mutex>
+#include <tuple>
 
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
@@ -41,6 +43,32 @@ unsigned threads_of(const FlatVariant& v) noexcept {
   return static_cast<unsigned>(2 * v.rows + 64);
 }
 
+// FP8 has a step's sums beside the promoted ones: no registers for 96 columns.
+bool compiles(const FlatVariant& v, ramp_format format) noexcept {
+  constexpr int32_t kWidestFp8 = 64;
+  return element_bytes(format) == 2 || v.width <= kWidestFp8;
+}
+
+// What an SM of sm_90 has.
+constexpr uint32_t kSharedPerSm = 228 << 10, kSharedPerBlock = 227 << 10, kSharedReserved = 1 << 10;
+constexpr int32_t kRegistersPerSm = 65536;
+
+// Beside its sums (and FP8's of a step) a thread of the stream kernels gets by with 32 registers where there
+// are no more (ptxas of CUDA 13.0).
+int32_t blocks_by_registers(const FlatVariant& v, ramp_format format) noexcept {
+  constexpr int32_t kWorking = 32, kGranule = 8;
+  const int32_t sums = v.width / 2 * (element_bytes(format) == 2 ? 1 : 2);
+  const int32_t each = (sums + kWorking + kGranule - 1) / kGranule * kGranule;
+  return kRegistersPerSm / (each * static_cast<int32_t>(threads_of(v)));
+}
+// As many blocks as an SM holds, up to the most that are searched; 0: not even one.
+constexpr int32_t kMostBlocks = 4;
+int32_t natural_blocks(const FlatVariant& v, ramp_format format) noexcept {
+  if (v.shared_bytes() > kSharedPerBlock) return 0;
+  return std::min({kMostBlocks, blocks_by_registers(v, format),
+                   static_cast<int32_t>(kSharedPerSm / (v.shared_bytes() + kSharedReserved))});
+}
+
 // activation: of GEMM 1 alone.
 KernelProgram flat_program(const FlatVariant& v, int gemm, ramp_format format, ramp_activation activation) {
   KernelProgram p{
@@ -53,18 +81,13 @@ KernelProgram flat_program(const FlatVariant& v, int gemm, ramp_format format, r
        fmt::format("-DBLOCKS={}", v.blocks)},
       {"stream_flat"},
       90};
+  if (v.config(format).blocks != 0) p.name += fmt::format("_b{}", v.blocks);
   if (gemm == 1) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
     if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
     if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
   }
   return p;
-}
-
-// FP8 has a step's sums beside the promoted ones: no registers for 96 columns.
-bool compiles(const FlatVariant& v, ramp_format format) noexcept {
-  constexpr int32_t kWidestFp8 = 64;
-  return element_bytes(format) == 2 || v.width <= kWidestFp8;
 }
 
 constexpr size_t kFormats = 4, kActivations = 3;  // the gated ones
@@ -115,7 +138,53 @@ KernelConfig FlatVariant::config(ramp_format format) const noexcept {
   c.tile_k = static_cast<int32_t>(depth_of(format));
   c.stages = stages;
   c.threads = static_cast<int32_t>(threads_of(*this));
+  if (blocks != natural_blocks(*this, format)) c.blocks = blocks;
   return c;
+}
+
+std::string FlatVariant::rejection(ramp_format format, int64_t hidden, int64_t intermediate) const {
+  if (hidden % rows != 0 || 2 * intermediate % rows != 0)
+    return fmt::format("{} weight rows per tile divide not both H = {} and 2I = {}", rows, hidden,
+                       2 * intermediate);
+  if (!compiles(*this, format))
+    return fmt::format("{} token rows per tile leave too few registers in {}", width, format_name(format));
+  if (shared_bytes() > kSharedPerBlock)
+    return fmt::format("shared memory {} bytes exceed {} ({} stages)", shared_bytes(), kSharedPerBlock,
+                       stages);
+  if (static_cast<uint32_t>(blocks) * (shared_bytes() + kSharedReserved) > kSharedPerSm)
+    return fmt::format("{} blocks of {} bytes (and {} reserved) exceed an SM's {} bytes of shared memory",
+                       blocks, shared_bytes(), kSharedReserved, kSharedPerSm);
+  if (blocks > blocks_by_registers(*this, format))
+    return fmt::format("{} blocks of {} threads leave too few registers for tiles of {} token rows", blocks,
+                       threads_of(*this), width);
+  return {};
+}
+
+std::vector<FlatVariant> flat_space() {
+  std::vector<FlatVariant> all;
+  for (const int32_t rows : {64, 128, 256})
+    for (const int32_t width : {8, 16, 32, 48, 64, 96})
+      for (int32_t blocks = 1; blocks <= kMostBlocks; ++blocks)
+        for (const int32_t stages : {3, 4, 5, 6, 8, 12}) all.push_back({width, rows, stages, blocks});
+  return all;
+}
+
+std::optional<FlatVariant> flat_variant(const KernelConfig& config, ramp_format format) {
+  FlatVariant v{config.tile_m, config.tile_n, config.stages, config.blocks};
+  const std::vector<FlatVariant> all = flat_space();
+  const bool known = std::any_of(all.begin(), all.end(), [&](const FlatVariant& a) {
+    return a.width == v.width && a.rows == v.rows && a.stages == v.stages;
+  });
+  if (!known) return std::nullopt;
+  if (v.blocks == 0) v.blocks = natural_blocks(v, format);
+  if (v.blocks < 1 || !(v.config(format) == config) || !v.rejection(format, v.rows, v.rows).empty())
+    return std::nullopt;
+  return v;
+}
+
+std::vector<KernelProgram> flat_programs_of(const FlatVariant& variant, ramp_format format,
+                                            ramp_activation activation) {
+  return {flat_program(variant, 1, format, activation), flat_program(variant, 2, format, activation)};
 }
 
 bool FlatVariant::runs(ramp_format format, int64_t hidden, int64_t intermediate) const noexcept {
@@ -166,9 +235,31 @@ ramp_dtype flat_rows(ramp_format format) noexcept {
 
 struct FlatBlock::State {
   using Functions = std::array<std::array<CUfunction, 2>, kVariants.size()>;  // by variant and GEMM
+  using Pair = std::array<CUfunction, 2>;
   std::mutex mutex;
   std::array<std::array<std::atomic<bool>, kActivations>, kFormats> ready{};
-  std::array<std::array<Functions, kActivations>, kFormats> functions{};
+  std::array<std::array<Functions, kActivations>, kFormats> functions{};        // of what ships
+  std::map<std::tuple<FlatVariant, ramp_format, ramp_activation>, Pair> extra;  // of the rest of the space
+
+  // Compiled or read from the cache on first use, which may be inside a capture.
+  Pair get(KernelLibrary& library, const FlatVariant& v, const ExpertWeights& w) {
+    for (size_t i = 0; i < kVariants.size(); ++i)
+      if (kVariants[i] == v) return functions[number_of(w.format)][static_cast<size_t>(w.activation)][i];
+    const std::lock_guard lock(mutex);
+    const auto known = extra.find({v, w.format, w.activation});
+    if (known != extra.end()) return known->second;
+    return extra[{v, w.format, w.activation}] = load(library, v, w);
+  }
+  static Pair load(KernelLibrary& library, const FlatVariant& v, const ExpertWeights& w) {
+    Pair f{};
+    for (int gemm = 1; gemm <= 2; ++gemm) {
+      CUfunction const function = library.get(flat_program(v, gemm, w.format, w.activation), "stream_flat");
+      RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+              static_cast<int>(v.shared_bytes()));
+      f[static_cast<size_t>(gemm) - 1] = function;
+    }
+    return f;
+  }
 };
 
 FlatBlock::FlatBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
@@ -196,14 +287,8 @@ void FlatBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[f][a].load(std::memory_order_relaxed)) return;
   for (size_t i = 0; i < kVariants.size(); ++i) {
-    if (!compiles(kVariants[i], weights.format)) continue;
-    for (int gemm = 1; gemm <= 2; ++gemm) {
-      CUfunction const function =
-          library_.get(flat_program(kVariants[i], gemm, weights.format, weights.activation), "stream_flat");
-      RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-              static_cast<int>(kVariants[i].shared_bytes()));
-      state_->functions[f][a][i][static_cast<size_t>(gemm) - 1] = function;
-    }
+    if (compiles(kVariants[i], weights.format))
+      state_->functions[f][a][i] = State::load(library_, kVariants[i], weights);
   }
   state_->ready[f][a].store(true, std::memory_order_release);
 }
@@ -318,12 +403,11 @@ struct Run {
   }
 };
 
-size_t variant_number(const KernelConfig* forced, const FlatVariant& chosen, const ExpertWeights& w) {
-  for (size_t i = 0; i < kVariants.size(); ++i) {
-    if (!kVariants[i].runs(w.format, w.hidden, w.intermediate)) continue;
-    if (forced != nullptr ? kVariants[i].config(w.format) == *forced : kVariants[i] == chosen) return i;
-  }
-  fail_argument("config", forced != nullptr ? config_name(*forced) : "none", "a config of the stream kernels",
+FlatVariant variant_of(const KernelConfig* forced, const FlatVariant& chosen, const ExpertWeights& w) {
+  if (forced == nullptr) return chosen;
+  const std::optional<FlatVariant> v = flat_variant(*forced, w.format);
+  if (v && v->runs(w.format, w.hidden, w.intermediate)) return *v;
+  fail_argument("config", config_name(*forced), "a config of the stream kernels",
                 "ramp_config_name lists them");
 }
 
@@ -331,15 +415,15 @@ size_t variant_number(const KernelConfig* forced, const FlatVariant& chosen, con
 
 void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k), w);
+  const FlatVariant variant = variant_of(call.config, choose(w, call.tokens, call.top_k), w);
+  const State::Pair functions = state_->get(library_, variant, w);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, kVariants[number], call.workspace, parts));
+                  carve(w, call.tokens, call.top_k, variant, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, kVariants[number], call.tokens * call.top_k, call.top_k, stream};
+  const Run run{*gpu_, w, parts, variant, call.tokens * call.top_k, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
-  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], run.middle(prologue_),
             call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
@@ -349,15 +433,14 @@ void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
 void FlatBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
-  const size_t number = variant_number(call.config, choose(w, slots, 1), w);
+  const FlatVariant variant = variant_of(call.config, choose(w, slots, 1), w);
+  const State::Pair functions = state_->get(library_, variant, w);
   Parts parts;
-  check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, kVariants[number], call.workspace, parts));
+  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, variant, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, kVariants[number], slots, call.max_tokens, stream};
+  const Run run{*gpu_, w, parts, variant, slots, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
   x.per_slot = x.scales_per_slot = true;
-  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], run.middle(prologue_),
             call.router_weight_on_input ? ramp_tensor{} : call.row_weights);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,12 +23,21 @@ struct FlatVariant {
   int32_t width = 8;   // token rows per tile at most
   int32_t rows = 128;  // weight rows per tile: 64, 128 or 256
   int32_t stages = 6;  // ring depth in 16 KB tiles
-  int32_t blocks = 2;  // per SM: as many as shared memory holds
-  friend bool operator==(const FlatVariant&, const FlatVariant&) = default;
+  int32_t blocks = 2;  // per SM
+  friend auto operator<=>(const FlatVariant&, const FlatVariant&) = default;
   [[nodiscard]] uint32_t shared_bytes() const noexcept;
   [[nodiscard]] bool runs(ramp_format format, int64_t hidden, int64_t intermediate) const noexcept;
+  // As many blocks as registers and shared memory hold are not in its name.
   [[nodiscard]] KernelConfig config(ramp_format format) const noexcept;
+  // Why it cannot be run, with the numbers; "" where it can.
+  [[nodiscard]] std::string rejection(ramp_format format, int64_t hidden, int64_t intermediate) const;
 };
+// Every candidate of the whole space, legal or not (stream_block.hpp), and the variant that a config stands
+// for.
+std::vector<FlatVariant> flat_space();
+std::optional<FlatVariant> flat_variant(const KernelConfig& config, ramp_format format);
+std::vector<KernelProgram> flat_programs_of(const FlatVariant& variant, ramp_format format,
+                                            ramp_activation activation);
 // Those that run this format (FP8 has fewer registers to spare) and shape (items of 256 weight rows want them
 // in W13 and W2).
 std::vector<FlatVariant> flat_variants(ramp_format format, int64_t hidden, int64_t intermediate);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <map>
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
@@ -23,19 +24,20 @@ namespace ramp::core::cuda {
 namespace {
 
 constexpr int64_t kSliceRows = 128;
-constexpr unsigned kThreads = 384, kStages = 4;
+constexpr unsigned kThreads = 384;
 constexpr size_t kActivations = 3;  // the gated ones
-// kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
-// once two exchanges of amax, and what results are staged in.
-constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
+constexpr PrefillVariant kShipped{};
+constexpr uint32_t kSharedPerBlock = 227 << 10;  // of sm_90
 
 // activation: of GEMM 1 alone.
-KernelProgram prefill_program(int gemm, ramp_activation activation) {
+KernelProgram prefill_program(const PrefillVariant& v, int gemm, ramp_activation activation) {
   KernelProgram p{fmt::format("prefill_gemm{}", gemm),
                   "sm90/prefill.cu",
-                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DSTAGES={}", kStages)},
+                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DSTAGES={}", v.stages)},
                   {"prefill"},
                   90};
+  if (!(v == kShipped)) p.name += fmt::format("_s{}_c{}", v.stages, v.couples);
+  if (v.couples != kShipped.couples) p.options.push_back(fmt::format("-DCOUPLES={}", v.couples));
   if (gemm == 1) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
     if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
@@ -66,6 +68,7 @@ struct Run {
   const Gpu& gpu;
   const ExpertWeights& w;
   const Parts& parts;
+  PrefillVariant variant;
   int64_t top_k = 1;
   CUstream stream = nullptr;
 
@@ -85,7 +88,7 @@ struct Run {
   }
   [[nodiscard]] Grid grid() const {
     return {static_cast<uint64_t>(gpu.facts().sm_count) / 2 * 2, 1, kThreads,
-            kSharedBytes};  // clusters of two
+            variant.shared_bytes()};  // clusters of two
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
@@ -133,25 +136,91 @@ struct Run {
 std::vector<KernelProgram> prefill_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
   for (size_t a = 0; a < kActivations; ++a)
-    list.push_back(prefill_program(1, static_cast<ramp_activation>(a)));
-  list.push_back(prefill_program(2, RAMP_ACTIVATION_SILU_AND_MUL));
+    list.push_back(prefill_program(kShipped, 1, static_cast<ramp_activation>(a)));
+  list.push_back(prefill_program(kShipped, 2, RAMP_ACTIVATION_SILU_AND_MUL));
   return list;
 }
 
+std::vector<KernelProgram> prefill_programs_of(const PrefillVariant& variant, ramp_activation activation) {
+  return {prefill_program(variant, 1, activation), prefill_program(variant, 2, activation)};
+}
+
 KernelConfig prefill_config() noexcept {
+  return kShipped.config();
+}
+
+// kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
+// once two exchanges of amax, and what results are staged in.
+uint32_t PrefillVariant::shared_bytes() const noexcept {
+  return static_cast<uint32_t>(stages) * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
+}
+
+KernelConfig PrefillVariant::config() const noexcept {
   KernelConfig c;
   c.tile_m = kPrefillRows;
   c.tile_n = 2 * kSliceRows;
   c.tile_k = kGroup;
-  c.stages = kStages;
+  c.stages = stages;
   c.threads = kThreads;
+  if (couples != kShipped.couples) {
+    c.order = TaskOrder::kGrouped;
+    c.group_m = 2 * couples;
+  }
   return c;
 }
 
+std::string PrefillVariant::rejection() const {
+  constexpr int32_t kLeastStages = 2, kMostCouples = 64;
+  if (stages < kLeastStages) return fmt::format("{} stages, expected at least {}", stages, kLeastStages);
+  if (shared_bytes() > kSharedPerBlock)
+    return fmt::format("shared memory {} bytes exceed {} ({} stages)", shared_bytes(), kSharedPerBlock,
+                       stages);
+  if (couples < 1 || couples > kMostCouples)
+    return fmt::format("groups of {} row tiles, expected 2 to {}", 2 * couples, 2 * kMostCouples);
+  return {};
+}
+
+std::vector<PrefillVariant> prefill_space(bool many_groups) {
+  std::vector<PrefillVariant> all;
+  for (const int32_t couples : {1, 2, 4, 8, 16, 32}) {
+    if (!many_groups && (couples == 2 || couples == 16)) continue;
+    for (int32_t stages = 2; stages <= 6; ++stages) all.push_back({stages, couples});
+  }
+  return all;
+}
+
+std::optional<PrefillVariant> prefill_variant(const KernelConfig& config) {
+  PrefillVariant v{config.stages, config.group_m / 2};
+  if (config.order != TaskOrder::kGrouped) v.couples = kShipped.couples;
+  if (v.stages < 1 || !(v.config() == config) || !v.rejection().empty()) return std::nullopt;
+  return v;
+}
+
 struct PrefillBlock::State {
-  std::mutex mutex;
+  using Functions = std::array<CUfunction, 2>;  // by GEMM
+  std::mutex mutex;                             // guards `extra`, and who fills `functions`
   std::array<std::atomic<bool>, kActivations> ready{};
-  std::array<std::array<CUfunction, 2>, kActivations> functions{};  // by activation and GEMM
+  std::array<Functions, kActivations> functions{};                        // of what ships
+  std::map<std::pair<PrefillVariant, ramp_activation>, Functions> extra;  // of the rest of the space
+
+  // Compiled or read from the cache on first use, which may be inside a capture.
+  Functions get(KernelLibrary& library, const PrefillVariant& v, ramp_activation activation) {
+    if (v == kShipped) return functions[static_cast<size_t>(activation)];
+    const std::lock_guard lock(mutex);
+    const auto known = extra.find({v, activation});
+    if (known != extra.end()) return known->second;
+    return extra[{v, activation}] = load(library, v, activation);
+  }
+  static Functions load(KernelLibrary& library, const PrefillVariant& v, ramp_activation activation) {
+    Functions f{};
+    for (int gemm = 1; gemm <= 2; ++gemm) {
+      CUfunction const function = library.get(prefill_program(v, gemm, activation), "prefill");
+      RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+              static_cast<int>(v.shared_bytes()));
+      f[static_cast<size_t>(gemm) - 1] = function;
+    }
+    return f;
+  }
 };
 
 PrefillBlock::PrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
@@ -163,7 +232,7 @@ PrefillBlock::PrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& librar
       state_(std::make_shared<State>()) {}
 
 std::vector<KernelProgram> PrefillBlock::programs(ramp_activation activation) {
-  return {prefill_program(1, activation), prefill_program(2, activation)};
+  return prefill_programs_of(kShipped, activation);
 }
 
 void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
@@ -172,12 +241,7 @@ void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   if (state_->ready[a].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[a].load(std::memory_order_relaxed)) return;
-  for (int gemm = 1; gemm <= 2; ++gemm) {
-    CUfunction const f = library_.get(prefill_program(gemm, weights.activation), "prefill");
-    RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            static_cast<int>(kSharedBytes));
-    state_->functions[a][static_cast<size_t>(gemm) - 1] = f;
-  }
+  state_->functions[a] = State::load(library_, kShipped, weights.activation);
   state_->ready[a].store(true, std::memory_order_release);
 }
 
@@ -188,19 +252,26 @@ uint64_t PrefillBlock::workspace(const ExpertWeights& weights, int64_t tokens, i
 
 bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                          int64_t top_k) noexcept {
-  if (config != nullptr) return *config == prefill_config();
+  if (config != nullptr) return prefill_variant(*config).has_value();
   // From T = 512 ... 8192 over four models (docs/kernel-log.md), by mean rows per expert.
   constexpr int64_t kRowsPerExpert = 32;
   return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
 }
 
 bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept {
-  if (config != nullptr) return *config == prefill_config();
+  if (config != nullptr) return prefill_variant(*config).has_value();
   // Decode steps come with capacities of up to 128 and few rows; full experts of the same size lose less on
   // the stream kernels than those would lose here.
   constexpr int64_t kDecodeCapacity = 128;
   return max_tokens > kDecodeCapacity;
 }
+
+namespace {
+// Of a call that takes() has let through.
+PrefillVariant variant_of(const KernelConfig* forced) {
+  return forced != nullptr ? prefill_variant(*forced).value_or(kShipped) : kShipped;
+}
+}  // namespace
 
 void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
@@ -208,10 +279,11 @@ void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   check_workspace(call.workspace, call.workspace_bytes,
                   carve(w, call.tokens, call.top_k, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, call.top_k, stream};
+  const PrefillVariant variant = variant_of(call.config);
+  const State::Functions functions = state_->get(library_, variant, w.activation);
+  const Run run{*gpu_, w, parts, variant, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
-  const auto& functions = state_->functions[static_cast<size_t>(w.activation)];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
   combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
@@ -223,10 +295,11 @@ void PrefillBlock::batched(const BatchedCall& call) {
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, call.max_tokens, stream};
+  const PrefillVariant variant = variant_of(call.config);
+  const State::Functions functions = state_->get(library_, variant, w.activation);
+  const Run run{*gpu_, w, parts, variant, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
   x.per_slot = x.scales_per_slot = true;
-  const auto& functions = state_->functions[static_cast<size_t>(w.activation)];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
   combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "backend/backend.hpp"
@@ -16,8 +18,22 @@
 
 namespace ramp::core::cuda {
 
+// One compiled shape of the prefill kernels.
+struct PrefillVariant {
+  int32_t stages = 4;   // ring depth, 48 KB each
+  int32_t couples = 8;  // couples of row tiles that pass a pair of slices before the next pair: GROUP_M / 2
+  friend auto operator<=>(const PrefillVariant&, const PrefillVariant&) = default;
+  [[nodiscard]] uint32_t shared_bytes() const noexcept;
+  [[nodiscard]] KernelConfig config() const noexcept;  // couples other than 8 as group_m row tiles
+  [[nodiscard]] std::string rejection() const;         // "" where it can be run
+};
+// Every candidate of the whole space. many_groups: with all group sizes (where the regions predict GROUP_M).
+std::vector<PrefillVariant> prefill_space(bool many_groups);
+std::optional<PrefillVariant> prefill_variant(const KernelConfig& config);  // the legal one it stands for
+
 std::vector<KernelProgram> prefill_programs(int arch);
-KernelConfig prefill_config() noexcept;
+std::vector<KernelProgram> prefill_programs_of(const PrefillVariant& variant, ramp_activation activation);
+KernelConfig prefill_config() noexcept;  // what ships
 
 class PrefillBlock {
  public:

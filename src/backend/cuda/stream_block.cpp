@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <map>
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
@@ -31,6 +32,23 @@ constexpr std::array<StreamVariant, 5> kVariants = {
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
+// What an SM of sm_90 has.
+constexpr uint32_t kSharedPerSm = 228 << 10, kSharedPerBlock = 227 << 10, kSharedReserved = 1 << 10;
+constexpr int32_t kLeastStages = 2, kMostStages = 13, kWidest = 64, kMostBlocks = 4;
+
+// Blocks per SM whose registers hold the sums without spilling (ptxas of CUDA 13.0, both GEMMs; four blocks
+// leave a thread 48 registers, three 64).
+int32_t blocks_by_registers(int32_t width) noexcept {
+  return width <= 16 ? 4 : width <= 32 ? 3 : 2;
+}
+// As many blocks as an SM holds; 0: not even one.
+int32_t natural_blocks(const StreamVariant& v) noexcept {
+  const uint32_t bytes = v.shared_bytes(1);
+  if (bytes > kSharedPerBlock) return 0;
+  return std::min(blocks_by_registers(v.width),
+                  static_cast<int32_t>(kSharedPerSm / (bytes + kSharedReserved)));
+}
+
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
   KernelProgram p{
@@ -40,6 +58,7 @@ KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation a
        fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
       {"stream"},
       90};
+  if (v.config().blocks != 0) p.name += fmt::format("_b{}", v.blocks);
   if (gemm == 1) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
     if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
@@ -92,11 +111,52 @@ KernelConfig StreamVariant::config() const noexcept {
   c.tile_k = kGroup;
   c.stages = stages;
   c.threads = kThreads;
+  if (blocks != natural_blocks(*this)) c.blocks = blocks;
   return c;
+}
+
+std::string StreamVariant::rejection() const {
+  if (width < kStep || width > kWidest || width % kStep != 0)
+    return fmt::format("{} token rows per tile, expected {} to {} in steps of {}", width, kStep, kWidest,
+                       kStep);
+  if (stages < kLeastStages) return fmt::format("{} stages, expected at least {}", stages, kLeastStages);
+  const uint32_t bytes = shared_bytes(1);
+  if (bytes > kSharedPerBlock)
+    return fmt::format("shared memory {} bytes exceed {} ({} stages)", bytes, kSharedPerBlock, stages);
+  if (blocks < 1 || static_cast<uint32_t>(blocks) * (bytes + kSharedReserved) > kSharedPerSm)
+    return fmt::format("{} blocks of {} bytes (and {} reserved) exceed an SM's {} bytes of shared memory",
+                       blocks, bytes, kSharedReserved, kSharedPerSm);
+  if (blocks > blocks_by_registers(width))
+    return fmt::format(
+        "{} blocks of {} threads leave too few registers for tiles of {} token rows (at most "
+        "{} blocks)",
+        blocks, kThreads, width, blocks_by_registers(width));
+  return {};
 }
 
 std::span<const StreamVariant> stream_variants() noexcept {
   return kVariants;
+}
+
+std::vector<StreamVariant> stream_space() {
+  std::vector<StreamVariant> all;
+  for (int32_t width = kStep; width <= kWidest; width += kStep)
+    for (int32_t blocks = 1; blocks <= kMostBlocks; ++blocks)
+      for (int32_t stages = kLeastStages; stages <= kMostStages; ++stages)
+        all.push_back({width, stages, blocks});
+  return all;
+}
+
+std::optional<StreamVariant> stream_variant(const KernelConfig& config) {
+  StreamVariant v{config.tile_m, config.stages, config.blocks};
+  if (v.width < 1 || v.stages < 1) return std::nullopt;
+  if (v.blocks == 0) v.blocks = natural_blocks(v);
+  if (!(v.config() == config) || !v.rejection().empty()) return std::nullopt;
+  return v;
+}
+
+std::vector<KernelProgram> stream_programs_of(const StreamVariant& variant, ramp_activation activation) {
+  return {stream_program(variant, 1, activation), stream_program(variant, 2, activation)};
 }
 
 std::vector<KernelProgram> stream_programs(int /*arch*/) {
@@ -124,10 +184,31 @@ bool stream_applies(ramp_format format, ramp_activation activation, int64_t hidd
 }
 
 struct StreamBlock::State {
-  using Functions = std::array<std::array<CUfunction, 2>, kVariants.size()>;  // by variant and GEMM
-  std::mutex mutex;
+  using Functions = std::array<CUfunction, 2>;  // by GEMM
+  std::mutex mutex;                             // guards `extra`, and who fills `functions`
   std::array<std::atomic<bool>, kActivations> ready{};
-  std::array<Functions, kActivations> functions{};
+  std::array<std::array<Functions, kVariants.size()>, kActivations> functions{};  // of what ships
+  std::map<std::pair<StreamVariant, ramp_activation>, Functions> extra;           // of the rest of the space
+
+  // Compiled or read from the cache on first use, which may be inside a capture.
+  Functions get(KernelLibrary& library, const StreamVariant& v, ramp_activation activation) {
+    for (size_t i = 0; i < kVariants.size(); ++i)
+      if (kVariants[i] == v) return functions[static_cast<size_t>(activation)][i];
+    const std::lock_guard lock(mutex);
+    const auto known = extra.find({v, activation});
+    if (known != extra.end()) return known->second;
+    return extra[{v, activation}] = load(library, v, activation);
+  }
+  static Functions load(KernelLibrary& library, const StreamVariant& v, ramp_activation activation) {
+    Functions f{};
+    for (int gemm = 1; gemm <= 2; ++gemm) {
+      CUfunction const function = library.get(stream_program(v, gemm, activation), "stream");
+      RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+              static_cast<int>(v.shared_bytes(gemm)));
+      f[static_cast<size_t>(gemm) - 1] = function;
+    }
+    return f;
+  }
 };
 
 StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
@@ -151,14 +232,8 @@ void StreamBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   if (state_->ready[a].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[a].load(std::memory_order_relaxed)) return;
-  for (size_t i = 0; i < kVariants.size(); ++i) {
-    for (int gemm = 1; gemm <= 2; ++gemm) {
-      CUfunction const f = library_.get(stream_program(kVariants[i], gemm, weights.activation), "stream");
-      RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-              static_cast<int>(kVariants[i].shared_bytes(gemm)));
-      state_->functions[a][i][static_cast<size_t>(gemm) - 1] = f;
-    }
-  }
+  for (size_t i = 0; i < kVariants.size(); ++i)
+    state_->functions[a][i] = State::load(library_, kVariants[i], weights.activation);
   state_->ready[a].store(true, std::memory_order_release);
 }
 
@@ -260,10 +335,10 @@ struct Run {
   }
 };
 
-size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
-  for (size_t i = 0; i < kVariants.size(); ++i)
-    if (forced != nullptr ? kVariants[i].config() == *forced : kVariants[i] == chosen) return i;
-  fail_argument("config", forced != nullptr ? config_name(*forced) : "none", "a config of the stream kernels",
+StreamVariant variant_of(const KernelConfig* forced, const StreamVariant& chosen) {
+  if (forced == nullptr) return chosen;
+  if (const std::optional<StreamVariant> v = stream_variant(*forced)) return *v;
+  fail_argument("config", config_name(*forced), "a config of the stream kernels",
                 "ramp_config_name lists them");
 }
 
@@ -271,15 +346,15 @@ size_t variant_number(const KernelConfig* forced, const StreamVariant& chosen) {
 
 void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  const size_t number = variant_number(call.config, choose(w, call.tokens, call.top_k));
+  const StreamVariant variant = variant_of(call.config, choose(w, call.tokens, call.top_k));
+  const State::Functions functions = state_->get(library_, variant, w.activation);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, kVariants[number].width, call.workspace, parts));
+                  carve(w, call.tokens, call.top_k, variant.width, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, kVariants[number], call.top_k, stream};
+  const Run run{*gpu_, w, parts, variant, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
-  const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
   combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
@@ -288,15 +363,15 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
 void StreamBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
-  const size_t number = variant_number(call.config, choose(w, slots, 1));
+  const StreamVariant variant = variant_of(call.config, choose(w, slots, 1));
+  const State::Functions functions = state_->get(library_, variant, w.activation);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, kVariants[number].width, call.workspace, parts));
+                  carve(w, slots, 1, variant.width, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, kVariants[number], call.max_tokens, stream};
+  const Run run{*gpu_, w, parts, variant, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
   x.per_slot = x.scales_per_slot = true;
-  const auto& functions = state_->functions[static_cast<size_t>(w.activation)][number];
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
   combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);

@@ -22,14 +22,24 @@ namespace ramp::core::cuda {
 struct StreamVariant {
   int32_t width = 8;   // token rows per tile at most
   int32_t stages = 4;  // ring depth in 16 KB tiles
-  int32_t blocks = 3;  // per SM: as many as shared memory holds
-  friend bool operator==(const StreamVariant&, const StreamVariant&) = default;
+  int32_t blocks = 3;  // per SM
+  friend auto operator<=>(const StreamVariant&, const StreamVariant&) = default;
   [[nodiscard]] uint32_t shared_bytes(int gemm) const noexcept;
+  // As many blocks as registers and shared memory hold are not in its name.
   [[nodiscard]] KernelConfig config() const noexcept;
+  // Why it cannot be run, with the numbers; "" where it can.
+  [[nodiscard]] std::string rejection() const;
 };
+// Those that ship: loaded with the weights and compiled by CI.
 std::span<const StreamVariant> stream_variants() noexcept;
+// Every candidate of the whole space, legal or not; legal ones run by a forced config and are loaded when
+// they are first used.
+std::vector<StreamVariant> stream_space();
+// The legal variant that a config stands for.
+std::optional<StreamVariant> stream_variant(const KernelConfig& config);
 
 std::vector<KernelProgram> stream_programs(int arch);
+std::vector<KernelProgram> stream_programs_of(const StreamVariant& variant, ramp_activation activation);
 std::vector<KernelProgram> pack_programs(int arch);
 
 // Whether weights of this shape can be packed into tiles and run by the stream kernels: H and I multiples of

@@ -1,0 +1,139 @@
+// Inputs per layer, graphs per config.
+#include "cli/graph_profile.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "base/error.hpp"
+#include "base/rng.hpp"
+#include "cli/block_bench.hpp"
+#include "cli/peers.hpp"
+
+namespace ramp::cli {
+namespace {
+
+constexpr int64_t kMostLayers = 5, kLeastLayers = 2;
+// A share of the free memory that weights may take; the rest is for activations and workspace.
+constexpr double kMemoryShare = 0.75;
+
+// A permutation of the experts, the identity for layer 0.
+std::vector<int32_t> relabelling(int64_t experts, size_t layer, uint64_t seed) {
+  std::vector<int32_t> to(static_cast<size_t>(experts));
+  std::iota(to.begin(), to.end(), 0);
+  if (layer == 0) return to;
+  core::Rng rng(seed + layer);
+  for (size_t i = to.size(); i > 1; --i) std::swap(to[i - 1], to[rng.next() % i]);
+  return to;
+}
+
+}  // namespace
+
+int64_t plan_gpu_layers(ramp_context* context, const core::ModelShape& model, ramp_format format,
+                        ramp_activation activation, int64_t wanted) {
+  const auto bytes = static_cast<double>(model.experts * core::expert_bytes(model, format, activation));
+  const auto free = static_cast<double>(device_memory_of(context)->free_bytes());
+  const auto fits = static_cast<int64_t>(kMemoryShare * free / bytes);
+  const int64_t protocol = Peers("").layers(model.name);
+  const int64_t most = wanted > 0 ? wanted : protocol > 0 ? protocol : kMostLayers;
+  const int64_t least = wanted > 0 ? wanted : std::min(most, kLeastLayers);
+  if (fits < least)
+    core::fail_argument(
+        fmt::format("--model {}", model.name),
+        fmt::format("{} layers of {} in {}", least, bytes_text(bytes), core::format_name(format)),
+        fmt::format("at most {:.0f}% of the {} of free GPU memory", 100 * kMemoryShare, bytes_text(free)),
+        "take fewer --layers, a smaller model or format", RAMP_ERROR_OUT_OF_MEMORY);
+  return std::min(most, fits);
+}
+
+GraphTimer::GraphTimer(ramp_context* context, const std::vector<RunnableLayer>& layers,
+                       const core::ModelShape& shape, ramp_format format, ramp_determinism determinism,
+                       uint64_t seed, int64_t most_tokens)
+    : context_(context),
+      weights_(layers),
+      shape_(shape),
+      determinism_(determinism),
+      seed_(seed),
+      layers_(layers.size()),
+      workspace_(context),
+      graphs_(context) {
+  const ramp_dtype dtype = natural_dtype(format);
+  x_ = make_host_tensor(dtype, {most_tokens, shape.hidden});
+  core::fill_activations(x_.view.data, dtype, most_tokens, shape.hidden, seed,
+                         [](int64_t n, const std::function<void(int64_t)>& task) { parallel_for(n, task); });
+  device_x_ = Mirror::uploaded(context, x_.view);
+  const auto bytes = static_cast<uint64_t>(most_tokens * shape.hidden * core::dtype_bytes(dtype));
+  for (Layer& layer : layers_) layer.y = device_memory_of(context)->allocate(bytes);
+}
+
+void GraphTimer::prepare(const TimedPoint& point) {
+  graphs_.clear();  // they use what goes now
+  tokens_ = point.work.tokens;
+  router_weights_ = make_host_tensor(RAMP_F32, {tokens_, shape_.top_k});
+  std::copy(point.routing.weights.begin(), point.routing.weights.end(), router_weights_.data.as<float>());
+  device_router_weights_ = Mirror::uploaded(context_, router_weights_.view);
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    Layer& layer = layers_[l];
+    const std::vector<int32_t> to = relabelling(shape_.experts, l, seed_);
+    layer.ids = make_host_tensor(RAMP_I32, {tokens_, shape_.top_k});
+    std::transform(point.routing.ids.begin(), point.routing.ids.end(), layer.ids.data.as<int32_t>(),
+                   [&](int32_t id) { return id < 0 ? id : to[static_cast<size_t>(id)]; });
+    layer.device_ids = Mirror::uploaded(context_, layer.ids.view);
+  }
+  uint64_t bytes = 0;
+  check(ramp_expert_block_workspace(context_, weights_.front().handle.get(), tokens_, shape_.top_k, &bytes));
+  workspace_.reserve(bytes);
+}
+
+void GraphTimer::enqueue(int32_t number, void* stream) const {
+  ramp_tensor x = device_x_.view();
+  x.shape[0] = tokens_;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    ramp_expert_block_args args = ramp_expert_block_args_init();
+    args.weights = weights_[l].handle.get();
+    args.determinism = determinism_;
+    args.config = number;
+    args.x = x;
+    args.topk_ids = layers_[l].device_ids.view();
+    args.topk_weights = device_router_weights_.view();
+    args.y = x;
+    args.y.data = layers_[l].y.get();
+    check(ramp_expert_block(context_, &args, workspace_.data(), workspace_.size(), stream));
+  }
+}
+
+std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
+                                  std::span<const int32_t> numbers) {
+  std::map<size_t, std::string> failed;
+  std::vector<size_t> keys;
+  for (const core::Profiler::Task& task : tasks) {
+    if (failed.contains(task.config)) continue;
+    const int32_t number = numbers[task.config];
+    try {
+      if (!graphs_.has(task.config))
+        graphs_.capture(
+            task.config, [&](void* stream) { enqueue(number, stream); }, seen_.insert(number).second);
+      keys.push_back(task.config);
+    } catch (const core::Error& e) {
+      failed.emplace(task.config, e.what());
+    }
+  }
+  const std::vector<double> us = graphs_.time(keys);
+  std::vector<Tick> ticks;
+  size_t next = 0;
+  for (const core::Profiler::Task& task : tasks) {
+    const auto at = failed.find(task.config);
+    if (at != failed.end()) {
+      ticks.push_back({0, at->second});
+      continue;
+    }
+    // Whole nanoseconds: events have no more, and files stay small.
+    ticks.push_back({std::round(1e3 * us[next++] / static_cast<double>(layers_.size())) / 1e3, {}});
+  }
+  return ticks;
+}
+
+}  // namespace ramp::cli

@@ -1,0 +1,60 @@
+// Timing configs of the expert block for `ramp profile` on a GPU. What a tick is: one replay of a CUDA graph
+// that runs L layers with distinct weights, over L, whole block, between events. All layers have the point's
+// histogram, each with the experts in another order (so that it is the histogram that was timed, and not the
+// mean of several). The layers' weights together are beyond the L2 cache at every point, so a replay never
+// finds its weights there; x is the same for all layers, as in the layers protocol of `ramp bench`.
+//
+// The graphs of a round are replayed one behind the other without a pause.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cli/device_tensor.hpp"
+#include "cli/gpu.hpp"
+#include "cli/layer_source.hpp"
+#include "cli/tensors.hpp"
+#include "cli/tick_source.hpp"
+
+namespace ramp::cli {
+
+// wanted 0: the layers protocol's number, else as many as fit, 2 to 5. Throws Error(OUT_OF_MEMORY).
+int64_t plan_gpu_layers(ramp_context* context, const core::ModelShape& model, ramp_format format,
+                        ramp_activation activation, int64_t wanted);
+
+class GraphTimer final : public TickSource {
+ public:
+  // most_tokens: of any point.
+  GraphTimer(ramp_context* context, const std::vector<RunnableLayer>& layers, const core::ModelShape& shape,
+             ramp_format format, ramp_determinism determinism, uint64_t seed, int64_t most_tokens);
+  void prepare(const TimedPoint& point) override;
+  [[nodiscard]] size_t batch() const override { return 32; }
+  std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
+                        std::span<const int32_t> numbers) override;
+
+ private:
+  struct Layer {
+    HostTensor ids;
+    Mirror device_ids;
+    std::shared_ptr<void> y;
+  };
+  void enqueue(int32_t number, void* stream) const;
+
+  ramp_context* context_;
+  const std::vector<RunnableLayer>& weights_;
+  core::ModelShape shape_;
+  ramp_determinism determinism_;
+  uint64_t seed_;
+  HostTensor x_, router_weights_;
+  Mirror device_x_, device_router_weights_;
+  std::vector<Layer> layers_;
+  int64_t tokens_ = 0;
+  Workspace workspace_;
+  GraphRounds graphs_;
+  std::set<int32_t> seen_;  // configs that have run once outside of a graph
+};
+
+}  // namespace ramp::cli

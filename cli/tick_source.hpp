@@ -1,0 +1,56 @@
+// What `ramp profile` times configs with: points (a histogram and the ids behind it), a source of ticks, and
+// the loop that leads the profiling state machine (dispatch/profiler.hpp) through them. The loop knows
+// neither a clock nor a device.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "dispatch/profiler.hpp"
+#include "routing/workload.hpp"
+
+namespace ramp::cli {
+
+// A point and the ids behind its histogram.
+struct TimedPoint {
+  core::WorkPoint work;
+  core::Routing routing;
+};
+// tokens x routings, in that order; names "t8_zipf:1.2". `train` goes into the points. seed: of the first
+// one.
+std::vector<TimedPoint> make_points(const core::ModelShape& model, const std::vector<int64_t>& tokens,
+                                    const std::vector<core::WorkloadSpec>& routings, bool train,
+                                    uint64_t seed);
+
+// One run of one config. failure: why it could not be run; "" where `us` says how long it took.
+struct Tick {
+  double us = 0;
+  std::string failure;
+};
+
+class TickSource {
+ public:
+  TickSource() = default;
+  virtual ~TickSource() = default;
+  TickSource(const TickSource&) = delete;
+  TickSource& operator=(const TickSource&) = delete;
+  // Inputs for this point from now on. The point must live until the next call.
+  virtual void prepare(const TimedPoint& point) = 0;
+  // How many tasks it likes to run at once.
+  [[nodiscard]] virtual size_t batch() const { return 1; }
+  // One tick per task, in their order; all tasks are of the prepared point. numbers[task.config]: the
+  // context's number of the config, 0: it chooses.
+  virtual std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
+                                std::span<const int32_t> numbers) = 0;
+};
+
+// Runs the state machine to its end. after_point: called when a point has been finished (to save); progress:
+// before every batch.
+void run_profiler(core::Profiler& profiler, TickSource& source, const std::vector<TimedPoint>& points,
+                  std::span<const int32_t> numbers, const std::function<void()>& after_point,
+                  const std::function<void()>& progress);
+
+}  // namespace ramp::cli

@@ -1,0 +1,246 @@
+// What `ramp profile` does around the state machine, with a made-up timer: batches take the same course as
+// single ticks, failures cost only the config that failed, a budget leaves out what was slow next door, fits
+// hold the contenders alone and are judged by name, and the report says what is in the profile.
+#include <map>
+#include <set>
+
+#include "cli/judgement.hpp"
+#include "cli/profile_report.hpp"
+#include "cli/tick_source.hpp"
+#include "dispatch/fit_file.hpp"
+#include "support.hpp"
+
+namespace ramp::core {
+namespace {
+
+std::vector<cli::TimedPoint> timed_points() {
+  std::vector<cli::TimedPoint> points;
+  for (WorkPoint& p : toy_points()) points.push_back({std::move(p), {}});
+  return points;
+}
+std::vector<WorkPoint> work_of(const std::vector<cli::TimedPoint>& points) {
+  std::vector<WorkPoint> work;
+  for (const cli::TimedPoint& p : points) work.push_back(p.work);
+  return work;
+}
+
+// The synthetic law, so many tasks at a time.
+class FakeTimer final : public cli::TickSource {
+ public:
+  FakeTimer(const ConfigTable& configs, size_t batch) : configs_(configs), batch_(batch) {}
+  void prepare(const cli::TimedPoint& point) override {
+    point_ = &point;
+    ++prepared;
+  }
+  [[nodiscard]] size_t batch() const override { return batch_; }
+  std::vector<cli::Tick> run(std::span<const Profiler::Task> tasks,
+                             std::span<const int32_t> numbers) override {
+    ++batches;
+    std::vector<cli::Tick> ticks;
+    for (const Profiler::Task& t : tasks) {
+      ++runs[t.config];
+      EXPECT_EQ(numbers[t.config], static_cast<int32_t>(t.config) + 1);
+      if (broken.contains(t.config))
+        ticks.push_back({0, "does not launch"});
+      else
+        ticks.push_back({t.warmup ? 1e3 : law(t.config), {}});
+    }
+    return ticks;
+  }
+  double law(size_t config) {
+    return (slow.contains(config) ? 1.4 : 1.0) *
+           synthetic_us(configs_.configs[config], point_->work.histogram);
+  }
+
+  std::set<size_t> broken, slow;
+  std::map<size_t, int> runs;
+  int prepared = 0, batches = 0;
+
+ private:
+  const ConfigTable& configs_;
+  size_t batch_;
+  const cli::TimedPoint* point_ = nullptr;
+};
+
+std::vector<int32_t> numbers(size_t n) {
+  std::vector<int32_t> list(n);
+  for (size_t i = 0; i < n; ++i) list[i] = static_cast<int32_t>(i) + 1;
+  return list;
+}
+
+ProfilerOptions gpu_like() {
+  ProfilerOptions o;
+  o.warmup = 1;
+  o.repeats = 5;
+  o.judge_after = 1;
+  o.hopeless_ratio = 1.5;
+  o.narrow_ratio = 1.15;
+  o.narrow_after = 2;
+  o.skip_after = 0;
+  o.halves = true;
+  return o;
+}
+
+Dataset profiled(FakeTimer& timer, const ConfigTable& configs, const ProfilerOptions& o,
+                 std::vector<std::string>* notes = nullptr) {
+  const auto points = timed_points();
+  Profiler p(configs, toy_model(), work_of(points), o);
+  int saved = 0;
+  cli::run_profiler(
+      p, timer, points, numbers(configs.size()), [&] { ++saved; }, [] {});
+  EXPECT_FALSE(p.next().has_value());
+  EXPECT_EQ(saved, static_cast<int>(points.size()));
+  EXPECT_EQ(timer.prepared, static_cast<int>(points.size()));
+  if (notes != nullptr) *notes = p.notes();
+  return p.data();
+}
+
+bool same(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i)
+    if (!(a[i] == b[i]) && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
+  return true;
+}
+
+TEST(ProfileRounds, BatchesTakeTheSameCourseAsSingleTicks) {
+  const ConfigTable configs = toy_configs(8);
+  for (const double budget : {0.0, 2e4}) {
+    ProfilerOptions o = gpu_like();
+    o.budget_us = budget;
+    FakeTimer one(configs, 1);
+    const Dataset d = profiled(one, configs, o);
+    for (const size_t batch : {size_t{3}, size_t{7}, size_t{1000}}) {
+      FakeTimer many(configs, batch);
+      const Dataset e = profiled(many, configs, o);
+      EXPECT_TRUE(same(d.us, e.us)) << batch;
+      EXPECT_TRUE(same(d.us_repeat, e.us_repeat)) << batch;
+      EXPECT_LT(many.batches, one.batches);
+      if (budget == 0) {
+        EXPECT_EQ(many.runs, one.runs) << "nothing is run in vain";
+      }
+    }
+  }
+}
+
+TEST(ProfileRounds, ARoundIsWhatNextWillSay) {
+  Profiler p(toy_configs(5), toy_model(), toy_points(), gpu_like());
+  while (p.next()) {
+    const auto round = p.round(3);
+    ASSERT_FALSE(round.empty());
+    EXPECT_LE(round.size(), 4U);  // a config's warm-up and its sample stay together
+    for (const Profiler::Task& t : round) {
+      const auto task = p.next();
+      ASSERT_TRUE(task.has_value());
+      EXPECT_EQ(task->config, t.config);
+      EXPECT_EQ(task->point, t.point);
+      EXPECT_EQ(task->warmup, t.warmup);
+      p.report(10);
+    }
+  }
+  EXPECT_TRUE(p.round(3).empty());
+}
+
+TEST(ProfileRounds, AFailureCostsOneConfig) {
+  const ConfigTable configs = toy_configs(6);
+  FakeTimer timer(configs, 100);
+  timer.broken = {2};
+  std::vector<std::string> notes;
+  const Dataset d = profiled(timer, configs, gpu_like(), &notes);
+  ASSERT_EQ(notes.size(), 1U);
+  expect_has(notes[0], {"'c2'", "does not launch"});
+  for (size_t p = 0; p < d.points.size(); ++p)
+    for (size_t c = 0; c < configs.size(); ++c) EXPECT_EQ(std::isnan(d.time(p, c)), c == 2);
+}
+
+TEST(ProfileRounds, HopelessAfterOneReplay) {
+  const ConfigTable configs = toy_configs(8);
+  FakeTimer timer(configs, 100);
+  const Dataset d = profiled(timer, configs, gpu_like());
+  for (size_t p = 0; p < d.points.size(); ++p) {
+    double best = 1e300;
+    for (size_t c = 0; c < 8; ++c) best = std::min(best, d.time(p, c));
+    for (size_t c = 0; c < 8; ++c) EXPECT_TRUE(d.time(p, c) <= 1.5 * best || std::isnan(d.repeat(p, c)));
+  }
+}
+
+TEST(ProfileRounds, SlowNextDoorIsLeftOutUnlessAlways) {
+  const ConfigTable configs = toy_configs(8);
+  ProfilerOptions o = gpu_like();
+  o.budget_us = 1e9;
+  o.neighbour_ratio = 1.5;
+  o.always = {3};
+  FakeTimer timer(configs, 4);
+  const Dataset d = profiled(timer, configs, o);
+  size_t left_out = 0;
+  for (size_t p = 0; p < d.points.size(); ++p) {
+    EXPECT_FALSE(std::isnan(d.time(p, 3)));
+    // By the law: nothing that would have been best is missing.
+    double best = 1e300;
+    double found = 1e300;
+    for (size_t c = 0; c < configs.size(); ++c) {
+      best = std::min(best, synthetic_us(configs.configs[c], d.points[p].histogram));
+      if (!std::isnan(d.time(p, c))) found = std::min(found, d.time(p, c));
+      left_out += std::isnan(d.time(p, c)) ? 1 : 0;
+    }
+    EXPECT_EQ(found, best) << d.points[p].name;
+  }
+  EXPECT_GT(left_out, 0U);
+  o.neighbour_ratio = 0.5;
+  EXPECT_THROW(Profiler(configs, toy_model(), toy_points(), o), Error);
+}
+
+TEST(ProfileRounds, ContendersJudgementAndReport) {
+  const ConfigTable configs = toy_configs(8);
+  FakeTimer timer(configs, 100);
+  timer.slow = {5, 6};
+  const Dataset all = cli::merge_halves(profiled(timer, configs, gpu_like()));
+  const Dataset few = cli::contenders(all, 1);
+  EXPECT_LT(few.configs.size(), all.configs.size());
+  EXPECT_EQ(few.configs.names.front(), "c0");
+  EXPECT_EQ(few.configs.extra.size(), few.configs.size());
+  for (size_t p = 0; p < all.points.size(); ++p) {
+    double a = 1e300;
+    double b = 1e300;
+    for (size_t c = 0; c < all.configs.size(); ++c) a = std::min(a, all.time(p, c));
+    for (size_t c = 0; c < few.configs.size(); ++c) b = std::min(b, few.time(p, c));
+    EXPECT_EQ(a, b) << "the best of every point stays";
+  }
+  Metadata metadata;
+  metadata.device = "a <GPU>";
+  const Fit fit = fit_dataset(few, "wave", h200(), metadata);
+  // Unseen points, one more config: the default.
+  Dataset test = all;
+  test.configs.names.emplace_back("default");
+  test.configs.configs.push_back(test.configs.configs.front());
+  test.configs.extra.push_back(0);
+  test.us.clear();
+  for (const WorkPoint& p : all.points) {
+    for (const KernelConfig& c : configs.configs) test.us.push_back(synthetic_us(c, p.histogram));
+    test.us.push_back(2 * synthetic_us(configs.configs[0], p.histogram));
+  }
+  test.us_repeat = test.us;
+  const cli::Judgement j = cli::judge(all, test, Dispatcher(fit.models.front()));
+  EXPECT_EQ(j.points.size() + j.unjudged, test.points.size());
+  for (const cli::JudgedPoint& p : j.points) {
+    EXPECT_GE(p.us, p.best_us);
+    EXPECT_EQ(p.noise, 0);
+  }
+  EXPECT_EQ(cli::judgement_json(j)["points"].size(), j.points.size());
+  EXPECT_NE(cli::judgement_text(j).find("regret on"), std::string::npos);
+
+  cli::ProfileReport report{
+      &few, &fit, "fp8_block", std::vector<size_t>(few.points.size(), 0), {{"timing", 3.0}, {"fitting", 1.0}},
+      j};
+  const std::string html = cli::profile_html(report);
+  expect_has(html, {"<!doctype html>", "a &lt;GPU>", "Best config", "Regret at unseen points", "<svg",
+                    "timing", "default / best", "</html>"});
+  EXPECT_EQ(html.find("http://www.w3.org/2000/svg") == std::string::npos, false);
+  EXPECT_EQ(html.find("<script"), std::string::npos) << "self-contained";
+  EXPECT_EQ(html.find("nan"), std::string::npos);
+  report.judged.reset();
+  report.defaults.assign(few.points.size(), few.configs.size());
+  EXPECT_NE(cli::profile_html(report).find("</html>"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace ramp::core

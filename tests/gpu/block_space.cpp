@@ -1,0 +1,142 @@
+// Configs that do not ship (`ramp profile` searches them, fits name them): widths, depths of the ring, blocks
+// per SM and group sizes beyond the shipped ones give the shipped kernels' bits, whatever the rows per
+// expert, and are brought in when they are first asked for, also inside a capture.
+#include <string>
+
+#include "abi/handles.hpp"
+#include "cli/gpu.hpp"
+#include "gpu/support.hpp"
+
+namespace ramp::core::test {
+namespace {
+
+// Configs are numbered over the whole space while it lives.
+class WholeSpace {
+ public:
+  WholeSpace() { context_of(gpu()).whole_space = true; }
+  ~WholeSpace() { context_of(gpu()).whole_space = false; }
+  WholeSpace(const WholeSpace&) = delete;
+  WholeSpace& operator=(const WholeSpace&) = delete;
+};
+
+class GpuSpace : public testing::Test {
+ protected:
+  void SetUp() override {
+    ramp_context_info info = ramp_context_info_init();
+    require(ramp_context_get_info(gpu(), &info));
+    if (std::string(info.isa) != "sm90") GTEST_SKIP() << "the space is sm_90a's, this is " << info.isa;
+  }
+};
+
+int32_t number_of(const ramp_weights* w, const std::string& name) {
+  for (int32_t n = 0;; ++n) {
+    const char* const one = ramp_config_name(gpu(), w, n);
+    if (one == nullptr) break;
+    if (name == one) return n + 1;
+  }
+  ADD_FAILURE() << "got no config " << name;
+  return 1;
+}
+
+std::vector<uint8_t> run_config(BlockCase& c, GpuBlock& block, const ramp_weights* w, int32_t config) {
+  const DeviceBuffer scratch = block.workspace(w);
+  scratch.poison();
+  block.begin();
+  ramp_expert_block_args a = block.args(w);
+  a.config = config;
+  require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
+  block.finish();
+  EXPECT_TRUE(scratch.guard_intact()) << c.spec;
+  return c.y_bits();
+}
+
+CaseSpec spec_of(ramp_format format, int64_t tokens) {
+  CaseSpec s;
+  s.format = format;
+  s.experts = 6;
+  s.top_k = 2;
+  s.tokens = tokens;
+  s.hidden = 512;
+  s.intermediate = 256;
+  s.seed = static_cast<uint64_t>(tokens);
+  return s;
+}
+
+void expect_shipped_bits(ramp_format format, const std::vector<std::string>& names) {
+  const WholeSpace whole;
+  for (const int64_t tokens : {1, 5, 23, 64, 131, 400, 1111}) {
+    BlockCase c(spec_of(format, tokens));
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, gpu());
+    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
+    CheckOptions options = check_options();
+    const std::vector<int64_t> some = spread_tokens(tokens, 16);
+    options.tokens = some;
+    const CheckResult result = c.check(options);
+    ASSERT_TRUE(result.ok()) << result.text();
+    for (const std::string& name : names)
+      EXPECT_EQ(run_config(c, block, w.handle.get(), number_of(w.handle.get(), name)), expected)
+          << name << ", " << tokens << " tokens";
+  }
+}
+
+TEST_F(GpuSpace, StreamAndPrefillConfigsGiveTheShippedBits) {
+  expect_shipped_bits(
+      RAMP_FORMAT_FP8_BLOCK,
+      {"m8_n128_k128_s7_t320", "m8_n128_k128_s13_t320", "m8_n128_k128_s2_t320", "m16_n128_k128_s3_t320",
+       "m24_n128_k128_s6_t320", "m24_n128_k128_s3_t320", "m24_n128_k128_s2_t320_b1",
+       "m32_n128_k128_s2_t320_b2", "m40_n128_k128_s5_t320", "m48_n128_k128_s4_t320", "m56_n128_k128_s4_t320",
+       "m56_n128_k128_s9_t320", "m64_n128_k128_s9_t320", "m128_n256_k128_s2_t384",
+       "m128_n256_k128_s3_t384_g2", "m128_n256_k128_s4_t384_g2", "m128_n256_k128_s4_t384_g64"});
+}
+
+TEST_F(GpuSpace, FlatConfigsGiveTheShippedBits) {
+  expect_shipped_bits(RAMP_FORMAT_BF16,
+                      {"m16_n128_k64_s4_t320", "m48_n128_k64_s4_t320", "m32_n64_k64_s6_t192",
+                       "m64_n256_k64_s4_t576", "m96_n128_k64_s4_t320", "m8_n128_k64_s12_t320"});
+}
+
+TEST_F(GpuSpace, IsBroughtInInsideACapture) {
+  const WholeSpace whole;
+  BlockCase c(spec_of(RAMP_FORMAT_FP8_BLOCK, 37));
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, gpu());
+  const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
+  const DeviceBuffer scratch = block.workspace(w.handle.get());
+  // Of these nothing has run, nor does any other test run them.
+  for (const char* const name : {"m40_n128_k128_s7_t320", "m128_n256_k128_s2_t384_g8"}) {
+    ramp_expert_block_args a = block.args(w.handle.get());
+    a.config = number_of(w.handle.get(), name);
+    scratch.poison();
+    block.begin();
+    cli::GraphRounds rounds(gpu());
+    rounds.capture(
+        7,
+        [&](void* stream) { require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream)); },
+        false);
+    EXPECT_TRUE(rounds.has(7));
+    const std::vector<size_t> keys = {7, 7};
+    const std::vector<double> us = rounds.time(keys);
+    ASSERT_EQ(us.size(), 2U);
+    EXPECT_GT(us[0], 0);
+    block.y.download();
+    EXPECT_EQ(c.y_bits(), expected) << name;
+    rounds.clear();
+    EXPECT_FALSE(rounds.has(7));
+  }
+}
+
+TEST_F(GpuSpace, IsNumberedWhenAskedForAlone) {
+  const BlockCase c(spec_of(RAMP_FORMAT_FP8_BLOCK, 3));
+  const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  int32_t shipped = 0;
+  while (ramp_config_name(gpu(), w.handle.get(), shipped) != nullptr) ++shipped;
+  const WholeSpace whole;
+  int32_t all = 0;
+  while (ramp_config_name(gpu(), w.handle.get(), all) != nullptr) ++all;
+  EXPECT_GE(all, 134);
+  EXPECT_LT(shipped, all);
+}
+
+}  // namespace
+}  // namespace ramp::core::test
