@@ -238,6 +238,14 @@ bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& we
   return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
 }
 
+bool FlatPrefillBlock::takes(const BlockCall& call) noexcept {
+  // Of an expert map's experts some are elsewhere, and their slots with them.
+  const auto global = static_cast<int64_t>(call.expert_map.size());
+  const int64_t local = call.weights->experts;
+  const int64_t tokens = global > local ? call.tokens * local / global : call.tokens;
+  return takes(call.config, *call.weights, tokens, call.top_k);
+}
+
 bool FlatPrefillBlock::takes_batched(const KernelConfig* config, const ExpertWeights& weights,
                                      int64_t max_tokens) noexcept {
   if (config != nullptr) return *config == flat_prefill_config(weights.format);
