@@ -33,9 +33,11 @@ class FakeTimer final : public cli::TickSource {
     ++prepared;
   }
   [[nodiscard]] size_t batch() const override { return batch_; }
-  std::vector<cli::Tick> run(std::span<const Profiler::Task> tasks,
+  std::vector<cli::Tick> run(std::span<const Profiler::Task> tasks, std::span<const Profiler::Task> next,
                              std::span<const int32_t> numbers) override {
     ++batches;
+    for (const Profiler::Task& t : next) EXPECT_EQ(t.point, tasks.front().point);
+    EXPECT_LE(next.size(), batch_ + 2);
     std::vector<cli::Tick> ticks;
     for (const Profiler::Task& t : tasks) {
       ++runs[t.config];
