@@ -96,6 +96,11 @@ def kernels(directory):
         parts.append(f"{rows[0]['device']}, {rows[0]['protocol']}. Losing rows in bold.\n")
         parts.append(points_table(rows) + "\n")
         parts.append(goals_table(rows, fmt) + "\n")
+        without = {(r["model"], r["tokens"], r["routing"]): r["us"] for r in load(directory, names[0] + "_nofit") or []}
+        gains = [without[key] / r["us"] for r in rows if (key := (r["model"], r["tokens"], r["routing"])) in without]
+        if gains:
+            parts.append(f"The same points without the fits that ship, in the same run: the fits make them {geometric_mean(gains):.3f} "
+                         f"times as fast (geometric mean; {min(gains):.3f} to {max(gains):.3f}).\n")
     return parts
 
 
