@@ -38,7 +38,10 @@ struct Ring {
   __device__ void wait_empty(u32 at) const {
     if (at >= STAGES) barrier_wait(empty + 8 * (at % STAGES), (at / STAGES - 1) & 1);
   }
-  __device__ void release(u32 at) const { barrier_arrive(empty + 8 * (at % STAGES)); }
+  // Frees a slot once `loaded`, made from the last loads out of it, has a value (ptx.cuh says why).
+  __device__ void release(u32 at, u32 loaded) const {
+    barrier_arrive_after(empty + 8 * (at % STAGES), loaded);
+  }
 };
 
 // In dynamic shared memory, aligned to 1024 bytes. Followed by a barrier of the whole block or cluster.

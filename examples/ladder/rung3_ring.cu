@@ -26,7 +26,7 @@ __device__ __forceinline__ void math(const Params& p, const Ring& ring) {
       const float low = load_shared(ring.token_scales(at) + 4 * row);
       const float high = load_shared(ring.token_scales(at) + 4 * (row + 8));
       wgmma_wait<0>();
-      ring.release(at);
+      ring.release(at, __float_as_uint(low) ^ __float_as_uint(high));
       promote(sum, part, low, high, gate, up);
     }
     store_rows(p, unit.tile, unit.slice, sum);

@@ -39,11 +39,17 @@ __device__ __forceinline__ void multiply(const Params& p, const Ring& ring, cons
     for (int j = 0; j < 4; ++j) wgmma<E4m3, N>(part, a + 2 * j, b + 2 * j, j != 0);
     wgmma_commit();
     float token[N / 4];
+    u32 loaded = 0;  // made from every load of token scales
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j)
+    for (int j = 0; j < N / 8; ++j) {
       load_pair(token[2 * j], token[2 * j + 1], ring.token_scales(at) + 4 * (8 * j + 2 * (threadIdx.x % 4)));
+      loaded ^= __float_as_uint(token[2 * j]);
+    }
     wgmma_wait<0>();
-    ring.release(at);
+    // The sums are read after the wait, whatever the compiler knows of it.
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(part[i]));
+    ring.release(at, loaded);
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
 #pragma unroll

@@ -111,6 +111,14 @@ __device__ __forceinline__ void dependency_wait() {
 #endif
 }
 
+// Lets the kernel behind this one take its place on the SMs while GEMM 2 ends. It waits for this kernel's
+// end, which comes after that of all before it.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // index / divisor; the 64-bit division only where it is needed (the branch is uniform).
 __device__ __forceinline__ u64 quotient(u64 index, u32 divisor) {
   return index >> 32 == 0 ? (u32)index / divisor : index / divisor;
@@ -118,6 +126,7 @@ __device__ __forceinline__ u64 quotient(u64 index, u32 divisor) {
 
 template <int ROWS, int kFlight>
 __device__ __forceinline__ void combine(const CombineParams& p) {
+  launch_dependents();
   const u32 vectors = (u32)p.hidden / kVector;
   const u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
   const u64 token = quotient(index, vectors);
@@ -171,6 +180,7 @@ __device__ __forceinline__ void combine(const CombineParams& p) {
 
 template <int ROWS>
 __device__ __forceinline__ void per_slot(const CombineParams& p) {
+  launch_dependents();
   dependency_wait();
   const u32 vectors = (u32)p.hidden / kVector;
   const u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;

@@ -7,6 +7,19 @@ struct StreamTile {  // prologue.hpp: Tile
   int expert, first, rows, reserved;
 };
 
+constexpr int kStreamOwnSlots = 64;
+
+// Of few slots GEMM1's blocks make the plan themselves, so that weights come before the prologue has ended.
+struct StreamOwnPlan {
+  int slots;             // T*k, at most kStreamOwnSlots; 0: the prologue's plan is used
+  int ids_wide;          // ids are i64
+  const void* ids;       // [T,k] expert ids
+  long long ids_stride;  // elements from token to token
+  const int* map;        // global id -> local expert or -1; nullptr: ids are local
+  unsigned long long map_size;
+  unsigned experts;
+};
+
 // One GEMM over packed tiles. Packed weights of an expert: slices of 128 rows; a slice is its depth steps one
 // after the other; a step is one 16 KB tile of 128 rows x 128 bytes with the 128-byte swizzle.
 struct StreamParams {
@@ -14,6 +27,7 @@ struct StreamParams {
   const float* weight_scale;  // checkpoint layout; fp8_block: [E, rows/128 blocks, depth/128]
   long long ws_expert, ws_row;
   int up_scale_row;        // GEMM1: first scale row of the up half
+  unsigned up_scale;       // ... and its distance in elements, fp8_block
   const unsigned char* x;  // GEMM1: [T,H] or [T*k,H] codes; GEMM2: what GEMM1 has left in codes
   long long x_stride;      // bytes
   const float* x_scale;    // [.., depth/128]
@@ -25,6 +39,7 @@ struct StreamParams {
   const int* slots;
   int top_k;
   int slices, steps;     // per expert; per slice
+  StreamOwnPlan own;     // GEMM1 of stream.cu
   int early;             // 1: the next kernel may start while this one runs
   unsigned char* codes;  // GEMM1: [rows, I] e4m3 (stream_flat.cu: as the format wants h)
   float* scales;         // GEMM1: [rows, I/128]

@@ -89,7 +89,10 @@ struct Step {
   }
   // After its products have been waited for.
   __device__ __forceinline__ void finish(const Ring& s, u32 at, float (&sum)[N / 2]) {
-    barrier_arrive(s.empty + 8 * (at % STAGES));
+    u32 loaded = __float_as_uint(factor.x) ^ __float_as_uint(factor.y);
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j) loaded ^= __float_as_uint(token[2 * j]);
+    barrier_arrive_after(s.empty + 8 * (at % STAGES), loaded);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
       asm volatile("" : "+f"(part[i]));  // not read above the wait

@@ -65,10 +65,6 @@ __device__ __forceinline__ bool barrier_test(u32 bar, u32 parity) {
       : "memory");
   return done != 0;
 }
-// Counts as threads of a named barrier without waiting there.
-__device__ __forceinline__ void named_arrive(u32 id, u32 threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 
 // ---------------------------------------------------------------- a barrier over the grid
 

@@ -20,6 +20,16 @@ __device__ __forceinline__ void barrier_init_fence() {
 __device__ __forceinline__ void barrier_arrive(u32 bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+// Arrives once `loaded` has a value, that is, once the loads that it was made from have returned. An arrival
+// alone may overtake shared loads that are still under way: where a ring's slot is refilled quickly, a warp's
+// last loads of a step then find those of a later one (stream kernel with packed rows: eight columns of a
+// tile, once in some hundred blocks at T = 512). The count of 32 bits is below 64, which the compiler does
+// not use.
+__device__ __forceinline__ void barrier_arrive_after(u32 bar, u32 loaded) {
+  u32 zero;
+  asm volatile("{\n.reg .u32 t;\npopc.b32 t, %1;\nshr.u32 %0, t, 6;\n}" : "=r"(zero) : "r"(loaded));
+  barrier_arrive(bar + zero);
+}
 // Arrives and announces bytes that asynchronous copies will bring.
 __device__ __forceinline__ void barrier_expect(u32 bar, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
@@ -100,6 +110,10 @@ __device__ __forceinline__ void proxy_fence() {
 }
 __device__ __forceinline__ void named_barrier(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// Counts as threads of a named barrier without waiting there.
+__device__ __forceinline__ void named_arrive(u32 id, u32 threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---------------------------------------------------------------- fragments

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "sm90/ptx.cuh"
-#include "sm90/stream_items.cuh"
+#include "sm90/stream_plan.cuh"
 
 #define kRowsLate 0    // gathered; the copying lanes wait for them, fence and signal, kLag steps late
 #define kRowsAsync 1   // gathered; signalled as they arrive, whoever multiplies fences
@@ -40,6 +40,15 @@ constexpr u32 kScaleBytes = SCALES ? (WIDTH * 4 + 127) / 128 * 128 : 0;
 constexpr u32 kLag = STAGES > 2 ? 2 : STAGES - 1;
 constexpr int kRowsPerLane = WIDTH / 4;  // token rows whose chunks a copying lane brings
 
+// Blocks that take items of their own, and the first item of this one.
+__device__ __forceinline__ u32 all_places() {
+  return PAIRED ? gridDim.x / 2 : gridDim.x;
+}
+__device__ __forceinline__ u32 first_unit(const Work& work) {
+  const u32 place = PAIRED ? blockIdx.x / 2 : blockIdx.x;
+  return place < work.stride ? place : work.units;
+}
+
 // The ring: full is completed by the copying lanes (or the announcement of a bulk copy's bytes) and the
 // announcement of the tiles' bytes, empty by the math threads.
 struct Ring {
@@ -66,14 +75,13 @@ __device__ __forceinline__ void release(const Ring& s, u32 slot) {
 }
 
 // One lane: weights. GEMM 2's run ahead of the end of GEMM 1: its plan is older than that (a block of GEMM 2
-// starts after every block of GEMM 1 has waited for the prologue). GEMM 1's cannot: its plan is what it waits
-// for. Items are units of `slices` per tile; `rank`: this block's slice of an item that a cluster shares.
-__device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring& s, u32 first, u32 stride,
-                                              u32 units, u32 slices, u32 rank) {
+// starts after every block of GEMM 1 has waited for the prologue). GEMM 1's can if it makes the plan itself.
+// `item`: the first one; `rank`: this block's slice of an item that a cluster shares.
+__device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring& s, const Work& work,
+                                              Item item, u32 rank) {
   const u64 once = evict_first();
   u32 at = 0;
-  for (u32 unit = first; unit < units; unit += stride) {
-    const Item item = find_item(p, unit, slices);
+  for (u32 unit = first_unit(work); unit < work.units;) {
     const u32 slice = PAIRED   ? 2 * (u32)item.slice + rank
                       : HALVES ? (u32)item.slice / 2
                                : SLICES * (u32)item.slice;
@@ -83,7 +91,7 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
     // Scales come from memory too, as the math asks for them: into L2 by then.
     const float* scale =
         p.weight_scale + (i64)item.expert * p.ws_expert + (i64)(GEMM == 1 ? slice / 2 : slice) * p.ws_row;
-    const float* more = scale + (GEMM == 1 ? (i64)p.up_scale_row * p.ws_row : SLICES == 2 ? p.ws_row : 0);
+    const float* more = scale + (GEMM == 1 ? p.up_scale : SLICES == 2 ? p.ws_row : 0);
     for (int k = 0; k < p.steps; k += 32) {
       prefetch_l2(scale + k);
       if (GEMM == 1 || SLICES == 2) prefetch_l2(more + k);
@@ -103,16 +111,17 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
           bulk_copy(to, from, kPart, s.full + 8 * slot);
       }
     }
+    unit += work.stride;
+    if (unit < work.units) item = find_item(p, work, unit);
   }
 }
 
 #if ROWS == kRowsPacked
 // One lane: packed token rows and their scales (GEMM 2's, as GEMM 1 has left them: packed_row()).
-__device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& s, u32 first, u32 stride,
-                                             u32 units, u32 slices) {
+__device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& s, const Work& work,
+                                             Item item) {
   u32 at = 0;
-  for (u32 unit = first; unit < units; unit += stride) {
-    const Item item = find_item(p, unit, slices);
+  for (u32 unit = first_unit(work); unit < work.units;) {
     const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
     const u64 row = packed_row(item);
     const u8* x = p.x + row * (u32)p.steps * kRowBytes;
@@ -129,19 +138,20 @@ __device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& 
       scales += width;
 #endif
     }
+    unit += work.stride;
+    if (unit < work.units) item = find_item(p, work, unit);
   }
 }
 #else
 // One warp: token rows by index, 16 bytes a copy, swizzled by hand, and (SCALES) their scales.
-__device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring& s, u32 first, u32 stride,
-                                              u32 units, u32 slices) {
+__device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring& s, const Work& work,
+                                              Item item) {
   const u32 lane = threadIdx.x % 32;
   u32 at = 0;
 #if ROWS == kRowsLate
   u32 signalled = 0;  // steps whose gathered rows have been signalled
 #endif
-  for (u32 unit = first; unit < units; unit += stride) {
-    const Item item = find_item(p, unit, slices);
+  for (u32 unit = first_unit(work); unit < work.units;) {
     const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
     // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the
     // tile.
@@ -149,14 +159,14 @@ __device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring&
 #pragma unroll
     for (int i = 0; i < kRowsPerLane; ++i) {
       const u32 r = lane / 8 + 4 * i;
-      row[i] = source_row(p.x_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
+      row[i] = source_row(p.x_source, p, work, item.first + (r < (u32)item.rows ? (int)r : 0));
     }
 #if SCALES
     u32 scale_row[(WIDTH + 31) / 32];
 #pragma unroll
     for (int i = 0; i < (WIDTH + 31) / 32; ++i) {
       const u32 r = lane + 32 * i;
-      scale_row[i] = source_row(p.x_scale_source, p, item.first + (r < (u32)item.rows ? (int)r : 0));
+      scale_row[i] = source_row(p.x_scale_source, p, work, item.first + (r < (u32)item.rows ? (int)r : 0));
     }
 #endif
     const u8* x = p.x + lane % 8 * 16;
@@ -191,6 +201,8 @@ __device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring&
       }
 #endif
     }
+    unit += work.stride;
+    if (unit < work.units) item = find_item(p, work, unit);
   }
 #if ROWS == kRowsLate
   copy_wait<0>();

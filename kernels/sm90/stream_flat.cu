@@ -41,7 +41,7 @@
 #include "sm90/flat_silu.cuh"
 #include "sm90/ptx.cuh"
 #include "sm90/stream_copy.cuh"
-#include "sm90/stream_items.cuh"
+#include "sm90/stream_plan.cuh"
 #include "sm90/wgmma.cuh"
 
 #if FORMAT == 2
@@ -97,7 +97,8 @@ __device__ __forceinline__ float row_scale(const StreamParams& p, const Item& it
 
 // The math warps' side of one item with N token columns.
 template <int N>
-__device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring, const Item& item, u32& at) {
+__device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring, const Item& item,
+                                         const TokenValues& weights, u32& at) {
   const u32 group = threadIdx.x / 128;
   const u32 warp = threadIdx.x / 32;
   const u32 lane = threadIdx.x % 32;
@@ -113,10 +114,6 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring
                                                    : 0);
   const TokenValues scales = token_scales(p, item);
 #endif
-#if GEMM == 2
-  const TokenValues weights = router_weights(p, item);
-#endif
-
   // From zero and always added to: a predicate that starts the sums instead (add = 0 at k = 0) makes ptxas
   // serialise the instructions and spill from 32 columns on.
   float sum[N / 2];
@@ -230,6 +227,59 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Ring& ring
   }
 }
 
+// The math warps' side of all items. What the first one needs besides GEMM 1's results is loaded while GEMM 1
+// ends.
+__device__ __forceinline__ void compute(const StreamParams& p, const Ring& ring, const Work& work,
+                                        Item item) {
+  TokenValues weights{};
+#if GEMM == 2
+  if (first_unit(work) < work.units) weights = router_weights(p, item);
+#endif
+  dependency_wait();
+  if (p.early) launch_dependents();
+  u32 at = 0;
+  for (u32 unit = first_unit(work); unit < work.units;) {
+    switch ((item.rows + STEP - 1) / STEP) {
+#define RAMP_WIDTH(n)                               \
+  case n:                                           \
+    run_item<STEP * n>(p, ring, item, weights, at); \
+    break;
+      RAMP_WIDTH(1)
+#if WIDTH / STEP >= 2
+      RAMP_WIDTH(2)
+#endif
+#if WIDTH / STEP >= 4
+      RAMP_WIDTH(3)
+      RAMP_WIDTH(4)
+#endif
+#if WIDTH / STEP >= 6
+      RAMP_WIDTH(5)
+      RAMP_WIDTH(6)
+#endif
+#if WIDTH / STEP >= 8
+      RAMP_WIDTH(7)
+      RAMP_WIDTH(8)
+#endif
+#if WIDTH / STEP >= 12
+      RAMP_WIDTH(9)
+      RAMP_WIDTH(10)
+      RAMP_WIDTH(11)
+      RAMP_WIDTH(12)
+#endif
+#undef RAMP_WIDTH
+      default:
+        __trap();
+    }
+    unit += work.stride;
+    if (unit < work.units) {
+      item = find_item(p, work, unit);
+#if GEMM == 2
+      weights = router_weights(p, item);
+#endif
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(kMathThreads + 64, BLOCKS)
     stream_flat(const __grid_constant__ StreamParams p) {
   extern __shared__ __align__(1024) u8 memory[];
@@ -240,65 +290,24 @@ extern "C" __global__ void __launch_bounds__(kMathThreads + 64, BLOCKS)
     barrier_init_fence();
   }
   __syncthreads();
-#if GEMM == 1
-  dependency_wait();
-  if (p.early) launch_dependents();
-#endif
+  if (GEMM == 1) dependency_wait();                                        // for the plan
   const u32 slices = HALVES ? 2 * (u32)p.slices : (u32)p.slices / SLICES;  // items per tile
-  const u32 units = (u32)*p.num_tiles * slices;
-  const u32 first = blockIdx.x;
-  const u32 stride = gridDim.x;
+  const Work work = find_work(p, 0, slices, all_places());
+  Item item;
+  if (first_unit(work) < work.units) item = find_item(p, work, first_unit(work));
   const u32 warp = threadIdx.x / 32;
   if (warp == kMathThreads / 32) {
-    if (threadIdx.x % 32 == 0) bring_weights(p, ring, first, stride, units, slices, 0);
+    if (threadIdx.x % 32 == 0) bring_weights(p, ring, work, item, 0);
     __syncwarp();
-    if (GEMM == 2) dependency_wait();
+    dependency_wait();
   } else if (warp == kMathThreads / 32 + 1) {
-    if (GEMM == 2) dependency_wait();
+    dependency_wait();
 #if ROWS == kRowsPacked
-    if (threadIdx.x % 32 == 0) bring_tokens(p, ring, first, stride, units, slices);
+    if (threadIdx.x % 32 == 0) bring_tokens(p, ring, work, item);
 #else
-    gather_tokens(p, ring, first, stride, units, slices);
+    gather_tokens(p, ring, work, item);
 #endif
   } else {
-#if GEMM == 2
-    dependency_wait();
-    if (p.early) launch_dependents();
-#endif
-    u32 at = 0;
-    for (u32 unit = first; unit < units; unit += stride) {
-      const Item item = find_item(p, unit, slices);
-      switch ((item.rows + STEP - 1) / STEP) {
-#define RAMP_WIDTH(n)                      \
-  case n:                                  \
-    run_item<STEP * n>(p, ring, item, at); \
-    break;
-        RAMP_WIDTH(1)
-#if WIDTH / STEP >= 2
-        RAMP_WIDTH(2)
-#endif
-#if WIDTH / STEP >= 4
-        RAMP_WIDTH(3)
-        RAMP_WIDTH(4)
-#endif
-#if WIDTH / STEP >= 6
-        RAMP_WIDTH(5)
-        RAMP_WIDTH(6)
-#endif
-#if WIDTH / STEP >= 8
-        RAMP_WIDTH(7)
-        RAMP_WIDTH(8)
-#endif
-#if WIDTH / STEP >= 12
-        RAMP_WIDTH(9)
-        RAMP_WIDTH(10)
-        RAMP_WIDTH(11)
-        RAMP_WIDTH(12)
-#endif
-#undef RAMP_WIDTH
-        default:
-          __trap();
-      }
-    }
+    compute(p, ring, work, item);
   }
 }

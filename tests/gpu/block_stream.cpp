@@ -193,6 +193,40 @@ TEST_P(GpuStreamOptions, Batched) {
   }
 }
 
+// Up to 64 slots narrow configs make the plan in every block, and of one token the rows of x too; wide ones
+// have the prologue do it: the same bits and counters.
+TEST_P(GpuStreamOptions, FewSlots) {
+  for (const int64_t tokens : {1, 2, 3, 7, 8, 13}) {
+    for (const int64_t k : {1, 2, 5, 8, 21, 33, 64}) {
+      if (tokens * k > 66) continue;
+      CaseSpec s = stream_spec(GetParam(), k % 2 == 0 ? 70 : 9, k, tokens, 384, 256);
+      s.ids = k > 9 && k % 2 == 1 ? Ids::kDuplicates
+              : tokens == 7       ? Ids::kSkewed
+              : k == 8            ? Ids::kOutOfRange
+              : k == 5            ? Ids::kMasked
+                                  : Ids::kDistinct;
+      s.int64_ids = tokens % 2 == 0;
+      s.expert_map = k == 2 || k == 8;
+      s.counters = true;
+      s.x_dtype = tokens == 3 ? RAMP_F32 : RAMP_BF16;
+      s.router_weight_on_input = tokens == 1 && k == 2;
+      SCOPED_TRACE(case_name(s));
+      BlockCase c(s);
+      const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+      GpuBlock block(c, gpu());
+      std::vector<uint8_t> first;
+      for (int32_t n = 1; n <= configs_of(w.handle.get()); ++n) {
+        run_config(c, block, w.handle.get(), n);
+        if (n == 1) {
+          check_some(c);
+          first = c.y_bits();
+        }
+        ASSERT_EQ(c.y_bits(), first) << ramp_config_name(gpu(), w.handle.get(), n - 1);
+      }
+    }
+  }
+}
+
 // With one row its stride is never used, whatever it is.
 TEST_P(GpuStreamOptions, OneRowOfAnyStride) {
   CaseSpec s = stream_spec(GetParam(), 4, 2, 1, 256, 128);

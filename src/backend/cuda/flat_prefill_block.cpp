@@ -92,7 +92,7 @@ struct Run {
   [[nodiscard]] PrefillParams common() const {
     const RowIndex& index = parts.prologue.index;
     PrefillParams p{};
-    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.tiles = reinterpret_cast<StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.offsets = index.offsets;
     p.slots = index.slots;

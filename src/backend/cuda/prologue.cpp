@@ -260,7 +260,7 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
   // routing's.)
   const bool counted = grid.mode == kSortCounted;
   p.early = dependent() && (counted || (behind_route && p.rows.weights == nullptr)) ? 1 : 0;
-  p.trigger = triggers_early(call.tokens) ? 1 : 0;
+  p.trigger = workspace.overlap || triggers_early(call.tokens) ? 1 : 0;
   Launch launch{.threads = kPrologueThreads,
                 .shared = 4 * sort_shared_words(p.sort.experts, grid.entries),
                 .dependent = dependent()};

@@ -23,12 +23,18 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kSliceRows = 128, kThreads = 320;
+constexpr int64_t kSliceRows = 128;
 constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
 
 // Many small rings for few rows. choose() knows when which is best.
-constexpr std::array<StreamVariant, 5> kVariants = {
-    {{8, 6, 2}, {16, 4, 3}, {32, 3, 3}, {32, 5, 2}, {64, 4, 2}}};
+constexpr std::array<StreamVariant, 8> kVariants = {{{8, 4, 1, 8, 1},
+                                                     {8, 6, 2, 8, 3, 64},
+                                                     {8, 6, 2},
+                                                     {16, 4, 3},
+                                                     {16, 6, 2},
+                                                     {32, 3, 3},
+                                                     {32, 5, 2},
+                                                     {64, 4, 2}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
@@ -51,14 +57,18 @@ int32_t natural_blocks(const StreamVariant& v) noexcept {
 
 // activation: of GEMM 1 alone.
 KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation activation) {
+  const bool halves = v.halves(gemm);
+  const int32_t stages = v.stages_of(gemm);
+  const int32_t blocks = v.blocks_of(gemm);
   KernelProgram p{
-      fmt::format("stream_gemm{}_w{}_s{}", gemm, v.width, v.stages),
+      fmt::format("stream_gemm{}_w{}{}_s{}_b{}", gemm, v.width, halves ? "_r64" : "", stages, blocks),
       "sm90/stream.cu",
       {fmt::format("-DGEMM={}", gemm), fmt::format("-DWIDTH={}", v.width), fmt::format("-DSTEP={}", kStep),
-       fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
+       fmt::format("-DSTAGES={}", stages), fmt::format("-DBLOCKS={}", blocks),
+       fmt::format("-DHALVES={}", halves ? 1 : 0),
+       fmt::format("-DOWN_PLAN={}", gemm == 1 && v.own_plan() ? 1 : 0)},
       {"stream"},
       90};
-  if (v.config().blocks != 0) p.name += fmt::format("_b{}", v.blocks);
   if (gemm == 1) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
     if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
@@ -68,6 +78,12 @@ KernelProgram stream_program(const StreamVariant& v, int gemm, ramp_activation a
 }
 
 constexpr size_t kActivations = 3;  // the gated ones
+
+// Variants may share a GEMM's program.
+void add_program(std::vector<KernelProgram>& list, KernelProgram program) {
+  const auto same = [&](const KernelProgram& other) { return other.name == program.name; };
+  if (std::none_of(list.begin(), list.end(), same)) list.push_back(std::move(program));
+}
 
 struct Parts {
   PrologueWorkspace prologue;
@@ -95,22 +111,32 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 }  // namespace
 
 // As kernels/sm90/stream.cu lays it out: the ring; GEMM 1's amax per warp, scales with their inverses and the
-// other block's amax of two items; barriers.
+// other block's amax of two items; barriers; the block's own plan.
 uint32_t StreamVariant::shared_bytes(int gemm) const noexcept {
   const auto w = static_cast<uint32_t>(width);
-  const auto s = static_cast<uint32_t>(stages);
-  const uint32_t ring = s * (16384 + w * 128 + (w * 4 + 127) / 128 * 128);
+  const auto s = static_cast<uint32_t>(stages_of(gemm));
+  const uint32_t ring = s * ((halves(gemm) ? 8192 : 16384) + w * 128 + (w * 4 + 127) / 128 * 128);
   const uint32_t group = gemm == 1 ? 4 * w * (8 + 2 + 2) : 0;
-  return ring + group + 16 * s + 16;
+  const uint32_t plan = gemm == 1 ? 12 * kStreamOwnSlots + 16 : 0;
+  return ring + group + 16 * s + 16 + plan;
+}
+
+bool StreamVariant::own_plan() const noexcept {
+  // The others have no registers for it, and more tokens.
+  constexpr int32_t kMost = 64;
+  return width * blocks <= kMost && blocks <= 3;
+}
+unsigned StreamVariant::threads(int gemm) const noexcept {
+  return halves(gemm) ? 192 : 320;  // a warpgroup per 64 weight rows, two warps that copy
 }
 
 KernelConfig StreamVariant::config() const noexcept {
   KernelConfig c;
   c.tile_m = width;
-  c.tile_n = kSliceRows;
+  c.tile_n = rows2;
   c.tile_k = kGroup;
   c.stages = stages;
-  c.threads = kThreads;
+  c.threads = static_cast<int32_t>(threads(1));
   if (blocks != natural_blocks(*this)) c.blocks = blocks;
   return c;
 }
@@ -130,7 +156,7 @@ std::string StreamVariant::rejection() const {
     return fmt::format(
         "{} blocks of {} threads leave too few registers for tiles of {} token rows (at most "
         "{} blocks)",
-        blocks, kThreads, width, blocks_by_registers(width));
+        blocks, threads(1), width, blocks_by_registers(width));
   return {};
 }
 
@@ -148,6 +174,8 @@ std::vector<StreamVariant> stream_space() {
 }
 
 std::optional<StreamVariant> stream_variant(const KernelConfig& config) {
+  for (const StreamVariant& v : kVariants)
+    if (v.config() == config) return v;
   StreamVariant v{config.tile_m, config.stages, config.blocks};
   if (v.width < 1 || v.stages < 1) return std::nullopt;
   if (v.blocks == 0) v.blocks = natural_blocks(v);
@@ -163,8 +191,8 @@ std::vector<KernelProgram> stream_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
   for (const StreamVariant& v : kVariants) {
     for (size_t a = 0; a < kActivations; ++a)
-      list.push_back(stream_program(v, 1, static_cast<ramp_activation>(a)));
-    list.push_back(stream_program(v, 2, RAMP_ACTIVATION_SILU_AND_MUL));
+      add_program(list, stream_program(v, 1, static_cast<ramp_activation>(a)));
+    add_program(list, stream_program(v, 2, RAMP_ACTIVATION_SILU_AND_MUL));
   }
   return list;
 }
@@ -222,7 +250,7 @@ StreamBlock::StreamBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library,
 std::vector<KernelProgram> StreamBlock::programs(ramp_activation activation) const {
   std::vector<KernelProgram> list;
   for (const StreamVariant& v : kVariants)
-    for (const int gemm : {1, 2}) list.push_back(stream_program(v, gemm, activation));
+    for (const int gemm : {1, 2}) add_program(list, stream_program(v, gemm, activation));
   return list;
 }
 
@@ -252,10 +280,11 @@ StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, 
   const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  if (mean <= (large ? 0.5 : 1.0)) return kVariants[0];
-  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[3] : kVariants[4];
-  if (mean <= (large ? 2.0 : 4.0)) return kVariants[1];
-  return mean <= 64 ? kVariants[2] : kVariants[4];
+  if (tokens == 1) return kVariants[1];
+  if (mean <= (large ? 0.5 : 1.0)) return kVariants[2];
+  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[6] : kVariants[7];
+  if (mean <= (large ? 2.0 : 4.0)) return kVariants[3];
+  return mean <= 64 ? kVariants[5] : kVariants[7];
 }
 
 namespace {
@@ -267,6 +296,7 @@ struct Run {
   StreamVariant variant;
   int64_t top_k = 1;
   CUstream stream = nullptr;
+  StreamOwnPlan own{};
 
   [[nodiscard]] StreamParams common() const {
     const RowIndex& index = parts.prologue.index;
@@ -285,18 +315,24 @@ struct Run {
   [[nodiscard]] Grid grid(int gemm) const {
     // A multiple of the cluster size.
     const uint64_t blocks =
-        static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks);
-    return {blocks / 2 * 2, 1, kThreads, variant.shared_bytes(gemm)};
+        static_cast<uint64_t>(gpu.facts().sm_count) * static_cast<uint64_t>(variant.blocks_of(gemm));
+    return {blocks / 2 * 2, 1, variant.threads(gemm), variant.shared_bytes(gemm)};
   }
 
   void gemm1(CUfunction f, const GemmInput& in) const {
     const WeightViews views = weight_views(w);
     StreamParams p = common();
+    p.own = own;
     p.weights = static_cast<const unsigned char*>(views.w13.data);
     p.weight_scale = static_cast<const float*>(w.w13_scale.data);
     p.ws_expert = w.w13_scale.stride[0];
     p.ws_row = w.w13_scale.stride[1];
     p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
+    const int64_t up_scale = w.intermediate / kGroup * p.ws_row;
+    if (up_scale < 0 || up_scale > int64_t{UINT32_MAX})
+      fail_argument("w13_scale", fmt::format("rows {} elements apart", p.ws_row),
+                    "the up half's scales within 2^32 elements of the gate half's", "copy the scales closer");
+    p.up_scale = static_cast<unsigned>(up_scale);
     p.x = static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride;
     p.x_scale = in.scales;
@@ -335,6 +371,21 @@ struct Run {
   }
 };
 
+bool plans_itself(const BlockCall& call, const StreamVariant& variant) noexcept {
+  return variant.own_plan() && call.tokens * call.top_k <= kStreamOwnSlots;
+}
+StreamOwnPlan own_plan(const BlockCall& call) {
+  StreamOwnPlan own{};
+  own.slots = static_cast<int>(call.tokens * call.top_k);
+  own.ids_wide = call.ids.dtype == RAMP_I64 ? 1 : 0;
+  own.ids = call.ids.data;
+  own.ids_stride = call.ids.stride[0];
+  own.map = call.expert_map.data();
+  own.map_size = call.expert_map.size();
+  own.experts = static_cast<unsigned>(call.weights->experts);
+  return own;
+}
+
 StreamVariant variant_of(const KernelConfig* forced, const StreamVariant& chosen) {
   if (forced == nullptr) return chosen;
   if (const std::optional<StreamVariant> v = stream_variant(*forced)) return *v;
@@ -352,7 +403,11 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   check_workspace(call.workspace, call.workspace_bytes,
                   carve(w, call.tokens, call.top_k, variant.width, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, variant, call.top_k, stream};
+  Run run{*gpu_, w, parts, variant, call.top_k, stream};
+  if (plans_itself(call, variant)) {
+    run.own = own_plan(call);
+    parts.prologue.overlap = true;
+  }
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
   run.gemm1(functions[0], x);

@@ -1,6 +1,6 @@
 // The stream expert block (sm_90a, fp8_block, packed weights): prologue, two stream GEMMs
 // (kernels/sm90/stream.cu), combine. For steps in which experts have few rows it runs at the speed at which
-// weights come out of memory.
+// weights come out of memory. Of few slots GEMM 1's blocks make the plan themselves, while the prologue runs.
 #pragma once
 
 #include <cuda.h>
@@ -23,7 +23,18 @@ struct StreamVariant {
   int32_t width = 8;   // token rows per tile at most
   int32_t stages = 4;  // ring depth in 16 KB tiles
   int32_t blocks = 3;  // per SM
+  // GEMM 2: as GEMM 1 where 0; weight rows of an item, 64 or 128.
+  int32_t stages2 = 0, blocks2 = 0, rows2 = 128;
   friend auto operator<=>(const StreamVariant&, const StreamVariant&) = default;
+  [[nodiscard]] bool halves(int gemm) const noexcept { return gemm == 2 && rows2 == 64; }
+  [[nodiscard]] int32_t stages_of(int gemm) const noexcept {
+    return gemm == 2 && stages2 != 0 ? stages2 : stages;
+  }
+  [[nodiscard]] int32_t blocks_of(int gemm) const noexcept {
+    return gemm == 2 && blocks2 != 0 ? blocks2 : blocks;
+  }
+  [[nodiscard]] bool own_plan() const noexcept;  // whether GEMM 1's blocks can make the plan
+  [[nodiscard]] unsigned threads(int gemm) const noexcept;
   [[nodiscard]] uint32_t shared_bytes(int gemm) const noexcept;
   // As many blocks as registers and shared memory hold are not in its name.
   [[nodiscard]] KernelConfig config() const noexcept;

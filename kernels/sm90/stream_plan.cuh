@@ -1,0 +1,141 @@
+// A block's items, from the prologue's plan or (OWN_PLAN) from its own. That is made by one warp from the ids
+// where slots are few (T*k <= 64): tiles ordered by expert, rows by expert, then slot, exactly as
+// kernels/prologue/sort_few.cuh makes them. The ids are older than the prologue's launch, so GEMM 1's weights
+// are on their way while the prologue still converts x.
+#pragma once
+
+#include "sm90/ptx.cuh"
+#include "sm90/stream_items.cuh"
+
+#ifndef OWN_PLAN
+#define OWN_PLAN 0
+#endif
+
+// In shared memory: a pair of words per tile (expert; its first row, its rows and its first tile, 8 bits
+// each), the slot of every row, the number of tiles.
+constexpr u32 kOwnSlots = kStreamOwnSlots;
+constexpr u32 kOwnPlanBytes = 8 * kOwnSlots + 4 * kOwnSlots + 16;
+
+__device__ __forceinline__ void store_word(u32 address, u32 v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+__device__ __forceinline__ u32 load_word(u32 address) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+// From L2: L1 may hold what was there before.
+__device__ __forceinline__ int load_fresh(const int* p) {
+  int v;
+  asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ i64 load_fresh(const i64* p) {
+  i64 v;
+  asm volatile("ld.global.cg.s64 %0, [%1];" : "=l"(v) : "l"(p));
+  return v;
+}
+
+// Local expert of a slot; -1: none.
+__device__ __forceinline__ int own_expert(const StreamParams& p, u32 slot) {
+  const StreamOwnPlan& o = p.own;
+  if (slot >= (u32)o.slots) return -1;
+  const u32 token = slot / (u32)p.top_k;
+  const i64 at = (i64)token * o.ids_stride + (i64)(slot - token * (u32)p.top_k);
+  const i64 id = o.ids_wide != 0 ? load_fresh(static_cast<const i64*>(o.ids) + at)
+                                 : (i64)load_fresh(static_cast<const int*>(o.ids) + at);
+  if (o.map == nullptr) return (u64)id < (u64)o.experts ? (int)id : -1;
+  if ((u64)id >= o.map_size) return -1;
+  const int local = load_fresh(o.map + id);
+  return (u32)local < o.experts ? local : -1;
+}
+
+// One warp, lane l with slots l and l + 32. A barrier of the block follows.
+__device__ __forceinline__ void make_own_plan(const StreamParams& p, u32 table) {
+  constexpr u32 kAll = 0xffffffffu;
+  const u32 lane = threadIdx.x % 32;
+  int expert[2];
+  u32 valid[2], same[2][2], lower[2][2];  // [slot of this lane][word of slots]
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) expert[i] = own_expert(p, lane + 32 * i);
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) valid[i] = __ballot_sync(kAll, expert[i] >= 0);
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+#pragma unroll
+    for (u32 w = 0; w < 2; ++w) {
+      same[i][w] = valid[w];
+      lower[i][w] = 0;
+    }
+  }
+  // Experts are compared bit by bit, from the highest one on.
+#pragma unroll 1
+  for (int b = 31 - __clz((int)p.own.experts); b >= 0; --b) {
+    u32 ones[2];
+#pragma unroll
+    for (u32 w = 0; w < 2; ++w) ones[w] = __ballot_sync(kAll, (expert[w] >> b & 1) != 0);
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+      const u32 mine = 0u - ((u32)expert[i] >> b & 1u);
+#pragma unroll
+      for (u32 w = 0; w < 2; ++w) {
+        lower[i][w] |= same[i][w] & ~ones[w] & mine;
+        same[i][w] &= ~(ones[w] ^ mine);
+      }
+    }
+  }
+  const u32 below = (1u << lane) - 1u;
+  u32 rank[2], begins[2];  // among the expert's slots; slots that begin a tile
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    rank[i] = i == 0 ? __popc(same[i][0] & below) : __popc(same[i][0]) + __popc(same[i][1] & below);
+    begins[i] = __ballot_sync(kAll, expert[i] >= 0 && rank[i] % WIDTH == 0);
+  }
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    if (expert[i] < 0) continue;
+    const u32 begin = __popc(lower[i][0]) + __popc(lower[i][1]);
+    const u32 count = __popc(same[i][0]) + __popc(same[i][1]);
+    const u32 first_tile = __popc(lower[i][0] & begins[0]) + __popc(lower[i][1] & begins[1]);
+    store_word(table + 8 * kOwnSlots + 4 * (begin + rank[i]), lane + 32 * i);
+    if (rank[i] % WIDTH != 0) continue;
+    const u32 entry = table + 8 * (first_tile + rank[i] / WIDTH);
+    store_word(entry, (u32)expert[i]);
+    store_word(entry + 4, begin | count << 8 | first_tile << 16);
+  }
+  if (lane == 0) store_word(table + 12 * kOwnSlots, __popc(begins[0]) + __popc(begins[1]));
+}
+
+__device__ __forceinline__ u32 own_tiles(u32 table) {
+  return load_word(table + 12 * kOwnSlots);
+}
+__device__ __forceinline__ Item own_item(u32 table, u32 unit, u32 slices) {
+  const u32 entry = table + 8 * (unit / slices);
+  const u32 expert = load_word(entry);
+  const u32 rest = load_word(entry + 4);
+  return item_of((int)expert, (int)(rest & 255), (int)(rest >> 8 & 255), rest >> 16, unit, slices);
+}
+__device__ __forceinline__ int own_slot(u32 table, int row) {
+  return (int)load_word(table + 8 * kOwnSlots + 4 * (u32)row);
+}
+
+// ---------------------------------------------------------------- either plan
+
+__device__ __forceinline__ Item find_item(const StreamParams& p, const Work& work, u32 unit) {
+  if (OWN_PLAN && work.own != 0) return own_item(work.own, unit, work.slices);
+  return planned_item(p, work, unit);
+}
+__device__ __forceinline__ u32 source_row(int source, const StreamParams& p, const Work& work, int sorted) {
+  if (OWN_PLAN && work.own != 0 && source != kRowSorted)
+    return row_of_slot(source, p, own_slot(work.own, sorted));
+  return source_row(source, p, sorted);
+}
+
+// `slices` items per tile, over `places` blocks (or clusters). As few of them as need no more rounds: all end
+// together, and what is left over starts on the next kernel.
+__device__ __forceinline__ Work find_work(const StreamParams& p, u32 own, u32 slices, u32 places) {
+  const bool from_own = OWN_PLAN && own != 0;
+  const u32 units = (from_own ? own_tiles(own) : (u32)*p.num_tiles) * slices;
+  const u32 rounds = (units + places - 1) / places;
+  return {units, slices, rounds == 0 ? 1 : (units + rounds - 1) / rounds, from_own ? own : 0};
+}
