@@ -33,7 +33,7 @@ part() {
   echo "results: $name $((SECONDS - start)) s" >&2
 }
 
-points=(bench --backend cuda --no-check)
+points=(bench --backend cuda --no-check --fit none)
 part fp8 45 "${points[@]}" --routing 'uniform;zipf:1.2' --tokens 1,8,32,128,512,2048,8192 \
   --model olmoe,qwen3-30b,mixtral-8x7b,dsv3
 part bf16 35 "${points[@]}" --routing 'uniform;zipf:1.2' --tokens 1,32,128,512,2048,8192 --format bf16 \
@@ -56,6 +56,10 @@ for directory in "$out"/csv/*/; do
   done
 done
 
+# What the fits of this run are worth: the first part again with them.
+part fp8_fit 45 bench --backend cuda --no-check --fit "$out/fits" --routing 'uniform;zipf:1.2' \
+  --tokens 1,8,32,128,512,2048,8192 --model olmoe,qwen3-30b,mixtral-8x7b,dsv3
+
 # The regions put to the test: groups of row tiles, split depth and the wide tile, off and on.
 models=olmoe,qwen3-30b,32,8,7168,256,dsv3-tp8,mixtral-8x22b,phi3.5-moe,jamba-1.5,dbrx
 short=(--backend cuda --no-check --layers 2 --repeats 7 --routing uniform --model "$models")
@@ -64,9 +68,6 @@ part regions_fp8 30 bench "${short[@]}" --tokens 1,64,4096 \
   --config m8_n128_k128_s6_t320,m24_n128_k128_s6_t320,m128_n256_k128_s4_t384_g2,m128_n256_k128_s4_t384
 part regions_few 15 bench "${short[@]}" --isa sm90_few --tokens 1
 part regions_bf16 25 bench "${short[@]}" --format bf16 --tokens 8,512 --config m64_n128_k64_s4_t320,m64_n256_k64_s4_t576
-# What the fits that ship are worth: the first part again without them.
-part fp8_nofit 45 "${points[@]}" --fit none --routing 'uniform;zipf:1.2' --tokens 1,8,32,128,512,2048,8192 \
-  --model olmoe,qwen3-30b,mixtral-8x7b,dsv3
 rm -f "$out"/*.log
 
 if command -v python3 >/dev/null; then python3 "$root/bench/results.py" "$out" >"$out/results.md"; fi
