@@ -18,17 +18,6 @@ __device__ __forceinline__ u32 row_at(int source, const PrefillParams& p, int so
   return source == kRowSorted ? (u32)sorted : source_row(source, p, sorted);
 }
 
-// The unit that stands at place `at` of the order. Where all the token rows of GEMM 1 stay in L2 anyway, its
-// units are dealt out from kParts parts of the list in turn: experts with many rows, which keep the tensor
-// cores busy, run beside those with few, which wait for memory.
-__device__ __forceinline__ u32 unit_at(const PrefillParams& p, u32 at, u32 units) {
-  constexpr u32 kParts = 8;
-  constexpr u32 kSmall = 24u << 20;  // of L2's 60 MB; weights pass through the rest
-  const u32 part = units / kParts;
-  if (GEMM != 1 || (u64)(u32)*p.num_tiles * (u32)p.steps * kTile > kSmall || at >= part * kParts) return at;
-  return at % kParts * part + at / kParts;
-}
-
 #if GATHERED
 // 128 threads: thread t brings 16 bytes of rows t/8, t/8 + 16, ... The full barrier counts the copies itself.
 __device__ __forceinline__ void gather_flat(const PrefillParams& p, const Shared& s) {
@@ -38,7 +27,7 @@ __device__ __forceinline__ void gather_flat(const PrefillParams& p, const Shared
   const u32 place = t / 8 * 128 + ((t % 8) ^ (t / 8 % 8)) * 16;
   Place at;
   for (Walk walk; walk.unit() < units; walk.next()) {
-    const Item item = find_item(p, unit_at(p, walk.unit(), units), pairs, s.rank);
+    const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const u32 rows = (u32)item.rows;
     u32 row[8];
 #pragma unroll
@@ -79,7 +68,7 @@ __device__ __forceinline__ void bring_flat(const PrefillParams& p, const Shared&
   const u32 pairs = pairs_of(p);
   Place at;
   for (Walk walk; walk.unit() < units; walk.next()) {
-    const Item item = find_item(p, unit_at(p, walk.unit(), units), pairs, s.rank);
+    const Item item = find_item(p, walk.unit(), pairs, s.rank);
     const u8* tile = weight_tiles(p, item, s.rank);
     const u32 rows = h_rows(item);
     const u8* h = p.h + h_row(item) * (u32)p.steps * 128;
