@@ -116,7 +116,7 @@ class GpuBlock {
 class GpuBatched {
  public:
   GpuBatched(BatchedCase& c, ramp_context* context);
-  void run(const ramp_weights* w);
+  void run(const ramp_weights* w, int32_t config = 0);
   OnDevice x, x_scale, counts, row_weights, y;
 
  private:
