@@ -7,6 +7,7 @@
 #include <array>
 
 #include "gpu/prologue_support.hpp"
+#include "params/prologue.hpp"
 
 namespace ramp::gpu_test {
 namespace {
@@ -67,7 +68,7 @@ std::vector<int32_t> random_counts(Rng& rng, int64_t experts, int64_t most) {
 struct Plans {
   Plans(const DecideParams& host, int64_t slots, int64_t experts)
       : tiles(kMostCandidates * sizeof(Tile) * static_cast<uint64_t>(max_tiles(slots, experts, 8))),
-        counts(kMostCandidates * 4),
+        counts(kMostCandidates * 4 * kTileCounters),
         trace(8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts))),
         params(host) {
     Device::get().memory->fill(trace.data(), 0, 8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts)),
@@ -79,7 +80,7 @@ struct Plans {
     for (size_t c = 0; c < kMostCandidates; ++c) {
       params.plan[c].tiles =
           &(tiles.as<Tile>() + static_cast<int64_t>(c) * max_tiles(slots, experts, 8))->expert;
-      params.plan[c].num_tiles = counts.as<int32_t>() + c;
+      params.plan[c].num_tiles = counts.as<int32_t>() + kTileCounters * c;
     }
     params.trace = trace.as<unsigned long long>();
     params.trace_words = static_cast<unsigned>(4 + experts);
@@ -120,7 +121,8 @@ void compare(const Plans& plans, const std::vector<int32_t>& histogram, int64_t 
   const std::vector<int32_t> counts = plans.counts.get<int32_t>();
   const std::vector<Tile> tiles = plans.tiles.get<Tile>();
   for (unsigned c = 0; c < d.candidates; ++c) {
-    ASSERT_EQ(counts[c], static_cast<int32_t>(want[c].size())) << "candidate " << c;
+    ASSERT_EQ(counts[kTileCounters * c], static_cast<int32_t>(want[c].size())) << "candidate " << c;
+    for (unsigned i = 1; i < kTileCounters; ++i) ASSERT_EQ(counts[kTileCounters * c + i], 0);
     const auto from = static_cast<size_t>(static_cast<int64_t>(c) * max_tiles(slots, experts, 8));
     for (size_t i = 0; i < want[c].size(); ++i)
       ASSERT_EQ(std::memcmp(&tiles[from + i], &want[c][i], sizeof(Tile)), 0)
