@@ -51,9 +51,16 @@ def geometric_mean(values):
     return math.exp(sum(math.log(v) for v in values) / len(values)) if values else None
 
 
-def points_table(rows):
-    lines = ["| model | T | routing | us | p10–p90 | floor us | × floor | best open kernel us | speed-up | config |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+def key_of(row):
+    return row["model"], row["tokens"], row["routing"]
+
+
+def points_table(rows, fitted):
+    """fitted: rows of the same points chosen by fits, by key_of; may be empty."""
+    heads = ["model", "T", "routing", "us", "p10–p90", "floor us", "× floor", "best open kernel us", "speed-up", "config"]
+    if fitted:
+        heads += ["by fit us", "by fit config"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         ratio = row["ratio"]
         losing = ratio is not None and ratio < LEAST
@@ -63,6 +70,9 @@ def points_table(rows):
                  f"{number(row['p10_us'])}–{number(row['p90_us'])}", number(floor),
                  "–" if not floor else f"{row['us'] / floor:.2f}", peer, "–" if ratio is None else f"{ratio:.2f}",
                  short(row["config"])]
+        if fitted:
+            other = fitted.get(key_of(row))
+            cells += ["–", "–"] if other is None else [number(other["us"]), short(other["config"])]
         lines.append("| " + " | ".join(bold(c, losing) for c in cells) + " |")
     return "\n".join(lines)
 
@@ -94,8 +104,14 @@ def kernels(directory):
             parts.append("Not measured in this run.\n")
             continue
         parts.append(f"{rows[0]['device']}, {rows[0]['protocol']}. Losing rows in bold.\n")
-        parts.append(points_table(rows) + "\n")
+        fitted = {key_of(r): r for r in load(directory, names[0] + "_fit") or []}
+        parts.append(points_table(rows, fitted) + "\n")
         parts.append(goals_table(rows, fmt) + "\n")
+        gains = [r["us"] / fitted[key_of(r)]["us"] for r in rows if key_of(r) in fitted]
+        if gains:
+            parts.append("Chosen by the rules above (without a fit), and by the fits that the same run made: these are "
+                         f"{geometric_mean(gains):.3f} times as fast (geometric mean; {min(gains):.3f} to {max(gains):.3f}).\n")
+            parts.append("With them:\n\n" + goals_table(list(fitted.values()), fmt) + "\n")
     return parts
 
 

@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
 # Everything behind docs/results.md, measured on this machine's GPU:
 #
-#   bench/results.sh [DIR] [SECONDS]      # default: build/results, 110 s
+#   bench/results.sh [DIR] [SECONDS]      # default: build/results, 240 s
 #
 # writes JSON files into DIR and, where python3 is there, the page to DIR/results.md (bench/results.py DIR makes it
-# again from the files). RAMP names another binary than build/bin/ramp; profiles/ is where profiles of earlier runs
-# are taken from. The parts come in the order of their weight, each with a limit of its own; one for which no time
-# is left is missing in the page, which says so.
+# again from the files). PARTS, a regular expression, picks parts by name (PARTS='regret|evaluate'). RAMP names another binary than build/bin/ramp. The parts come in the order of their weight, each
+# with a limit of its own; one for which no time is left is missing in the page, which says so. About 20 s for each
+# model's regret, 13 s once for kernels.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ramp=${RAMP:-$root/build/bin/ramp}
 out=${1:-$root/build/results}
-total=${2:-110}
-mkdir -p "$out"
+total=${2:-240}
+mkdir -p "$out" "$out/fits" "$out/csv"
 begin=$SECONDS
 left() { echo $((total - (SECONDS - begin))); }
 # part NAME LIMIT ARGUMENT...: stdout to NAME.json, kept only where the command succeeded.
 part() {
   local name=$1 limit=$2 rest
   shift 2
+  [[ $name =~ ${PARTS:-.} ]] || return
   rest=$(left)
   [ "$rest" -lt 2 ] && { echo "results: no time left for $name" >&2; return; }
   [ "$rest" -lt "$limit" ] && limit=$rest
@@ -32,21 +33,20 @@ part() {
   echo "results: $name $((SECONDS - start)) s" >&2
 }
 
-points=(bench --backend cuda --no-check)
+points=(bench --backend cuda --no-check --fit none)
 part fp8 45 "${points[@]}" --routing 'uniform;zipf:1.2' --tokens 1,8,32,128,512,2048,8192 \
   --model olmoe,qwen3-30b,mixtral-8x7b,dsv3
 part bf16 35 "${points[@]}" --routing 'uniform;zipf:1.2' --tokens 1,32,128,512,2048,8192 --format bf16 \
   --model olmoe,qwen3-30b,mixtral-8x7b
 part bf16_wide 10 "${points[@]}" --routing 'uniform;zipf:1.2;zipf:2' --tokens 128 --format bf16 --model 64,4,3584,2560
 
-# Regret: profiles that are there are gone on from, so that little but the unseen points is timed.
-mkdir -p "$out/fits"
-for file in "$root"/profiles/*.profile.json; do
-  [ -e "$file" ] && cp -n "$file" "$out/fits/"
-done
+# Regret: profiled and fitted from nothing (the kernels of the day are not those of profiles/), judged at points
+# that the fit has not seen. The new files may replace those of profiles/.
 for model in olmoe qwen3-30b mixtral-8x7b dsv3; do
-  part "regret_$model" 40 profile --backend cuda --model "$model" --budget 8 --repeats 7 --judge --judge-budget 6 \
-    --judge-tokens 3,12,48,96,200,700,1500,3000,6000 --judge-routing 'zipf:0.4;zipf:0.9;zipf:1.6' -o "$out/fits" --csv "$out/csv"
+  part "regret_$model" 45 profile --backend cuda --model "$model" --fresh --budget 6 --repeats 5 --judge --judge-budget 4 \
+    --tokens 1,2,4,8,16,32,64,128,256,512,1024,2048,8192 --routing 'uniform;zipf:1.2' \
+    --judge-tokens 3,12,48,96,200,700,1500,3000,6000 --judge-routing 'zipf:0.4;zipf:0.9;zipf:1.6' \
+    -o "$out/fits" --csv "$out/csv"
 done
 for directory in "$out"/csv/*/; do
   [ -e "$directory/points.csv" ] || continue
@@ -55,6 +55,10 @@ for directory in "$out"/csv/*/; do
       --cost-model "$cost_model"
   done
 done
+
+# What the fits of this run are worth: the first part again with them.
+part fp8_fit 45 bench --backend cuda --no-check --fit "$out/fits" --routing 'uniform;zipf:1.2' \
+  --tokens 1,8,32,128,512,2048,8192 --model olmoe,qwen3-30b,mixtral-8x7b,dsv3
 
 # The regions put to the test: groups of row tiles, split depth and the wide tile, off and on.
 models=olmoe,qwen3-30b,32,8,7168,256,dsv3-tp8,mixtral-8x22b,phi3.5-moe,jamba-1.5,dbrx

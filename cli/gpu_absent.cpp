@@ -45,7 +45,8 @@ void GraphRounds::capture(size_t /*key*/, const std::function<void(void*)>& /*en
 void GraphRounds::clear() {
   absent();
 }
-std::vector<double> GraphRounds::time(std::span<const size_t> /*keys*/) {
+std::vector<double> GraphRounds::time(std::span<const size_t> /*keys*/,
+                                      const std::function<void()>& /*meanwhile*/) {
   absent();
 }
 size_t compile_configs(ramp_context* /*context*/, std::span<const core::KernelConfig> /*configs*/,

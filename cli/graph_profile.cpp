@@ -105,25 +105,39 @@ void GraphTimer::enqueue(int32_t number, void* stream) const {
   }
 }
 
+void GraphTimer::capture(size_t config, int32_t number) {
+  if (!graphs_.has(config))
+    graphs_.capture(
+        config, [&](void* stream) { enqueue(number, stream); }, seen_.insert(number).second);
+}
+
 std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
+                                  std::span<const core::Profiler::Task> next,
                                   std::span<const int32_t> numbers) {
   std::map<size_t, std::string> failed;
   std::vector<size_t> keys;
   for (const core::Profiler::Task& task : tasks) {
     if (failed.contains(task.config)) continue;
-    const int32_t number = numbers[task.config];
     try {
-      if (!graphs_.has(task.config))
-        graphs_.capture(
-            task.config, [&](void* stream) { enqueue(number, stream); }, seen_.insert(number).second);
+      capture(task.config, numbers[task.config]);
       keys.push_back(task.config);
     } catch (const core::Error& e) {
       failed.emplace(task.config, e.what());
     }
   }
-  const std::vector<double> us = graphs_.time(keys);
+  const std::vector<double> us = graphs_.time(keys, [&] {
+    for (const core::Profiler::Task& task : next) {
+      // One that has never run runs first, and not beside what is being timed.
+      if (!seen_.contains(numbers[task.config])) continue;
+      try {
+        capture(task.config, numbers[task.config]);
+      } catch (const core::Error&) {
+        return;  // it will fail again, and be reported, in its turn
+      }
+    }
+  });
   std::vector<Tick> ticks;
-  size_t next = 0;
+  size_t at_us = 0;
   for (const core::Profiler::Task& task : tasks) {
     const auto at = failed.find(task.config);
     if (at != failed.end()) {
@@ -131,7 +145,7 @@ std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
       continue;
     }
     // Whole nanoseconds: events have no more, and files stay small.
-    ticks.push_back({std::round(1e3 * us[next++] / static_cast<double>(layers_.size())) / 1e3, {}});
+    ticks.push_back({std::round(1e3 * us[at_us++] / static_cast<double>(layers_.size())) / 1e3, {}});
   }
   return ticks;
 }

@@ -4,7 +4,8 @@
 // mean of several). The layers' weights together are beyond the L2 cache at every point, so a replay never
 // finds its weights there; x is the same for all layers, as in the layers protocol of `ramp bench`.
 //
-// The graphs of a round are replayed one behind the other without a pause.
+// The graphs of a round are replayed one behind the other without a pause; those of the next batch are
+// captured meanwhile, which takes about as long.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +34,7 @@ class GraphTimer final : public TickSource {
   void prepare(const TimedPoint& point) override;
   [[nodiscard]] size_t batch() const override { return 32; }
   std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
+                        std::span<const core::Profiler::Task> next,
                         std::span<const int32_t> numbers) override;
 
  private:
@@ -42,6 +44,7 @@ class GraphTimer final : public TickSource {
     std::shared_ptr<void> y;
   };
   void enqueue(int32_t number, void* stream) const;
+  void capture(size_t config, int32_t number);
 
   ramp_context* context_;
   const std::vector<RunnableLayer>& weights_;

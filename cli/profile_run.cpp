@@ -274,6 +274,7 @@ class ProfileRun {
       options.judge_after = 1;  // one replay tells who is out of the question
       options.hopeless_ratio = 1.5;
       options.neighbour_ratio = 1.5;
+      options.settled_us = 1000;  // per layer: what a first replay loses is below 1% of that
       options.narrow_ratio = 1.15;
       options.narrow_after = 2;
       return options;
@@ -348,8 +349,8 @@ class ProfileRun {
       }
     } else {
       options.judge_after = 2;
-      options.everybody = true;
     }
+    options.everybody = true;
     core::Profiler profiler(std::move(table), c.model, work_of(points), options);
     time(c, "judging", profiler, timer, points, numbers, {});
     Judgement j = judge(merge_halves(profiled), profiler.data(), dispatcher);

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace ramp::cli {
@@ -53,7 +54,9 @@ void run_profiler(core::Profiler& profiler, TickSource& source, const std::vecto
       source.prepare(points[prepared]);
     }
     const std::vector<core::Profiler::Task> tasks = profiler.round(source.batch());
-    const std::vector<Tick> ticks = source.run(tasks, numbers);
+    const std::vector<core::Profiler::Task> more = profiler.round(2 * source.batch());
+    const std::vector<Tick> ticks =
+        source.run(tasks, std::span(more).subspan(std::min(tasks.size(), more.size())), numbers);
     size_t failed = numbers.size();  // no config
     for (size_t i = 0; i < tasks.size(); ++i) {
       if (tasks[i].config == failed) continue;  // what was left of it is not asked for any more

@@ -41,9 +41,11 @@ class TickSource {
   virtual void prepare(const TimedPoint& point) = 0;
   // How many tasks it likes to run at once.
   [[nodiscard]] virtual size_t batch() const { return 1; }
-  // One tick per task, in their order; all tasks are of the prepared point. numbers[task.config]: the
-  // context's number of the config, 0: it chooses.
+  // One tick per task, in their order; all tasks are of the prepared point. next: what will probably follow,
+  // of the same point, to make ready meanwhile. numbers[task.config]: the context's number of the config, 0:
+  // it chooses.
   virtual std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
+                                std::span<const core::Profiler::Task> next,
                                 std::span<const int32_t> numbers) = 0;
 };
 

@@ -23,7 +23,7 @@ struct PrefillParams {
   const float* x_scale;    // GEMM1: [.., H/128]
   long long x_scale_stride;
   int x_source, x_scale_source;  // RowSource (params/block.hpp)
-  const StreamTile* tiles;       // of kPrefillRows rows
+  StreamTile* tiles;             // of kPrefillRows rows; reserved counts what is done of h
   const int* num_tiles;
   const int* offsets;  // [E+1]
   const int* slots;
@@ -37,9 +37,27 @@ struct PrefillParams {
   long long out_stride;      // elements from row to row
   const float* slot_weight;  // GEMM2: nullptr: 1
   long long slot_weight_token, slot_weight_slot;
+  // fp8_block, zeroed by the prologue: units taken by GEMM 1 and by GEMM 2, 1 when the plan is there
+  // (sm90/prefill_queue.cuh).
+  int* tickets;
   // prefill_flat.cu alone, FP8:
   float x_static;  // the tokens' scale where x_scale is nullptr
   float h_static;  // fp8_tensor, GEMM1: the scale of h
+};
+
+// Rows of x as GEMM 1 reads them without a gather (sm90/prefill_pack.cu): packed as h is.
+struct PrefillPackParams {
+  const unsigned char* x;
+  long long x_stride;  // bytes
+  const float* x_scale;
+  long long x_scale_stride;
+  int x_source, x_scale_source;
+  const StreamTile* tiles;
+  const int* num_tiles;
+  const int* slots;
+  int top_k, steps;
+  unsigned char* packed;
+  float* packed_scale;
 };
 
 }  // namespace ramp::core::cuda

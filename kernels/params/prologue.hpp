@@ -17,6 +17,8 @@ constexpr unsigned kPrologueMaxExperts = 2 * kPrologueThreads;  // a thread scan
 constexpr unsigned kSegment = 512;
 // Slots that a block of the third launch ranks at a time.
 constexpr unsigned kSubChunk = 2048;
+// Words of num_tiles: the number of tiles and three counters for GEMMs, which the index leaves at zero.
+constexpr unsigned kTileCounters = 4;
 
 // The sort of T*k slots by local expert (see kernels/prologue/sort.cuh).
 struct SortParams {
@@ -32,7 +34,7 @@ struct SortParams {
   int* rows;        // [slots]: row -> flat slot
   int* positions;   // [slots]: flat slot -> row or -1
   int* tiles;       // {expert, first, rows, 0} each
-  int* num_tiles;
+  int* num_tiles;  // [kTileCounters]: the number, then zeros
   long long* counters;  // [2]: += masked, += out of range; or nullptr
   int* counts;          // several launches: [chunks][experts], then [experts] totals
   // Capacity instead of an index: slots of rank >= capacity in their expert get id -1 and weight 0.

@@ -211,9 +211,15 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
   return (u32)(all >> 32);
 }
 
+// The number of tiles; GEMMs count in the words behind it (params/prefill.hpp).
+__device__ __forceinline__ void store_num_tiles(const SortParams& p, u32 tiles) {
+  p.num_tiles[0] = (i32)tiles;
+#pragma unroll
+  for (u32 i = 1; i < kTileCounters; ++i) p.num_tiles[i] = 0;
+}
 __device__ __forceinline__ void store_offsets(const SortParams& p, const SortShared& s, u32 tiles) {
   for (u32 e = threadIdx.x; e <= p.experts; e += kPrologueThreads) p.offsets[e] = (i32)s.first[e];
-  if (threadIdx.x == 0) *p.num_tiles = (i32)tiles;
+  if (threadIdx.x == 0) store_num_tiles(p, tiles);
 }
 
 // Row `row` of an expert is there: writes it, and the tile if it begins one.

@@ -4,6 +4,7 @@
 
 #include "prologue/values.cuh"
 #include "sm90/few_plan.cuh"
+#include "sm90/silu.cuh"
 
 constexpr u32 kAllLanes = 0xffffffffu;
 enum Dtype { kF32 = 1, kF16 = 2, kBf16 = 3, kE4m3 = 4 };  // as ramp_dtype
@@ -79,7 +80,7 @@ __device__ __forceinline__ void convert_x(const FewParams& p, u32 token, u32 k) 
 }
 
 __device__ __forceinline__ float activate(int activation, float g, float u) {
-  if (activation == 0) return g / (1.0f + expf(-g)) * u;
+  if (activation == 0) return __fmul_rn(silu(g), u);
   if (activation == 1) return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
   const float z = 0.79788456f * (g + 0.044715f * g * g * g);
   return 0.5f * g * (1.0f + tanhf(z)) * u;

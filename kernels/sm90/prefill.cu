@@ -8,21 +8,25 @@
 //   GEMM        1: w13, SwiGLU and requantisation in the epilogue, h as packed tiles.
 //               2: w2, router weight, bf16 rows.
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
+//   GATHER      GEMM 1: 1: token rows by index from x; 0: from a copy that is put in order first
+//   (prefill_pack.cu).
+//               GEMM 2: 0
 //   STAGES      ring depth: 48 KB each
 //
 // Blocks run in clusters of two. Where an expert has two row tiles of more than 64 rows, the blocks of a
 // cluster take one each, and each brings one of the two weight tiles of a step for both (multicast). What is
 // left of an expert, a row tile or two, is divided between them by pairs of slices.
 //
-// Warpgroup 2 fills the ring: packed weight tiles (and GEMM 2's packed h) by bulk copies, GEMM 1's token rows
-// by index with 16-byte copies, swizzled by hand, scales beside them. The grid is persistent: clusters stride
-// over units, ordered by expert, group of row tiles, pair of slices, row tile, so that what runs at the same
-// time shares weights and tokens in L2.
+// Warpgroup 2 fills the ring: one warp brings packed weight and row tiles by bulk copies, and scales; with a
+// gather two more bring token rows by index with 16-byte copies, swizzled by hand. Its last warp looks for
+// the next unit of work (prefill_queue.cuh). The grid is persistent: clusters take units as they get free,
+// ordered by expert, group of row tiles, pair of slices, row tile, so that what runs at the same time shares
+// weights and tokens in L2.
 #define WGMMA_E4M3
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/prefill.hpp"
-#include "sm90/prefill_copy.cuh"
+#include "sm90/prefill_bring.cuh"
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_math.cuh"
 #include "sm90/prefill_ptx.cuh"
@@ -30,7 +34,7 @@
 
 template <int SLICES>
 __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at,
-                                         u32 exchange) {
+                                         u32 exchange, int done) {
   const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
   float weight[2] = {1.0f, 1.0f};
   int slot[2] = {0, 0};
@@ -43,33 +47,36 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
   float sum[SLICES][64];
   accumulate<SLICES>(p, s, at, group, sum, weight, slot);
   if (GEMM == 1)
-    store_h<SLICES>(p, s, item, group, sum, exchange);
+    store_h<SLICES>(p, s, item, group, sum, exchange, done);
   else
     store_rows<SLICES>(p, s, item, group, sum, weight);
 }
 
+__device__ __forceinline__ Item announced_item(const Shared& s, const Place& at) {
+  barrier_wait(s.full + 8 * at.slot, at.round);
+  const uint4 v = load_words_where(s.items + 16 * at.slot, threadIdx.x % 32 == 0);  // who frees the slot
+  return Item{uniform(v.x), uniform(v.y), uniform(v.z), uniform(v.w), 0, false};
+}
 __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s) {
-  const u32 units = units_of(p);
   Place at;
+  int done = -1;          // GEMM 1: the row tile of the last item
   u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
-  for (Walk walk; walk.unit() < units; walk.next()) {
-    barrier_wait(s.full + 8 * at.slot, at.round);
-    const uint4 v = load_words(s.items + 16 * at.slot);
-    const Item item{(int)v.x, (int)v.y, (int)v.z, (int)v.w, 0, false};
+  for (Item item = announced_item(s, at); item.rows >= 0; item = announced_item(s, at)) {
     if (item.rows > 64) {
-      run_item<2>(p, s, item, at, exchange);
+      run_item<2>(p, s, item, at, exchange, done);
+      done = item.tile;
     } else if (item.rows > 0) {
-      run_item<1>(p, s, item, at, exchange);
+      run_item<1>(p, s, item, at, exchange, done);
+      done = item.tile;
       exchange ^= 512;
     } else {
       for (int k = 0; k < p.steps; ++k, at.next()) {
         barrier_wait(s.full + 8 * at.slot, at.round);
-        __syncwarp();  // every lane has read the item
         release(s, at.slot);
       }
     }
   }
-  if (GEMM == 1) bulk_wait();
+  if (GEMM == 1) tell_rows(p, done);
 }
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
@@ -84,27 +91,34 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
   s.weight_scales = s.items + 16 * STAGES;
   s.full = s.weight_scales + kWeightScales * STAGES;
   s.empty = s.full + 8 * STAGES;
+  s.queue = s.empty + 8 * STAGES;
   s.rank = cluster_rank();
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {
-      // GEMM 1: the gathering threads and the announcement of bytes; GEMM 2: that and two weight scales.
-      barrier_init(s.full + 8 * i, GEMM == 1 ? 129 : 3);
+      barrier_init(s.full + 8 * i, kFullArrivals);
       barrier_init(s.empty + 8 * i, kArrivals);
     }
+    init_queue(s, kCopying);
     barrier_init_fence();
   }
   cluster_sync();
-  dependency_wait();
+  if (GEMM == 1) dependency_wait();
   if (p.early) launch_dependents();
   if (threadIdx.x >= kMathThreads) {
-    registers_release<GEMM == 1 ? 56 : 40>();
-    if (GEMM == 1)
-      gather(p, s);
-    else if (threadIdx.x < kMathThreads + 32)
+    registers_release<56>();
+    const u32 warp = (threadIdx.x - kMathThreads) / 32;
+    if (warp == 3) {
+      if (GEMM == 1 && blockIdx.x == 0 && threadIdx.x % 32 == 0) store_release(p.tickets + 2, 1);
+      schedule(p, s);
+    } else if (warp == 0) {
       bring(p, s);
+    } else if (kGather) {
+      gather(p, s);
+    }
   } else {
-    registers_take<GEMM == 1 ? 224 : 232>();
+    registers_take<224>();
     compute(p, s);
   }
-  cluster_sync();  // no block leaves while its partner may still write to it
+  if (GEMM == 2) dependency_wait();  // whoever waits for this kernel has waited for GEMM 1
+  cluster_sync();                    // no block leaves while its partner may still write to it
 }

@@ -105,13 +105,15 @@ __device__ __forceinline__ u32 h_rows(const Item& item) {
   return (u32)(item.rows + 7) / 8 * 8;
 }
 
-__device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, int sorted) {
-  const int slot = p.slots[sorted];
+__device__ __forceinline__ u32 slot_row(int source, const PrefillParams& p, int slot) {
   return (u32)(source == kRowSlot ? slot : slot / p.top_k);
+}
+__device__ __forceinline__ u32 source_row(int source, const PrefillParams& p, int sorted) {
+  return slot_row(source, p, p.slots[sorted]);
 }
 
 struct Shared {
-  u32 ring, amax, scales, staging, items, weight_scales, full, empty;
+  u32 ring, amax, scales, staging, items, weight_scales, full, empty, queue;
   u32 rank;  // in the cluster
 };
 

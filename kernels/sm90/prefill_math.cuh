@@ -1,7 +1,9 @@
 // The math warps' side of the prefill kernel (prefill.cu): main loop and epilogues.
 #pragma once
 
+#include "sm90/prefill_bring.cuh"
 #include "sm90/prefill_items.cuh"
+#include "sm90/prefill_queue.cuh"
 #include "sm90/wgmma.cuh"
 
 // This warp has done with a slot: the lanes that have read scales from it say so here, one of them to the
@@ -19,7 +21,35 @@ __device__ __forceinline__ void multiply(float (&part)[64], u64 a, u64 b) {
   wgmma_commit();
 }
 
-// An item's main loop. SLICES: 2, or 1 where the warpgroups share an item of at most 64 rows.
+// What a step's sums of this thread are multiplied by: GEMM 1: gate and up rows, GEMM 2: the slices; each for
+// rows 8 apart.
+template <int SLICES>
+__device__ __forceinline__ void load_factors(float (&factor)[2][2], const Shared& s, u32 slot, u32 row,
+                                             u32 group) {
+  float token[2], scale[2];
+  load_scales(token, scale, s.scales + slot * kScales + 4 * row, s.weight_scales + slot * kWeightScales,
+              threadIdx.x % 4 == 0);
+  token[0] = from_quad(token[0]);
+  token[1] = from_quad(token[1]);
+  scale[0] = from_quad(scale[0]);
+  scale[1] = from_quad(scale[1]);
+  if (GEMM == 2 && SLICES == 1) scale[0] = group != 0 ? scale[1] : scale[0];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) factor[i][r] = scale[i] * token[r];
+}
+template <int SLICES>
+__device__ __forceinline__ void promote(float (&sum)[64], const float (&part)[64],
+                                        const float (&factor)[2][2], int slice) {
+#pragma unroll
+  for (int j = 0; j < 64; ++j)
+    sum[j] = fmaf(part[j], factor[GEMM == 1 ? j / 4 % 2 : slice][j / 2 % 2], sum[j]);
+}
+// An item's main loop. SLICES: 2, or 1 where the warpgroups share an item of at most 64 rows. What the next
+// step needs (its barrier, its factors, its descriptors) is fetched while the last wgmmas of this one run;
+// all of that sits in uniform registers, for which ptxas must see that the warps' way through the items does
+// not diverge.
 template <int SLICES>
 __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared& s, Place& at, u32 group,
                                            float (&sum)[SLICES][64], float (&weight)[2],
@@ -30,36 +60,39 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   for (int i = 0; i < SLICES; ++i)
 #pragma unroll
     for (int j = 0; j < 64; ++j) sum[i][j] = 0.0f;
+  at.slot = (u32)uniform(at.slot);
+  at.round = (u32)uniform(at.round);
+  float factor[2][2];
+  barrier_wait(s.full + 8 * at.slot, at.round);
+  if (kGather) proxy_fence();
+  load_factors<SLICES>(factor, s, at.slot, row, group);
+  const u32 a_offset = SLICES == 2 ? group * 8192 : 0;
+  const u32 b_offset = kTile + (SLICES == 2 ? 0 : group * kTile);
+  const u32 a_first = __shfl_sync(0xffffffffu, (u32)descriptor(s.ring + a_offset), 0);
+  const u32 b_first = __shfl_sync(0xffffffffu, (u32)descriptor(s.ring + b_offset), 0);
   for (int k = 0; k < p.steps; ++k) {
-    const u32 stage = s.ring + at.slot * kStage;
-    barrier_wait(s.full + 8 * at.slot, at.round);
-    const u64 a = descriptor(stage + (SLICES == 2 ? group * 8192 : 0));
-    const u64 b = descriptor(stage + kTile + (SLICES == 2 ? 0 : group * kTile));
+    const u32 here = at.slot;
+    const u64 high = descriptor(0) >> 32 << 32;
+    const u64 a = high | (a_first + at.slot * (kStage / 16)), b = high | (b_first + at.slot * (kStage / 16));
     float part[64];
-    multiply(part, a, b);
-    float token[2], scale[2];
-    load_scales(token, scale, s.scales + at.slot * kScales + 4 * row,
-                s.weight_scales + at.slot * kWeightScales, lane % 4 == 0);
-    token[0] = from_quad(token[0]);
-    token[1] = from_quad(token[1]);
-    scale[0] = from_quad(scale[0]);
-    scale[1] = from_quad(scale[1]);
+    float next[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
+    at.next();
 #pragma unroll
     for (int i = 0; i < SLICES; ++i) {
-      if (i > 0) multiply(part, a, b + kTile / 16);
-      // Columns of even n8 blocks are gate rows, of odd ones up rows (GEMM 1); a slice has one scale (GEMM
-      // 2).
-      const float even = GEMM == 1 ? scale[0] : SLICES == 2 ? scale[i] : group != 0 ? scale[1] : scale[0];
-      const float odd = GEMM == 1 ? scale[1] : even;
-      const float factor[2][2] = {{even * token[0], even * token[1]}, {odd * token[0], odd * token[1]}};
+      multiply(part, a, b + i * (kTile / 16));
+      if (i == SLICES - 1 && k + 1 < p.steps) {
+        barrier_wait(s.full + 8 * at.slot, at.round);
+        if (kGather) proxy_fence();
+        load_factors<SLICES>(next, s, at.slot, row, group);
+      }
       wgmma_wait<0>();
 #pragma unroll
       for (int j = 0; j < 64; ++j) pin(part[j]);
-      if (i == SLICES - 1) release(s, at.slot);
-#pragma unroll
-      for (int j = 0; j < 64; ++j) sum[i][j] = fmaf(part[j], factor[j / 4 % 2][j / 2 % 2], sum[i][j]);
+      if (i == SLICES - 1) release(s, here);
+      promote<SLICES>(sum[i], part, factor, i);
     }
-    at.next();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) factor[i / 2][i % 2] = next[i / 2][i % 2];
     if (GEMM == 2 && k == 0 && p.slot_weight != nullptr) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -69,18 +102,16 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
     }
   }
 }
-
 // silu(gate) * up, the group's scale, codes; packed as GEMM 2 reads them. `exchange`: 2 x 64 amax values,
 // where each warpgroup has half of the group's columns.
 template <int SLICES>
 __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s, const Item& item, u32 group,
-                                        float (&sum)[SLICES][64], u32 exchange) {
+                                        float (&sum)[SLICES][64], u32 exchange, int done) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp_row = threadIdx.x % 128 / 32 * 16;
   const u32 base = (SLICES == 2 ? group * 64 : 0) + warp_row;
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
-  bulk_wait_read();  // the staging is free again
-  __syncwarp();
+  tell_rows(p, done);  // the staging is free again, too
   float h[SLICES][32];
   float amax[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -155,12 +186,17 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
   const u32 lane = threadIdx.x % 32;
   const u32 base = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16;
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
-  // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
+  // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1; it stores 16 bytes of row l /
+  // 16 and of every second one below.
   const u32 to = staging + lane % 16 * 256;
+  const u32 from = staging + lane / 16 * 256;
+  const int left = item.rows - (int)(base + lane / 16);
+  u16* const out = p.rows + (i64)(item.first + (int)(base + lane / 16)) * p.out_stride +
+                   (2 * item.pair + (SLICES == 2 ? 0 : (int)group)) * 128 + lane % 16 * 8;
+  const i64 two_rows = 2 * p.out_stride;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
-    const u32 slice = 2 * (u32)item.pair + (SLICES == 2 ? i : group);
-    if (slice >= (u32)p.slices) break;
+    if (2 * item.pair + (SLICES == 2 ? i : (int)group) >= p.slices) break;
 #pragma unroll
     for (u32 j = 0; j < 16; j += 2) {
       const float* const v = &sum[i][4 * j];
@@ -170,15 +206,13 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
                      bf16_pair(v[6] * weight[1], v[7] * weight[1]));
     }
     __syncwarp();
+    uint4 words[8];
 #pragma unroll
-    for (u32 r = 0; r < 16; r += 2) {
-      const u32 row = r + lane / 16;
-      const uint4 words = load_words(staging + row * 256 + ((lane % 16) ^ (row % 8)) * 16);
-      if (base + row < (u32)item.rows)
-        store_global(
-            p.rows + (i64)(item.first + (int)(base + row)) * p.out_stride + slice * 128 + lane % 16 * 8,
-            words);
-    }
+    for (u32 r = 0; r < 8; ++r)
+      words[r] = load_words(from + r * 512 + ((lane % 16) ^ (2 * r + lane / 16) % 8) * 16);
+#pragma unroll
+    for (int r = 0; r < 8; ++r)
+      if (2 * r < left) store_global(out + r * two_rows + i * 128, words[r]);
     __syncwarp();
   }
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/types.cuh"
+#include "sm90/silu.cuh"
 
 __device__ __forceinline__ float load_float(u32 address) {
   float v;
@@ -29,6 +30,26 @@ __device__ __forceinline__ uint4 load_words(u32 address) {
                : "memory");
   return v;
 }
+// The same in the lanes that `mine` names, zeros in the others.
+__device__ __forceinline__ uint4 load_words_where(u32 address, bool mine) {
+  uint4 v;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n"
+      "mov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+      "@p ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "r"(address), "r"((u32)mine)
+      : "memory");
+  return v;
+}
+__device__ __forceinline__ uint4 load_global(const void* address) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address)
+               : "memory");
+  return v;
+}
 __device__ __forceinline__ void store_global(void* address, const uint4& v) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
@@ -42,6 +63,28 @@ __device__ __forceinline__ void store_u16(u32 address, u16 v) {
 __device__ __forceinline__ void store_words(u32 address, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
+}
+
+// Counters in global memory that blocks of this GPU share.
+__device__ __forceinline__ u32 atomic_increment(int* counter) {
+  u32 before;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+__device__ __forceinline__ void add_release(int* counter, int v) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(v) : "memory");
+}
+__device__ __forceinline__ void store_release(int* to, int v) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+__device__ __forceinline__ int load_acquire(const int* from) {
+  int v;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
+// Between ordinary accesses to global memory and those of bulk copies.
+__device__ __forceinline__ void proxy_fence_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
 // Arrives in the partner block: bar is an address that remote_address() has given.
@@ -87,6 +130,12 @@ __device__ __forceinline__ float from_quad(float v) {
   return __shfl_sync(0xffffffffu, v, (int)(threadIdx.x & 28u));
 }
 
+// A value that all lanes have, in such a way that the compiler knows it: what depends on it stays in uniform
+// registers, branches on it are no divergence.
+__device__ __forceinline__ int uniform(u32 v) {
+  return (int)__shfl_sync(0xffffffffu, v, 0);
+}
+
 // Registers per thread of this warpgroup from here on.
 template <int COUNT>
 __device__ __forceinline__ void registers_take() {
@@ -97,30 +146,16 @@ __device__ __forceinline__ void registers_release() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-__device__ __forceinline__ float reciprocal(float v) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-
 // a / scale as far as its code shows, given inverse = 1/scale rounded correctly: prologue/quantize.cuh.
 __device__ __forceinline__ float quotient(float a, float scale, float inverse) {
   const float q = __fmul_rn(a, inverse);
   return __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
 }
 
-// a / b, correctly rounded as the compiler's division is, but without its branches, which would run the 64
-// elements of an epilogue one after the other. b between 1 and 2^126. An infinite a gives NaN, which is what
-// becomes of its token anyway.
-__device__ __forceinline__ float divide(float a, float b) {
-  float r = reciprocal(b);
-  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
-  const float q = __fmul_rn(a, r);
-  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
-}
+// The stream kernel's: the same bits.
 __device__ __forceinline__ float activate(float g, float u) {
 #if ACTIVATION == 0
-  return divide(g, fminf(1.0f + expf(-g), 0x1p126f)) * u;
+  return __fmul_rn(silu(g), u);
 #elif ACTIVATION == 1
   return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
 #else

@@ -6,6 +6,7 @@
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/stream.hpp"
+#include "sm90/silu.cuh"
 
 using namespace ramp::core::cuda;
 
@@ -63,7 +64,7 @@ __device__ __forceinline__ u64 packed_row(const Item& item) {
 
 __device__ __forceinline__ float activate(float g, float u) {
 #if ACTIVATION == 0
-  return g / (1.0f + expf(-g)) * u;
+  return __fmul_rn(silu(g), u);
 #elif ACTIVATION == 1
   return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
 #else

@@ -152,8 +152,9 @@ std::vector<Profiler::Task> Profiler::round(size_t most) const {
   for (size_t turn = turn_; turn < alive_.size() && tasks.size() < most; ++turn) {
     const size_t config = alive_[turn];
     const int32_t warmups = turn == turn_ ? warmup_left_ : samples_[config].empty() ? options_.warmup : 0;
-    for (int32_t w = 0; w < warmups; ++w) tasks.push_back({config, order_[at_], true});
-    tasks.push_back({config, order_[at_], false});
+    for (int32_t w = 0; w < (settles_ ? std::min(warmups, 1) : warmups); ++w)
+      tasks.push_back({config, order_[at_], true});
+    if (warmups == 0 || !settles_) tasks.push_back({config, order_[at_], false});
   }
   return tasks;
 }
@@ -178,8 +179,9 @@ void Profiler::start_point() {
     if (alive_.empty()) continue;
     if (options_.budget_us > 0) {
       sort_by_neighbour();
-      if (options_.neighbour_ratio > 0 && !options_.everybody) leave_out_by_neighbour();
+      if (options_.neighbour_ratio > 0) leave_out_by_neighbour();
     }
+    settles_ = options_.settled_us > 0 && at_ > 0 && best_at(order_[at_ - 1]) >= options_.settled_us;
     share_us_ = share();
     start_config();
     return;
@@ -216,15 +218,22 @@ void Profiler::sort_by_neighbour() {
   std::stable_sort(alive_.begin(), alive_.end(), [&](size_t a, size_t b) { return key[a] < key[b]; });
 }
 
+double Profiler::best_at(size_t point) const {
+  double best = std::numeric_limits<double>::infinity();
+  for (size_t c = 0; c < data_.configs.size(); ++c) {
+    const double us = data_.us[point * data_.configs.size() + c];
+    if (us < best) best = us;
+  }
+  return best;
+}
+
 // Points are visited by rising rows, so all visited ones have no more rows than this one. The best's ratio is
 // 1: somebody always stays.
 void Profiler::leave_out_by_neighbour() {
   constexpr double kNoise = 1.1;  // of single samples
   const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
-  std::vector<double> best(data_.points.size(), std::numeric_limits<double>::infinity());
-  for (size_t i = 0; i < at_; ++i)
-    for (size_t c = 0; c < data_.configs.size(); ++c)
-      if (timing(order_[i], c) < best[order_[i]]) best[order_[i]] = timing(order_[i], c);
+  std::vector<double> best(data_.points.size());
+  for (size_t i = 0; i < at_; ++i) best[order_[i]] = best_at(order_[i]);
   const size_t before = alive_.size();
   std::vector<size_t> stay;
   for (const size_t c : alive_) {

@@ -52,7 +52,8 @@ struct ProfilerOptions {
   double neighbour_ratio = 0;
   // Configs (by index) that are left out nowhere: what static policies are made of.
   std::vector<size_t> always;
-  // With a budget: leave nobody out and give everybody judge_after samples (judging needs all of them).
+  // With a budget: the budget leaves nobody out and everybody gets judge_after samples (judging needs all of
+  // them). What neighbour_ratio leaves out stays out.
   bool everybody = false;
   // us: median of the even samples, us_repeat: of the odd ones (configs with one sample have no repeat):
   // what a guard and a noise floor need. Off: us is the median of all.
@@ -76,9 +77,9 @@ class Profiler {
   // What to run now; the same until it is reported. nullopt: the profile is complete.
   [[nodiscard]] std::optional<Task> next() const noexcept;
   // What next() will say, task by task, until the round ends or at least `most` tasks are there: for timers
-  // that run many things back to back. Holds as long as every tick is good, none of a warm-up settles
-  // (settled_us), nothing fails and no budget runs out: whoever reports a list of ticks compares each task
-  // with next() and asks again where they differ.
+  // that run many things back to back. Holds as long as every tick is good, warm-ups settle (settled_us)
+  // where the point before lets one expect it and there alone, nothing fails and no budget runs out: whoever
+  // reports a list of ticks compares each task with next() and asks again where they differ.
   [[nodiscard]] std::vector<Task> round(size_t most) const;
   // Microseconds of the task of next(). A bad tick is not a sample: the task comes again.
   // Throws Error when there is no task.
@@ -117,6 +118,7 @@ class Profiler {
   void leave_out_by_neighbour();
   [[nodiscard]] double share() const noexcept;
   [[nodiscard]] bool is_always(size_t config) const;
+  [[nodiscard]] double best_at(size_t point) const;  // +infinity: nothing was measured there
   [[nodiscard]] double fastest_median() const;
   double& timing(size_t point, size_t config) { return data_.us[point * data_.configs.size() + config]; }
 
@@ -136,6 +138,7 @@ class Profiler {
   size_t turn_ = 0;                           // index into alive_
   int32_t warmup_left_ = 0;
   int32_t bad_ticks_ = 0;
+  bool settles_ = false;                     // the point before was so slow that first ticks will settle here
   double share_us_ = 0, spent_here_us_ = 0;  // of this point
 };
 

@@ -46,7 +46,8 @@ TEST(CliCache, WarmListClear) {
     EXPECT_TRUE(p["error"].is_null()) << p;
   }
   r = ramp(std::vector<std::string>{"cache", "warm", "--arch", "sm_80"} + here);
-  for (const json& p : r.parsed()["programs"]) EXPECT_TRUE(p["cached"].get<bool>()) << p;
+  j = r.parsed();  // a name: the loop would outlive a temporary
+  for (const json& p : j["programs"]) EXPECT_TRUE(p["cached"].get<bool>()) << p;
 
   r = ramp(std::vector<std::string>{"cache", "list"} + here);
   ASSERT_EQ(r.code, 0) << r.err;

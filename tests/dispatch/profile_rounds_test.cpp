@@ -33,9 +33,11 @@ class FakeTimer final : public cli::TickSource {
     ++prepared;
   }
   [[nodiscard]] size_t batch() const override { return batch_; }
-  std::vector<cli::Tick> run(std::span<const Profiler::Task> tasks,
+  std::vector<cli::Tick> run(std::span<const Profiler::Task> tasks, std::span<const Profiler::Task> next,
                              std::span<const int32_t> numbers) override {
     ++batches;
+    for (const Profiler::Task& t : next) EXPECT_EQ(t.point, tasks.front().point);
+    EXPECT_LE(next.size(), batch_ + 2);
     std::vector<cli::Tick> ticks;
     for (const Profiler::Task& t : tasks) {
       ++runs[t.config];
@@ -138,6 +140,27 @@ TEST(ProfileRounds, ARoundIsWhatNextWillSay) {
     }
   }
   EXPECT_TRUE(p.round(3).empty());
+}
+
+// From the second point on, first ticks are so long that they count: no warm-up is planned beside them.
+TEST(ProfileRounds, LongFirstTicksAreForeseen) {
+  ProfilerOptions o = gpu_like();
+  o.settled_us = 500;
+  Profiler p(toy_configs(5), toy_model(), toy_points(), o);
+  size_t planned = 0;
+  size_t reported = 0;
+  while (p.next()) {
+    const auto round = p.round(100);
+    planned += round.size();
+    for (const Profiler::Task& t : round) {
+      const auto task = p.next();
+      if (!task || task->config != t.config || task->point != t.point || task->warmup != t.warmup) break;
+      p.report(1000);
+      ++reported;
+    }
+  }
+  EXPECT_EQ(reported, toy_points().size() * 5 * 5) << "five samples each, no warm-ups";
+  EXPECT_LE(planned - reported, 50U) << "at the first point alone, where nothing is known";
 }
 
 TEST(ProfileRounds, AFailureCostsOneConfig) {

@@ -15,6 +15,7 @@
 #include "backend/cuda/prologue.hpp"
 #include "base/rng.hpp"
 #include "base/tensor.hpp"
+#include "params/prologue.hpp"
 
 namespace ramp::gpu_test {
 
@@ -103,7 +104,7 @@ struct Workspace {
     view.index.slots = static_cast<int32_t*>(part(4 * static_cast<uint64_t>(slots)));
     view.index.positions = static_cast<int32_t*>(part(4 * static_cast<uint64_t>(slots)));
     view.index.tiles = static_cast<Tile*>(part(sizeof(Tile) * static_cast<uint64_t>(tiles_max)));
-    view.index.num_tiles = static_cast<int32_t*>(part(4));
+    view.index.num_tiles = static_cast<int32_t*>(part(4 * kTileCounters));
     // The sort's scratch as large as carve_prologue makes it.
     const auto counts_bytes = static_cast<uint64_t>(static_cast<std::byte*>(sizes.codes) -
                                                     reinterpret_cast<std::byte*>(sizes.counts));

@@ -29,17 +29,28 @@ constexpr size_t kActivations = 3;  // the gated ones
 constexpr PrefillVariant kShipped{};
 constexpr uint32_t kSharedPerBlock = 227 << 10;  // of sm_90
 
+// GEMM 1 gathers x itself, or reads rows that prefill_pack has put in order.
+enum Kernel : size_t { kGemm1, kGemm1Packed, kGemm2, kPack, kKernels };
+
+const char* entry_of(Kernel kernel) noexcept {
+  return kernel == kPack ? "prefill_pack" : "prefill";
+}
+
 // activation: of GEMM 1 alone.
-KernelProgram prefill_program(const PrefillVariant& v, int gemm, ramp_activation activation) {
-  KernelProgram p{fmt::format("prefill_gemm{}", gemm),
-                  "sm90/prefill.cu",
-                  {fmt::format("-DGEMM={}", gemm), fmt::format("-DSTAGES={}", v.stages)},
-                  {"prefill"},
-                  90};
+KernelProgram prefill_program(const PrefillVariant& v, Kernel kernel, ramp_activation activation) {
+  if (kernel == kPack) return {"prefill_pack", "sm90/prefill_pack.cu", {}, {entry_of(kPack)}, 90};
+  KernelProgram p{
+      kernel == kGemm2 ? "prefill_gemm2" : "prefill_gemm1",
+      "sm90/prefill.cu",
+      {fmt::format("-DGEMM={}", kernel == kGemm2 ? 2 : 1),
+       fmt::format("-DGATHER={}", kernel == kGemm1 ? 1 : 0), fmt::format("-DSTAGES={}", v.stages)},
+      {entry_of(kernel)},
+      90};
   if (!(v == kShipped)) p.name += fmt::format("_s{}_c{}", v.stages, v.couples);
   if (v.couples != kShipped.couples) p.options.push_back(fmt::format("-DCOUPLES={}", v.couples));
-  if (gemm == 1) {
+  if (kernel != kGemm2) {
     p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
+    if (kernel == kGemm1Packed) p.name += "_packed";
     if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
     if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
   }
@@ -51,7 +62,16 @@ struct Parts {
   uint8_t* h = nullptr;  // rows of I bytes, and their scales: kernels/params/prefill.hpp
   float* h_scale = nullptr;
   uint16_t* rows = nullptr;  // bf16 [T*k, H]
+  uint8_t* x = nullptr;      // x in the order of the rows, packed as h is, where that pays; and its scales
+  float* x_scale = nullptr;
 };
+
+// Whether GEMM 1's rows are put in order first (docs/kernel-log.md): T*k rows of H bytes more to write and to
+// read against a gather that slows the math down, which costs nothing while memory is what limits GEMM 1.
+bool packs(const ExpertWeights& w, int64_t slots) noexcept {
+  constexpr int64_t kRowsPerExpert = 96;
+  return slots >= kRowsPerExpert * std::max<int64_t>(1, w.experts);
+}
 
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
@@ -61,6 +81,10 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
   parts.h = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.intermediate));
   parts.h_scale = layout.take<float>(rows * static_cast<uint64_t>(w.intermediate / kGroup));
   parts.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  if (packs(w, tokens * top_k)) {
+    parts.x = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.hidden));
+    parts.x_scale = layout.take<float>(rows * static_cast<uint64_t>(w.hidden / kGroup));
+  }
   return layout.used();
 }
 
@@ -75,7 +99,7 @@ struct Run {
   [[nodiscard]] PrefillParams common() const {
     const RowIndex& index = parts.prologue.index;
     PrefillParams p{};
-    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.tiles = reinterpret_cast<StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.offsets = index.offsets;
     p.slots = index.slots;
@@ -84,6 +108,7 @@ struct Run {
     p.h_scale = parts.h_scale;
     p.h_steps = static_cast<int>(w.intermediate / kGroup);
     p.early = 1;
+    p.tickets = index.num_tiles + 1;
     return p;
   }
   [[nodiscard]] Grid grid() const {
@@ -91,6 +116,29 @@ struct Run {
             variant.shared_bytes()};  // clusters of two
   }
 
+  void pack(CUfunction f, const GemmInput& in) const {
+    const RowIndex& index = parts.prologue.index;
+    PrefillPackParams p{};
+    p.x = static_cast<const unsigned char*>(in.data);
+    p.x_stride = in.stride;
+    p.x_scale = in.scales;
+    p.x_scale_stride = in.scale_stride;
+    p.x_source = in.per_slot ? kRowSlot : kRowToken;
+    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
+    p.num_tiles = index.num_tiles;
+    p.slots = index.slots;
+    p.top_k = static_cast<int>(top_k);
+    p.steps = static_cast<int>(w.hidden / kGroup);
+    p.packed = parts.x;
+    p.packed_scale = parts.x_scale;
+    constexpr unsigned kPackThreads = 256, kPackBlocks = 4;  // per SM
+    launch_dependent(true, f,
+                     Grid{static_cast<uint64_t>(gpu.facts().sm_count) * kPackBlocks, 1, kPackThreads, 0},
+                     stream, p);
+  }
+
+  // in: what pack() has read where there is a packed x.
   void gemm1(CUfunction f, const GemmInput& in) const {
     const WeightViews views = weight_views(w);
     PrefillParams p = common();
@@ -99,9 +147,9 @@ struct Run {
     p.ws_expert = w.w13_scale.stride[0];
     p.ws_row = w.w13_scale.stride[1];
     p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
-    p.x = static_cast<const unsigned char*>(in.data);
+    p.x = parts.x != nullptr ? parts.x : static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride;
-    p.x_scale = in.scales;
+    p.x_scale = parts.x != nullptr ? parts.x_scale : in.scales;
     p.x_scale_stride = in.scale_stride;
     p.x_source = in.per_slot ? kRowSlot : kRowToken;
     p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
@@ -129,20 +177,33 @@ struct Run {
     }
     launch_dependent(true, f, grid(), stream, p);
   }
+
+  // weights: as gemm2().
+  void gemms(const std::array<CUfunction, kKernels>& f, const GemmInput& x,
+             const ramp_tensor& weights) const {
+    if (parts.x != nullptr) pack(f[kPack], x);
+    gemm1(f[parts.x != nullptr ? kGemm1Packed : kGemm1], x);
+    gemm2(f[kGemm2], weights);
+  }
 };
 
 }  // namespace
 
 std::vector<KernelProgram> prefill_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
-  for (size_t a = 0; a < kActivations; ++a)
-    list.push_back(prefill_program(kShipped, 1, static_cast<ramp_activation>(a)));
-  list.push_back(prefill_program(kShipped, 2, RAMP_ACTIVATION_SILU_AND_MUL));
+  for (const Kernel kernel : {kGemm1, kGemm1Packed})
+    for (size_t a = 0; a < kActivations; ++a)
+      list.push_back(prefill_program(kShipped, kernel, static_cast<ramp_activation>(a)));
+  for (const Kernel kernel : {kGemm2, kPack})
+    list.push_back(prefill_program(kShipped, kernel, RAMP_ACTIVATION_SILU_AND_MUL));
   return list;
 }
 
 std::vector<KernelProgram> prefill_programs_of(const PrefillVariant& variant, ramp_activation activation) {
-  return {prefill_program(variant, 1, activation), prefill_program(variant, 2, activation)};
+  std::vector<KernelProgram> list;
+  for (size_t kernel = 0; kernel < kKernels; ++kernel)
+    list.push_back(prefill_program(variant, static_cast<Kernel>(kernel), activation));
+  return list;
 }
 
 KernelConfig prefill_config() noexcept {
@@ -150,9 +211,10 @@ KernelConfig prefill_config() noexcept {
 }
 
 // kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
-// once two exchanges of amax, and what results are staged in.
+// what results are staged in; the queue of GEMM 2 (GEMM 1's, which is longer, and its exchanges of amax have
+// room in its staging, which is shorter).
 uint32_t PrefillVariant::shared_bytes() const noexcept {
-  return static_cast<uint32_t>(stages) * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096;
+  return static_cast<uint32_t>(stages) * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096 + 192;
 }
 
 KernelConfig PrefillVariant::config() const noexcept {
@@ -197,8 +259,8 @@ std::optional<PrefillVariant> prefill_variant(const KernelConfig& config) {
 }
 
 struct PrefillBlock::State {
-  using Functions = std::array<CUfunction, 2>;  // by GEMM
-  std::mutex mutex;                             // guards `extra`, and who fills `functions`
+  using Functions = std::array<CUfunction, kKernels>;
+  std::mutex mutex;  // guards `extra`, and who fills `functions`
   std::array<std::atomic<bool>, kActivations> ready{};
   std::array<Functions, kActivations> functions{};                        // of what ships
   std::map<std::pair<PrefillVariant, ramp_activation>, Functions> extra;  // of the rest of the space
@@ -213,11 +275,12 @@ struct PrefillBlock::State {
   }
   static Functions load(KernelLibrary& library, const PrefillVariant& v, ramp_activation activation) {
     Functions f{};
-    for (int gemm = 1; gemm <= 2; ++gemm) {
-      CUfunction const function = library.get(prefill_program(v, gemm, activation), "prefill");
-      RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-              static_cast<int>(v.shared_bytes()));
-      f[static_cast<size_t>(gemm) - 1] = function;
+    for (size_t i = 0; i < kKernels; ++i) {
+      const auto kernel = static_cast<Kernel>(i);
+      f[i] = library.get(prefill_program(v, kernel, activation), entry_of(kernel));
+      if (kernel != kPack)
+        RAMP_CU(cuFuncSetAttribute, f[i], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                static_cast<int>(v.shared_bytes()));
     }
     return f;
   }
@@ -284,8 +347,7 @@ void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   const Run run{*gpu_, w, parts, variant, call.top_k, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
-  run.gemm1(functions[0], x);
-  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  run.gemms(functions, x, call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
   combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 
@@ -300,8 +362,7 @@ void PrefillBlock::batched(const BatchedCall& call) {
   const Run run{*gpu_, w, parts, variant, call.max_tokens, stream};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
   x.per_slot = x.scales_per_slot = true;
-  run.gemm1(functions[0], x);
-  run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  run.gemms(functions, x, call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
   combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 

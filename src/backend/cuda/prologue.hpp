@@ -25,7 +25,7 @@ struct RowIndex {
   int32_t* slots = nullptr;      // [T*k]: row -> flat slot; entries from offsets[E] on are not written
   int32_t* positions = nullptr;  // [T*k]: flat slot -> row, -1 where the slot is masked
   Tile* tiles = nullptr;  // [max_tiles()]: by expert, then rows; entries from num_tiles on are not written
-  int32_t* num_tiles = nullptr;  // [1]
+  int32_t* num_tiles = nullptr;  // [kTileCounters]: the number; GEMMs count in the zeros behind it
   int32_t tile_m = 0;            // rows per tile at most
 };
 // Tiles that T*k slots over E experts can need: min(T*k, E + T*k/tile_m).

@@ -36,7 +36,7 @@ uint64_t carve_prologue(const ExpertWeights& weights, int64_t tokens, int64_t to
   out.index.slots = layout.take<int32_t>(slots);
   out.index.positions = layout.take<int32_t>(slots);
   out.index.tiles = layout.take<Tile>(max_tiles(slots, weights.experts, tile_m));
-  out.index.num_tiles = layout.take<int32_t>(1);
+  out.index.num_tiles = layout.take<int32_t>(kTileCounters);
   out.counts = layout.take<int32_t>(sort_counts(slots, weights.experts));
   // Router weights on the input make a row per slot of any x.
   out.codes = layout.take<std::byte>(slots * weights.hidden * activation_bytes(weights.format));

@@ -1,0 +1,120 @@
+// Who does which unit of the prefill kernel (prefill.cu), and when GEMM 2 may read what GEMM 1 has written.
+// Units differ in length, so a cluster takes the next one when it is about to run out of work (a ticket: an
+// atomic counter per GEMM). A warp of its own does that and finds the item while the copying warps are still
+// busy with the one before: what it costs (an atomic, three loads that wait for one another) is hidden.
+//
+// GEMM 2's blocks start on SMs that GEMM 1's last units leave free: GEMM 1 counts what is done of every row
+// tile, GEMM 2 waits for its own tile alone. A block that waits holds nothing that GEMM 1 needs: all of GEMM
+// 1's blocks run before the first of GEMM 2's starts.
+//
+// Counters: PrefillParams.tickets and the `reserved` words of the plan's tiles, all zeroed by the prologue.
+#pragma once
+
+#include "sm90/prefill_items.cuh"
+
+constexpr u32 kTickets = 8;  // numbers under way between the blocks: more than units that a ring can hold
+constexpr u32 kAhead = 6;    // steps before the end of a unit at which the next one is taken
+constexpr u32 kMathWarps = kMathThreads / 32;
+
+// In shared memory: a barrier per number and the numbers; two entries, by turns: a barrier each, when it is
+// there; a barrier for the next one may be made; the entries.
+constexpr u32 kEntry = 32 + (GATHER != 0 ? 4 * kPrefillRows : 0);  // item, slots of its rows
+constexpr u32 kQueueEntries = 12 * kTickets + 32;
+constexpr u32 kQueue = kQueueEntries + 2 * kEntry;
+__device__ __forceinline__ u32 entry_full(const Shared& s, u32 n) {
+  return s.queue + 12 * kTickets + 8 * (n % 2);
+}
+__device__ __forceinline__ u32 entry_wanted(const Shared& s) {
+  return s.queue + 12 * kTickets + 16;
+}
+__device__ __forceinline__ u32 entry(const Shared& s, u32 n) {
+  return s.queue + kQueueEntries + kEntry * (n % 2);
+}
+// copying: threads that read entries.
+__device__ __forceinline__ void init_queue(const Shared& s, u32 copying) {
+  for (u32 i = 0; i < kTickets; ++i) barrier_init(s.queue + 8 * i, 1);
+  for (u32 i = 0; i < 2; ++i) barrier_init(entry_full(s, i), 32);
+  barrier_init(entry_wanted(s), copying);
+}
+
+// The n-th unit of this cluster, to both of its blocks: by one thread.
+__device__ __forceinline__ void send_unit(const Shared& s, u32 n, u32 unit) {
+  const u32 at = n % kTickets;
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r)
+    store_remote(remote_address(s.queue + 8 * kTickets + 4 * at, r), __uint_as_float(unit),
+                 remote_address(s.queue + 8 * at, r));
+}
+__device__ __forceinline__ u32 receive_unit(const Shared& s, u32 n) {
+  const u32 at = n % kTickets;
+  if (threadIdx.x % 32 == 0) barrier_expect(s.queue + 8 * at, 4);
+  barrier_wait(s.queue + 8 * at, n / kTickets % 2);
+  return __float_as_uint(load_float(s.queue + 8 * kTickets + 4 * at));
+}
+
+// Until all columns of a row tile of h are there.
+__device__ __forceinline__ void wait_for_rows(const PrefillParams& p, int tile) {
+  const int all = (int)kMathWarps * p.h_steps;
+  while (load_acquire(&p.tiles[tile].reserved) < all) {
+  }
+}
+// GEMM 1: this warp has stored its part of a tile's columns (tile < 0: nothing yet).
+__device__ __forceinline__ void tell_rows(const PrefillParams& p, int tile) {
+  bulk_wait();
+  __syncwarp();
+  if (threadIdx.x % 32 == 0 && tile >= 0) {
+    proxy_fence_global();
+    add_release(&p.tiles[tile].reserved, 1);
+  }
+}
+
+// One warp: units to entries.
+__device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s) {
+  const u32 lane = threadIdx.x % 32;
+  if (GEMM == 2) {  // GEMM 1's blocks have waited for the prologue
+    if (lane == 0)
+      while (load_acquire(p.tickets + 2) != 1) {
+      }
+    __syncwarp();
+  }
+  const u32 units = units_of(p);
+  const u32 pairs = pairs_of(p);
+  const bool leader = lane == 0 && s.rank == 0;
+  for (u32 n = 0;; ++n) {
+    if (n > 0) barrier_wait(entry_wanted(s), (n - 1) % 2);
+    if (leader) {
+      u32 unit = blockIdx.x / 2;
+      if (GEMM == 2)
+        unit = atomic_increment(p.tickets + 1);
+      else if (n > 0)
+        unit = gridDim.x / 2 + atomic_increment(p.tickets);
+      send_unit(s, n, unit);
+    }
+    const u32 unit = receive_unit(s, n);
+    Item item{0, 0, -1, 0, 0, false};
+    if (unit < units) item = find_item(p, unit, pairs, s.rank);
+    const u32 to = entry(s, n);
+    if (GATHER != 0 && item.rows > 0) {
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i) {
+        const u32 row = lane + 32 * i;
+        store_float(to + 32 + 4 * row,
+                    __int_as_float(p.slots[item.first + ((int)row < item.rows ? (int)row : 0)]));
+      }
+    }
+    if (lane == 0) {
+      if (GEMM == 2 && item.rows > 0) wait_for_rows(p, item.tile);
+      store_words(to, (u32)item.tile, (u32)item.first, (u32)item.rows, (u32)item.pair);
+      store_words(to + 16, (u32)item.expert, item.shared ? 1u : 0u, 0, 0);
+    }
+    barrier_arrive(entry_full(s, n));
+    if (unit >= units) break;
+  }
+}
+// The copying warps: the n-th entry.
+__device__ __forceinline__ Item next_item(const Shared& s, u32 n) {
+  barrier_wait(entry_full(s, n), n / 2 % 2);
+  const uint4 a = load_words(entry(s, n));
+  const uint4 b = load_words(entry(s, n) + 16);
+  return Item{(int)a.x, (int)a.y, (int)a.z, (int)a.w, (int)b.x, b.y != 0};
+}
