@@ -10,12 +10,15 @@ __device__ __forceinline__ float gated(float g, float u) {
   return __fmul_rn(silu(g), u);
 }
 #elif ACTIVATION == 1
+// No products and sums that one kernel's compiler might fuse and the other's not.
 __device__ __forceinline__ float gated(float g, float u) {
-  return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
+  const float tail = __fadd_rn(1.0f, erff(__fmul_rn(g, 0.70710678f)));
+  return __fmul_rn(__fmul_rn(__fmul_rn(0.5f, g), tail), u);
 }
 #else
 __device__ __forceinline__ float gated(float g, float u) {
-  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-  return 0.5f * g * (1.0f + tanhf(z)) * u;
+  const float cube = __fmul_rn(__fmul_rn(__fmul_rn(0.044715f, g), g), g);
+  const float tail = __fadd_rn(1.0f, tanhf(__fmul_rn(0.79788456f, __fadd_rn(g, cube))));
+  return __fmul_rn(__fmul_rn(__fmul_rn(0.5f, g), tail), u);
 }
 #endif

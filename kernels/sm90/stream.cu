@@ -92,7 +92,6 @@ struct Step {
                                         u32 end) {
     gate = scales.gate;
     up = scales.up;
-    scales.load(p, at + 2 < end);
     const u32 slot = at % STAGES;
     barrier_wait(ring.full + 8 * slot, (at / STAGES) & 1);
     if (ROWS == kRowsAsync) proxy_fence();
@@ -102,6 +101,7 @@ struct Step {
 #pragma unroll
     for (int j = 0; j < 4; ++j) wgmma<E4m3, N>(part, a + 2 * j, b + 2 * j, j != 0);
     wgmma_commit();
+    scales.load(p, at + 2 < end);
     if constexpr (kAhead) {
 #pragma unroll
       for (int j = 0; j < N / 8; ++j)
@@ -327,7 +327,7 @@ __device__ __forceinline__ void run_item(const StreamParams& p, const Shared& s,
 __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, const Work& work, Item item,
                                         u32 rank) {
   TokenWeights weights;
-  if (first_unit(work) < work.units) {
+  if (first_unit() < work.units) {
     weights.load(p, item);
     if (GEMM == 2) {
       const WeightScales warm(p, item);  // to L1
@@ -338,7 +338,7 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
   if (p.early) launch_dependents();
   u32 at = 0;
   u32 round = 0;
-  for (u32 unit = first_unit(work); unit < work.units; ++round) {
+  for (u32 unit = first_unit(); unit < work.units; ++round) {
     if (kPaired) item.slice = 2 * item.slice + (int)rank;
     switch ((item.rows + STEP - 1) / STEP) {
 #define RAMP_WIDTH(n)                                         \
@@ -369,7 +369,7 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
 #endif
 #undef RAMP_WIDTH
     }
-    unit += work.stride;
+    unit += unit_stride();
     if (unit < work.units) {
       item = find_item(p, work, unit);
       weights.load(p, item);
@@ -412,9 +412,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
     __syncthreads();
   if (GEMM == 1 && !own) dependency_wait();  // for the plan
   const u32 slices = (kPaired ? (u32)p.slices / 2 : HALVES ? 2 * (u32)p.slices : (u32)p.slices);
-  const Work work = find_work(p, own ? s.plan : 0, slices, all_places());
+  const Work work = find_work(p, own ? s.plan : 0, slices);
   Item item;
-  if (first_unit(work) < work.units) item = find_item(p, work, first_unit(work));
+  if (first_unit() < work.units) item = find_item(p, work, first_unit());
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, work, item, rank);
     __syncwarp();

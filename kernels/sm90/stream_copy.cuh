@@ -40,13 +40,12 @@ constexpr u32 kScaleBytes = SCALES ? (WIDTH * 4 + 127) / 128 * 128 : 0;
 constexpr u32 kLag = STAGES > 2 ? 2 : STAGES - 1;
 constexpr int kRowsPerLane = WIDTH / 4;  // token rows whose chunks a copying lane brings
 
-// Blocks that take items of their own, and the first item of this one.
-__device__ __forceinline__ u32 all_places() {
-  return PAIRED ? gridDim.x / 2 : gridDim.x;
+// The first item of a block and the way to its next one.
+__device__ __forceinline__ u32 first_unit() {
+  return PAIRED ? blockIdx.x / 2 : blockIdx.x;
 }
-__device__ __forceinline__ u32 first_unit(const Work& work) {
-  const u32 place = PAIRED ? blockIdx.x / 2 : blockIdx.x;
-  return place < work.stride ? place : work.units;
+__device__ __forceinline__ u32 unit_stride() {
+  return PAIRED ? gridDim.x / 2 : gridDim.x;
 }
 
 // The ring: full is completed by the copying lanes (or the announcement of a bulk copy's bytes) and the
@@ -81,7 +80,7 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
                                               Item item, u32 rank) {
   const u64 once = evict_first();
   u32 at = 0;
-  for (u32 unit = first_unit(work); unit < work.units;) {
+  for (u32 unit = first_unit(); unit < work.units;) {
     const u32 slice = PAIRED   ? 2 * (u32)item.slice + rank
                       : HALVES ? (u32)item.slice / 2
                                : SLICES * (u32)item.slice;
@@ -111,7 +110,7 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
           bulk_copy(to, from, kPart, s.full + 8 * slot);
       }
     }
-    unit += work.stride;
+    unit += unit_stride();
     if (unit < work.units) item = find_item(p, work, unit);
   }
 }
@@ -121,7 +120,7 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
 __device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& s, const Work& work,
                                              Item item) {
   u32 at = 0;
-  for (u32 unit = first_unit(work); unit < work.units;) {
+  for (u32 unit = first_unit(); unit < work.units;) {
     const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
     const u64 row = packed_row(item);
     const u8* x = p.x + row * (u32)p.steps * kRowBytes;
@@ -138,7 +137,7 @@ __device__ __forceinline__ void bring_tokens(const StreamParams& p, const Ring& 
       scales += width;
 #endif
     }
-    unit += work.stride;
+    unit += unit_stride();
     if (unit < work.units) item = find_item(p, work, unit);
   }
 }
@@ -151,7 +150,7 @@ __device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring&
 #if ROWS == kRowsLate
   u32 signalled = 0;  // steps whose gathered rows have been signalled
 #endif
-  for (u32 unit = first_unit(work); unit < work.units;) {
+  for (u32 unit = first_unit(); unit < work.units;) {
     const u32 width = (u32)(item.rows + STEP - 1) / STEP * STEP;
     // Lane l brings chunk l%8 of rows l/8, l/8 + 4, ...; rows past the last valid one repeat row 0 of the
     // tile.
@@ -201,7 +200,7 @@ __device__ __forceinline__ void gather_tokens(const StreamParams& p, const Ring&
       }
 #endif
     }
-    unit += work.stride;
+    unit += unit_stride();
     if (unit < work.units) item = find_item(p, work, unit);
   }
 #if ROWS == kRowsLate

@@ -233,12 +233,12 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Ring& ring,
                                         Item item) {
   TokenValues weights{};
 #if GEMM == 2
-  if (first_unit(work) < work.units) weights = router_weights(p, item);
+  if (first_unit() < work.units) weights = router_weights(p, item);
 #endif
   dependency_wait();
   if (p.early) launch_dependents();
   u32 at = 0;
-  for (u32 unit = first_unit(work); unit < work.units;) {
+  for (u32 unit = first_unit(); unit < work.units;) {
     switch ((item.rows + STEP - 1) / STEP) {
 #define RAMP_WIDTH(n)                               \
   case n:                                           \
@@ -270,7 +270,7 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Ring& ring,
       default:
         __trap();
     }
-    unit += work.stride;
+    unit += unit_stride();
     if (unit < work.units) {
       item = find_item(p, work, unit);
 #if GEMM == 2
@@ -292,9 +292,9 @@ extern "C" __global__ void __launch_bounds__(kMathThreads + 64, BLOCKS)
   __syncthreads();
   if (GEMM == 1) dependency_wait();                                        // for the plan
   const u32 slices = HALVES ? 2 * (u32)p.slices : (u32)p.slices / SLICES;  // items per tile
-  const Work work = find_work(p, 0, slices, all_places());
+  const Work work = find_work(p, 0, slices);
   Item item;
-  if (first_unit(work) < work.units) item = find_item(p, work, first_unit(work));
+  if (first_unit() < work.units) item = find_item(p, work, first_unit());
   const u32 warp = threadIdx.x / 32;
   if (warp == kMathThreads / 32) {
     if (threadIdx.x % 32 == 0) bring_weights(p, ring, work, item, 0);

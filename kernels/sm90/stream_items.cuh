@@ -16,9 +16,9 @@ struct Item {
   bool alone;  // the expert's only tile: nobody else reads these weights
 };
 
-// All items: units = tiles * slices. Blocks 0 ... stride - 1 take every stride-th from their number on.
+// All items: units = tiles * slices. A block takes every unit_stride()-th from first_unit() on.
 struct Work {
-  u32 units, slices, stride;
+  u32 units, slices;
   u32 own;  // address in shared memory of the block's own plan (stream_plan.cuh); 0: the prologue's is used
 };
 

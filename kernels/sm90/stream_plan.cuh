@@ -131,11 +131,9 @@ __device__ __forceinline__ u32 source_row(int source, const StreamParams& p, con
   return source_row(source, p, sorted);
 }
 
-// `slices` items per tile, over `places` blocks (or clusters). As few of them as need no more rounds: all end
-// together, and what is left over starts on the next kernel.
-__device__ __forceinline__ Work find_work(const StreamParams& p, u32 own, u32 slices, u32 places) {
+// `slices` items per tile.
+__device__ __forceinline__ Work find_work(const StreamParams& p, u32 own, u32 slices) {
   const bool from_own = OWN_PLAN && own != 0;
-  const u32 units = (from_own ? own_tiles(own) : (u32)*p.num_tiles) * slices;
-  const u32 rounds = (units + places - 1) / places;
-  return {units, slices, rounds == 0 ? 1 : (units + rounds - 1) / rounds, from_own ? own : 0};
+  const u32 tiles = from_own ? own_tiles(own) : (u32)*p.num_tiles;
+  return {tiles * slices, slices, from_own ? own : 0};
 }

@@ -129,7 +129,7 @@ TEST_P(GpuPrefill, ShapesAndRoutings) {
       {2, 1, 2200, 256, 256, Ids::kSingle},   {16, 4, 500, 1152, 384, Ids::kMasked},
       {8, 2, 33, 256, 256, Ids::kAllMasked},  {8, 3, 200, 384, 256, Ids::kOutOfRange},
       {3, 8, 90, 256, 384, Ids::kDuplicates}, {128, 8, 1300, 256, 384, Ids::kDistinct},
-      {64, 8, 1500, 256, 640, Ids::kSkewed},
+      {64, 8, 1500, 256, 640, Ids::kSkewed},  {300, 4, 1000, 128, 128, Ids::kDistinct},
   };
   for (const Shape& shape : shapes) {
     CaseSpec s =
@@ -151,10 +151,12 @@ TEST_P(GpuPrefill, ShapesAndRoutings) {
 // of slices is one.
 TEST_P(GpuPrefill, OddNumberOfSlicesInW13) {
   if (is_fp8(GetParam())) GTEST_SKIP() << "I must be a multiple of 128";
-  for (const int64_t tokens : {50, 200, 390}) {
-    CaseSpec s = prefill_spec(GetParam(), 2, 1, tokens, 256, 320);
+  // I = 64 is the least: one slice in GEMM 1, one step in GEMM 2.
+  for (const auto& [tokens, intermediate] :
+       {std::pair{50, 320}, std::pair{200, 320}, std::pair{390, 320}, std::pair{700, 64}}) {
+    CaseSpec s = prefill_spec(GetParam(), 2, 1, tokens, intermediate == 64 ? 128 : 256, intermediate);
     s.ids = Ids::kSingle;
-    SCOPED_TRACE(tokens);
+    SCOPED_TRACE(case_name(s));
     BlockCase c(s);
     const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
     GpuBlock block(c, gpu());
@@ -165,9 +167,9 @@ TEST_P(GpuPrefill, OddNumberOfSlicesInW13) {
 }
 
 // Gates of some hundreds: silu's denominator overflows, its quotients come near the smallest normal numbers.
-// The bits alone: fp16 overflows.
+// The bits, since fp16 overflows; bf16's values too.
 TEST_P(GpuPrefill, LargeGates) {
-  for (const float factor : {8.0F, 64.0F, 512.0F}) {
+  for (const float factor : {8.0F, 64.0F, 512.0F, 1e8F}) {
     SCOPED_TRACE(factor);
     const CaseSpec s = prefill_spec(GetParam(), 2, 1, 300, 256, 256);
     BlockCase c(s);
@@ -177,7 +179,62 @@ TEST_P(GpuPrefill, LargeGates) {
     GpuBlock block(c, gpu());
     const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
     ASSERT_EQ(run_config(c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
+    if (GetParam() == RAMP_FORMAT_BF16) check_some(c);
   }
+}
+
+TEST_P(GpuPrefill, Activations) {
+  for (const ramp_activation activation : {RAMP_ACTIVATION_GELU_AND_MUL, RAMP_ACTIVATION_GELU_TANH_AND_MUL}) {
+    for (const int64_t rows : {1, 63, 65, 128, 129, 192, 193, 300}) {
+      CaseSpec s = prefill_spec(GetParam(), 2, 1, rows, 384, 256);
+      s.ids = Ids::kSingle;
+      s.activation = activation;
+      SCOPED_TRACE(case_name(s));
+      BlockCase c(s);
+      const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+      GpuBlock block(c, gpu());
+      const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
+      ASSERT_EQ(run_config(c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
+      if (rows == 193) check_some(c);
+    }
+  }
+}
+
+// Options that change where rows and their values come from.
+TEST_P(GpuPrefill, Options) {
+  for (int variant = 0; variant < 4; ++variant) {
+    CaseSpec s = prefill_spec(GetParam(), 4, 2, 190, 384, 256);
+    s.router_weight_on_input = variant == 0;
+    s.strided = variant == 1;
+    s.expert_map = variant == 2;
+    if (variant == 2) s.ids = Ids::kMasked;
+    s.output = variant == 3 ? RAMP_OUTPUT_PER_SLOT : RAMP_OUTPUT_COMBINED;
+    if (variant == 1 && is_fp8(GetParam())) s.x_dtype = RAMP_E4M3;
+    if (variant == 3) s.x_dtype = RAMP_F32;
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, gpu());
+    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
+    ASSERT_EQ(run_config(c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
+    check_some(c);
+  }
+}
+
+// Counts around the tile sizes; the first of the experts has none.
+TEST_P(GpuPrefill, Batched) {
+  const int32_t counts[] = {0, 63, 64, 65, 128, 129, 192, 193, 200};
+  CaseSpec s = prefill_spec(GetParam(), std::size(counts), 1, 200, 256, 384);
+  const auto run = [&](bool prefill) {
+    BatchedCase c(s);
+    std::copy(std::begin(counts), std::end(counts), static_cast<int32_t*>(c.counts.view.data));
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBatched(c, gpu()).run(w.handle.get(), prefill ? prefill_config_of(w.handle.get()) : 1);
+    const CheckResult result = c.check(check_options());
+    EXPECT_TRUE(result.ok()) << result.text();
+    return c.y_bits();
+  };
+  ASSERT_EQ(run(true), run(false));
 }
 
 // One graph over changing routings, in a workspace that is all NaN before each replay.

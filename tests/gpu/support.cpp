@@ -256,7 +256,7 @@ GpuBatched::GpuBatched(BatchedCase& c, ramp_context* context)
       case_(c),
       context_(context) {}
 
-void GpuBatched::run(const ramp_weights* w) {
+void GpuBatched::run(const ramp_weights* w, int32_t config) {
   note_arithmetic(context_, w);
   case_.y.poison();
   y.upload();
@@ -265,6 +265,7 @@ void GpuBatched::run(const ramp_weights* w) {
   const DeviceBuffer scratch(context_, bytes);
   ramp_batched_args a = ramp_batched_args_init();
   a.weights = w;
+  a.config = config;
   a.determinism = case_.spec.determinism;
   a.router_weight_on_input = case_.spec.router_weight_on_input ? 1 : 0;
   a.x = x.view();

@@ -116,7 +116,7 @@ class GpuBlock {
 class GpuBatched {
  public:
   GpuBatched(BatchedCase& c, ramp_context* context);
-  void run(const ramp_weights* w);
+  void run(const ramp_weights* w, int32_t config = 0);
   OnDevice x, x_scale, counts, row_weights, y;
 
  private:
@@ -126,8 +126,8 @@ class GpuBatched {
 
 // Up to `count` tokens of T, spread evenly, first and last among them.
 std::vector<int64_t> spread_tokens(int64_t tokens, int64_t count);
-// The checker on all cores, told how the block that ran last computes (Backend::arithmetic): make_gpu_weights()
-// and GpuBlock's calls note it; who makes handles or calls without them notes it first.
+// The checker on all cores, told how the block that ran last computes (Backend::arithmetic):
+// make_gpu_weights() and GpuBlock's calls note it; who makes handles or calls without them notes it first.
 CheckOptions check_options();
 void note_arithmetic(ramp_context* context, const ramp_weights* w);
 ParallelFor all_cores();

@@ -218,7 +218,7 @@ class CudaBackend final : public Backend {
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
     const bool flat = tiles && flat_format(call.weights->format);
-    if (flat && FlatPrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
+    if (flat && FlatPrefillBlock::takes(call))
       flat_prefill_.block(call, routing);
     else if (flat)
       flat_.block(call, routing);

@@ -56,19 +56,6 @@ bool few(const ExpertWeights& w, int64_t tokens, int64_t top_k) noexcept {
          w.hidden <= kDeepest && w.intermediate <= kDeepest;
 }
 
-// Whether the stream block would take longer by 2% or more (docs/kernel-log.md): with one token, where the
-// items of one of its GEMMs leave SMs without work in their last wave. Distinct experts are assumed.
-bool wins(const ExpertWeights& w, int64_t tokens, int64_t top_k, int64_t sms) noexcept {
-  constexpr int64_t kFullPercent = 90;
-  const auto uneven = [sms](int64_t items) {
-    const int64_t waves = (items + sms - 1) / sms;
-    return 100 * items < kFullPercent * waves * sms;
-  };
-  const int64_t active = std::min(top_k, w.experts);
-  return tokens == 1 &&
-         (uneven(active * 2 * w.intermediate / kSliceRows) || uneven(active * w.hidden / kSliceRows));
-}
-
 struct Parts {
   FewCodes in1{}, in2{};
   float *out1 = nullptr, *out2 = nullptr;
@@ -182,7 +169,7 @@ CUresult FewBlock::launch(size_t number, const FewParams& params, CUstream strea
 
 size_t FewBlock::programs_used() const noexcept {
   static_assert(kKernels.size() == kPrograms);
-  return everywhere_ ? kPrograms : 1;  // `wins` is about the first alone
+  return everywhere_ ? kPrograms : 0;  // the stream block is as fast or faster (docs/kernel-log.md)
 }
 
 std::vector<KernelProgram> FewBlock::programs() const {
@@ -192,6 +179,7 @@ std::vector<KernelProgram> FewBlock::programs() const {
 }
 
 void FewBlock::prepare() {
+  if (!everywhere_) return;
   if (ready_.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(mutex_);
   if (ready_.load(std::memory_order_relaxed)) return;
@@ -250,13 +238,12 @@ bool FewBlock::applies(const BlockCall& call) const noexcept {
          call.determinism != RAMP_BATCH_INVARIANT && call.output == RAMP_OUTPUT_COMBINED &&
          !call.router_weight_on_input && present(call.topk_weights) && rows_aligned(call.x) &&
          rows_aligned(call.y) && (!present(call.shared_addend) || rows_aligned(call.shared_addend)) &&
-         (everywhere_ || wins(w, call.tokens, call.top_k, gpu_->facts().sm_count));
+         everywhere_;
 }
 
 uint64_t FewBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) const noexcept {
-  if (top_k < 1 || tokens < 1) return 0;
-  const int64_t limit = everywhere_ ? kMaxTokens : kDirectTokens;
-  const int64_t most = std::min({tokens, limit, int64_t{kFewSlots} / top_k});
+  if (!everywhere_ || top_k < 1 || tokens < 1) return 0;
+  const int64_t most = std::min({tokens, kMaxTokens, int64_t{kFewSlots} / top_k});
   Parts parts;
   return !few(weights, most, top_k) ? 0 : carve(weights, most, top_k, nullptr, parts);
 }

@@ -234,8 +234,17 @@ bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& we
                              int64_t top_k) noexcept {
   if (config != nullptr) return *config == flat_prefill_config(weights.format);
   // From T = 128 ... 512 over three models (docs/kernel-log.md), by mean rows per expert.
-  constexpr int64_t kRowsPerExpert = 32;
-  return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
+  constexpr int64_t kRowsPerExpert = 32, kRowsPerFp8Expert = 48;
+  const int64_t rows = element_bytes(weights.format) == 1 ? kRowsPerFp8Expert : kRowsPerExpert;
+  return tokens * top_k >= rows * std::max<int64_t>(1, weights.experts);
+}
+
+bool FlatPrefillBlock::takes(const BlockCall& call) noexcept {
+  // Of an expert map's experts some are elsewhere, and their slots with them.
+  const auto global = static_cast<int64_t>(call.expert_map.size());
+  const int64_t local = call.weights->experts;
+  const int64_t tokens = global > local ? call.tokens * local / global : call.tokens;
+  return takes(call.config, *call.weights, tokens, call.top_k);
 }
 
 bool FlatPrefillBlock::takes_batched(const KernelConfig* config, const ExpertWeights& weights,

@@ -31,6 +31,7 @@ class FlatPrefillBlock {
   // nullptr.
   [[nodiscard]] static bool takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                                   int64_t top_k) noexcept;
+  [[nodiscard]] static bool takes(const BlockCall& call) noexcept;
   // The same for the batched entry, whose row counts only the device knows.
   [[nodiscard]] static bool takes_batched(const KernelConfig* config, const ExpertWeights& weights,
                                           int64_t max_tokens) noexcept;

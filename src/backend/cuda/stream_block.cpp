@@ -27,14 +27,8 @@ constexpr int64_t kSliceRows = 128;
 constexpr int32_t kStep = 8;  // widths of tiles are multiples of it
 
 // Many small rings for few rows. choose() knows when which is best.
-constexpr std::array<StreamVariant, 8> kVariants = {{{8, 4, 1, 8, 1},
-                                                     {8, 6, 2, 8, 3, 64},
-                                                     {8, 6, 2},
-                                                     {16, 4, 3},
-                                                     {16, 6, 2},
-                                                     {32, 3, 3},
-                                                     {32, 5, 2},
-                                                     {64, 4, 2}}};
+constexpr std::array<StreamVariant, 6> kVariants = {
+    {{8, 6, 2, 8, 3, 64}, {8, 6, 2}, {16, 4, 3}, {32, 3, 3}, {32, 5, 2}, {64, 4, 2}}};
 
 static_assert(sizeof(StreamTile) == sizeof(Tile));
 
@@ -280,11 +274,11 @@ StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, 
   const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  if (tokens == 1) return kVariants[1];
-  if (mean <= (large ? 0.5 : 1.0)) return kVariants[2];
-  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[6] : kVariants[7];
-  if (mean <= (large ? 2.0 : 4.0)) return kVariants[3];
-  return mean <= 64 ? kVariants[5] : kVariants[7];
+  if (tokens == 1) return kVariants[0];  // GEMM 2's half slices: more items, all on their way at once
+  if (mean <= (large ? 0.5 : 1.0)) return kVariants[1];
+  if (weights.experts <= kFewExperts) return mean <= 16 ? kVariants[4] : kVariants[5];
+  if (mean <= (large ? 2.0 : 4.0)) return kVariants[2];
+  return mean <= 64 ? kVariants[3] : kVariants[5];
 }
 
 namespace {
