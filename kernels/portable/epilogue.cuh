@@ -5,17 +5,14 @@
 #include "portable/tile.cuh"
 
 // The activations of src/weights/activation.hpp, in the same forms: the gated ones, times up.
+__device__ __forceinline__ float silu(float g) {
+  const float v = divide(g, fminf(1.0f + expf(-g), 0x1p126f));
+  return g > 32.0f ? g : v;  // the same, and right for infinity
+}
 __device__ __forceinline__ float activate(int kind, float g, float u) {
-  switch (kind) {
-    case 0:
-      return g / (1.0f + expf(-g)) * u;
-    case 1:
-      return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-    default: {
-      const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-      return 0.5f * g * (1.0f + tanhf(z)) * u;
-    }
-  }
+  if (kind == 1) return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
+  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
+  return 0.5f * g * (1.0f + tanhf(z)) * u;
 }
 __device__ __forceinline__ float relu2(float g) {
   return g <= 0.0f ? 0.0f : g * g;
@@ -39,22 +36,8 @@ __device__ __forceinline__ Eight staged(const float* sums, int token, int row) {
   return e;
 }
 
-// The scales that fp8_channel and fp8_tensor apply at the end. row: of W; half: 1 for up.
-__device__ __forceinline__ void scale_eight(const PortableParams& p, const Unit& unit, int token, int row,
-                                            int half, Eight& e) {
-#if FORMAT == 5 || FORMAT == 6
-  const float x = p.x_scale == nullptr
-                      ? p.x_static
-                      : p.x_scale[source_row(p.x_scale_source, p, unit.first + token) * p.x_scale_stride];
-  const float* const w = p.w_scale + (i64)unit.expert * p.ws_expert;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) e.v[i] *= x * w[(i64)(FORMAT == 5 ? half : row + i) * p.ws_row];
-#endif
-}
-
 __device__ __forceinline__ u32 pack16(float a, float b) {
-  return FORMAT == 3 ? (u32)f32_to_f16(a) | ((u32)f32_to_f16(b) << 16)
-                     : (u32)f32_to_bf16(a) | ((u32)f32_to_bf16(b) << 16);
+  return FORMAT == 3 ? f16_pair(a, b) : bf16_pair(a, b);
 }
 
 // h in the type that it leaves in.
@@ -74,46 +57,103 @@ __device__ __forceinline__ void store_h(const PortableParams& p, i64 at, const E
 #endif
 }
 
-__device__ __forceinline__ void finish(const PortableParams& p, const Unit& unit, const float* sums) {
+// What a block keeps of its unit in shared memory: where its rows of tokens begin, and what the epilogue
+// multiplies their results by, the scale of the input (fp8_tensor, fp8_channel) and the router's weight.
+struct Kept {
+  u32 rows[TOKENS];  // in units of 16 bytes
+  float scales[TOKENS], weights[TOKENS];
+  Unit unit;
+};
+constexpr int kKeptBytes = sizeof(Kept);
+
+// What the copies need. In place of rows that are not there the tile's first one. Between barriers.
+__device__ __forceinline__ void keep_rows(const PortableParams& p, const Unit& unit, Kept& kept) {
+  if (TOKENS < kThreads && threadIdx.x >= TOKENS) return;
+  if (threadIdx.x == 0) kept.unit = unit;
+  const int row = unit.first + ((int)threadIdx.x < unit.rows ? (int)threadIdx.x : 0);
+  kept.rows[threadIdx.x] = (u32)(source_row(p.x_source, p, row) * p.x_stride / 16);
+}
+// What the epilogue needs; behind the first copies, whose way hides this one's.
+__device__ __forceinline__ void keep_factors(const PortableParams& p, const Unit& unit, Kept& kept) {
+  if ((int)threadIdx.x >= unit.rows) return;
+#if FORMAT == 5 || FORMAT == 6
+  kept.scales[threadIdx.x] =
+      p.x_scale == nullptr
+          ? p.x_static
+          : p.x_scale[source_row(p.x_scale_source, p, unit.first + (int)threadIdx.x) * p.x_scale_stride];
+#endif
+  if (GATED || !p.second) return;
+  float weight = 1.0f;
+  if (p.slot_weight != nullptr) {
+    const int slot = p.slots[unit.first + (int)threadIdx.x];
+    const int t = slot / p.top_k;
+    weight = p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
+  }
+  kept.weights[threadIdx.x] = weight;
+}
+
+__device__ __forceinline__ void finish(const PortableParams& p, const float* sums, const Kept& kept) {
   constexpr int kColumns = GATED ? ROWS / 2 : ROWS;
   constexpr int kEights = kColumns / 8;
-  for (int at = (int)threadIdx.x; at < unit.rows * kEights; at += kThreads) {
-    const int token = at / kEights;
-    const int column = at % kEights * 8;
-    const int n = unit.n0 + column;
-    if (n >= p.n) continue;
-    const int row = unit.first + token;
-    Eight v = staged(sums, token, GATED ? 2 * column : column);
-    scale_eight(p, unit, token, n, 0, v);
-    if (!GATED && p.second) {
-      if (p.slot_weight != nullptr) {
-        const int slot = p.slots[row];
-        const int t = slot / p.top_k;
-        const float weight =
-            p.slot_weight[t * p.slot_weight_token + (slot - t * p.top_k) * p.slot_weight_slot];
+  static_assert(kThreads % kEights == 0, "a thread keeps its columns");
+  const Unit unit = kept.unit;
+  const int column = (int)threadIdx.x % kEights * 8;
+  const int n = unit.n0 + column;
+  if (n >= p.n) return;
+#if FORMAT == 5 || FORMAT == 6
+  const float* const w = p.w_scale + (i64)unit.expert * p.ws_expert;
+  float scales[1 + GATED][8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) v.v[i] *= weight;
-      }
+  for (int half = 0; half <= GATED; ++half)
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      scales[half][i] = w[(i64)(FORMAT == 5 ? half : half * p.up_row + n + i) * p.ws_row];
+#endif
+  for (int token = (int)threadIdx.x / kEights; token < unit.rows; token += kThreads / kEights) {
+    Eight v = staged(sums, token, GATED ? 2 * column : column);
+    Eight up = v;
+    if (GATED) up = staged(sums, token, 2 * column + 8);
+#if FORMAT == 5 || FORMAT == 6
+    const float x = kept.scales[token];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      v.v[i] *= x * scales[0][i];
+      up.v[i] *= x * scales[GATED][i];
+    }
+#endif
+    const i64 at = (i64)(unit.first + token) * p.out_stride + n;
+    if (!GATED && p.second) {
+      const float weight = kept.weights[token];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v.v[i] *= weight;
 #if FORMAT == 3
-      float* const to = (float*)p.out + (i64)row * p.out_stride + n;
+      float* const to = (float*)p.out + at;
       *(float4*)to = make_float4(v.v[0], v.v[1], v.v[2], v.v[3]);
       *(float4*)(to + 4) = make_float4(v.v[4], v.v[5], v.v[6], v.v[7]);
 #else
-      u32 w[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        w[i] = (u32)f32_to_bf16(v.v[2 * i]) | ((u32)f32_to_bf16(v.v[2 * i + 1]) << 16);
-      *(uint4*)((u16*)p.out + (i64)row * p.out_stride + n) = make_uint4(w[0], w[1], w[2], w[3]);
+      *(uint4*)((u16*)p.out + at) = make_uint4(bf16_pair(v.v[0], v.v[1]), bf16_pair(v.v[2], v.v[3]),
+                                               bf16_pair(v.v[4], v.v[5]), bf16_pair(v.v[6], v.v[7]));
 #endif
       continue;
     }
-    Eight up = v;
-    if (GATED) {
-      up = staged(sums, token, 2 * column + 8);
-      scale_eight(p, unit, token, p.up_row + n, 1, up);
-    }
+    if (!GATED) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v.v[i] = GATED ? activate(p.activation, v.v[i], up.v[i]) : relu2(v.v[i]);
-    store_h(p, (i64)row * p.out_stride + n, v);
+      for (int i = 0; i < 8; ++i) v.v[i] = relu2(v.v[i]);
+    } else if (p.activation == 0) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v.v[i] = silu(v.v[i]) * up.v[i];
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 8; ++i) {  // in turn: one copy of the code
+        const float h = activate(p.activation, v.v[0], up.v[0]);
+#pragma unroll
+        for (int j = 0; j < 7; ++j) {
+          v.v[j] = v.v[j + 1];
+          up.v[j] = up.v[j + 1];
+        }
+        v.v[7] = h;
+      }
+    }
+    store_h(p, at, v);
   }
 }

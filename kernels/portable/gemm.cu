@@ -13,10 +13,13 @@
 //   STAGES   ring depth
 //   BLOCKS   blocks per SM (register budget)
 //
-// fp8_block: a 128-deep step is summed from zero and promoted into fp32 with its block scales. The other FP8
-// formats scale once, in the epilogue. Blocks stride over (tile, slice) units in the order that `group`
+// fp8_block has its block scales in the sums (scales.cuh). The other FP8 formats scale once, in the
+// epilogue. Blocks stride over (tile, slice) units in the order that `group`
 // chooses. The epilogue passes through shared memory: sums of the KW warps, activation, router weight,
 // 16-byte stores.
+#ifndef PADDED
+#define PADDED 0  // 1: rows that are not there are multiplied like others (docs/ablations.md)
+#endif
 #include "portable/epilogue.cuh"
 #include "portable/products.cuh"
 
@@ -24,6 +27,7 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
   extern __shared__ __align__(128) u8 memory[];
   const u32 ring = shared_address(memory);
   const u32 scales = ring + STAGES * kStage;
+  Kept& kept = *(Kept*)(memory + STAGES * kStage + kScaleArea);
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
   const u32 wk = warp % KW;
@@ -39,6 +43,9 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
   const u32 slices = (u32)(p.n + kColumns - 1) / kColumns;
   const u32 units = (u32)*p.num_tiles * slices;
   const int steps = (p.depth + kStep - 1) / kStep;
+#if CHAINED
+  reset_marks(scales);
+#endif
   for (u32 number = blockIdx.x; number < units; number += gridDim.x) {
     const Unit unit = find_unit(p, number, slices, kColumns);
     Copies copies = plan_copies(p, unit);
@@ -49,12 +56,28 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       if (p.early) launch_dependents();
       waited = true;
     }
-    plan_token_copies(p, unit, copies);
+    keep_rows(p, unit, kept);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kTokenCopies; ++i)
+      copies.x[i] = kept.rows[(int)threadIdx.x / kChunks + i * kRowsApart];
+    copies.x_rows = unit.rows - (int)threadIdx.x / kChunks;
+#if FORMAT == 1
+    const ScaleCopies scale_copies = plan_scales(p, unit);
+#endif
+#if CHAINED
+    copy_scales(p, scale_copies, scales, 0);
+    reset_units(scales);
+#endif
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
-      copy_tokens(p, copies, unit, ring + s * kStage, scales + s * kScaleBytes, s);
+      copy_tokens(p, copies, ring + s * kStage, s);
+#if FORMAT == 1
+      copy_scales(p, scale_copies, scales + (s + kScalesAhead) % STAGES * kScaleBytes, s + kScalesAhead);
+#endif
       copy_commit();
     }
+    keep_factors(p, unit, kept);
 
     float sum[kMt][kNt][4];
 #pragma unroll
@@ -64,30 +87,59 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 #pragma unroll
         for (int v = 0; v < 4; ++v) sum[i][j][v] = 0.0f;
     // Pairs of n8 tiles are dealt out to the WT warps in turn.
-    const int pairs = (unit.rows + 15) / 16;
-    const int active = kNt == 1 ? (unit.rows > 8 * (int)wt ? 1 : 0) : (pairs - (int)wt + WT - 1) / WT;
+    const int pairs = PADDED ? TOKENS / 16 : (unit.rows + 15) / 16;
+    const int active =
+        kNt == 1 ? (PADDED || unit.rows > 8 * (int)wt ? 1 : 0) : (pairs - (int)wt + WT - 1) / WT;
     u32 slot = 0;
     for (int k = 0; k < steps; ++k) {
       copy_wait<STAGES - 2>();
+#if CHAINED
+      if (k == 0) put_ratios(p, scales, scales, 0);
+#endif
       __syncthreads();
       const auto copy_ahead = [&] {
         const u32 to = slot == 0 ? STAGES - 1 : slot - 1;
         copy_weights(p, copies, ring + to * kStage, k + STAGES - 1);
-        copy_tokens(p, copies, unit, ring + to * kStage, scales + to * kScaleBytes, k + STAGES - 1);
+        copy_tokens(p, copies, ring + to * kStage, k + STAGES - 1);
+#if FORMAT == 1
+        copy_scales(p, scale_copies, scales + (kScalesAhead != 0 ? slot : to) * kScaleBytes,
+                    k + STAGES - 1 + kScalesAhead);
+#endif
+#if CHAINED
+        put_ratios(p, scales, scales + (slot + 1 == STAGES ? 0 : slot + 1) * kScaleBytes, k + 1);
+#endif
         copy_commit();
       };
       const u32 stage = ring + slot * kStage;
       const u32 weights = stage + wk * (ROWS * kRowBytes) + wr * (kMt * 16 * kRowBytes);
       const u32 tokens =
           stage + kWeightBytes + wk * (TOKENS * kRowBytes) + wt * ((kNt > 1 ? 16 : 8) * kRowBytes);
+#if CHAINED
+      const u32 stage_scales = ratios_of(scales, k);
+#else
       const u32 stage_scales = scales + slot * kScaleBytes;
+#endif
       const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
       const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
-      // All of a warp's pairs, or half of them: rows that are not there are zeros.
-      if (2 * active > kPairs)
+      // The pairs that have tokens, in quarters of a warp's.
+      constexpr int kQuarter = (kPairs + 3) / 4;
+#if CHAINED
+      change_units(sum, token_scales, weight_scales, lane);
+      if (active > 0 && sums_apart(scales, k)) {
+        copy_ahead();
+        multiply_apart(sum, weights, tokens, token_scales, weight_scales, lane);
+      } else
+#endif
+          if (active > 3 * kQuarter || (active > 0 && kPairs == 1))
         run_step<kPairs>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
-      else if (kPairs > 1 && active > 0)
-        run_step<(kPairs + 1) / 2>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
+      else if (active > 2 * kQuarter)
+        run_step<min_of(3 * kQuarter, kPairs)>(sum, weights, tokens, token_scales, weight_scales, lane,
+                                               copy_ahead);
+      else if (active > kQuarter)
+        run_step<min_of(2 * kQuarter, kPairs)>(sum, weights, tokens, token_scales, weight_scales, lane,
+                                               copy_ahead);
+      else if (active > 0)
+        run_step<kQuarter>(sum, weights, tokens, token_scales, weight_scales, lane, copy_ahead);
       else
         copy_ahead();
       slot = slot + 1 == STAGES ? 0 : slot + 1;
@@ -102,6 +154,17 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       for (int j = 0; j < kNt; ++j) {
         const u32 token = (kNt > 1 ? (u32)(j / 2 * WT * 16 + j % 2 * 8) + wt * 16 : wt * 8) + 2 * (lane % 4);
         float* const to = sums + (wk * TOKENS + token) * kPitch + row;
+#if CHAINED
+        const float2 t = load_shared2(scales + kUnits + 4 * (wk * TOKENS + token));
+        const float2 w = load_shared2(scales + kUnits + 4 * (KW * TOKENS + 2 * wk));
+#pragma unroll
+        for (int i = 0; i < kMt; ++i) {
+          sum[i][j][0] *= w.x * t.x;
+          sum[i][j][1] *= w.x * t.y;
+          sum[i][j][2] *= w.y * t.x;
+          sum[i][j][3] *= w.y * t.y;
+        }
+#endif
 #pragma unroll
         for (int i = 0; i < kMt; ++i) {
           to[16 * i] = sum[i][j][0];
@@ -112,13 +175,24 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       }
     }
     __syncthreads();
-    finish(p, unit, sums);
+#if CHAINED
+    reset_marks(scales);
+#endif
+    finish(p, sums, kept);
     __syncthreads();  // ... and the ring's again
   }
   if (!waited) dependency_wait();
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+// Decoding codes by bit operations takes registers, and below sm_89 no SM has shared memory for a third
+// block.
+#if __CUDA_ARCH__ < 890
+constexpr int kBlocks = BLOCKS < 2 ? BLOCKS : 2;
+#else
+constexpr int kBlocks = BLOCKS;
+#endif
+
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
     gemm(const __grid_constant__ PortableParams p) {
   run_gemm(p);
 }

@@ -24,6 +24,14 @@ __device__ __forceinline__ void copy16(u32 dst, const void* src, bool valid) {
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same, by the threads that `taken` says, without a branch.
+__device__ __forceinline__ void copy16_if(bool taken, u32 dst, const void* src, bool valid) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n@p cp.async.cg.shared.global.L2::128B [%0], [%1], 16, "
+      "%2;\n}" ::"r"(dst),
+      "l"(src), "r"(valid ? 16 : 0), "r"((u32)taken)
+      : "memory");
+}
 // 4 bytes, by the threads that `taken` says, without a branch.
 __device__ __forceinline__ void copy4_if(bool taken, u32 dst, const void* src, bool valid) {
   asm volatile(
@@ -100,6 +108,33 @@ __device__ __forceinline__ void mma32(float (&d)[4], const u32 (&a)[4], u32 b0, 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
+
+// ---------------------------------------------------------------- arithmetic
+
+// Two values rounded to nearest even: the first one in the lower half. NaN has no payload.
+__device__ __forceinline__ u32 bf16_pair(float low, float high) {
+  u32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+__device__ __forceinline__ u32 f16_pair(float low, float high) {
+  u32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+__device__ __forceinline__ float reciprocal(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+// a / b without the branches of the compiler's division, which would run an epilogue's elements one after the
+// other; correctly rounded but where a result is subnormal. b between 2^-60 and 2^126; a finite.
+__device__ __forceinline__ float divide(float a, float b) {
+  float r = reciprocal(b);
+  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
+  const float q = __fmul_rn(a, r);
+  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+}
 
 // ---------------------------------------------------------------- dependent launches
 

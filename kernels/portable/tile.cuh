@@ -10,7 +10,9 @@
 using namespace ramp::core::cuda;
 
 #define IS_FP8 (FORMAT == 1 || FORMAT == 5 || FORMAT == 6)
-#define PROMOTED (FORMAT == 1 || (IS_FP8 && NATIVE_E4M3))
+// Where block scales go (scales.cuh): into the units of the sums where a second set of them has no registers.
+#define CHAINED (FORMAT == 1 && !NATIVE_E4M3 && TOKENS > 64)
+#define PROMOTED ((FORMAT == 1 && !CHAINED) || (IS_FP8 && NATIVE_E4M3))
 constexpr int kThreads = 32 * KW * WR * WT;
 constexpr int kRowBytes = 128;         // of depth per warp and step
 constexpr int kStep = KW * kRowBytes;  // of depth per step
@@ -19,7 +21,8 @@ constexpr int kNt = TOKENS / WT / 8;   // n8 tiles of a warp
 constexpr int kPairs = kNt > 1 ? kNt / 2 : 1;
 constexpr int kWeightBytes = ROWS * kStep;
 constexpr int kTokenBytes = TOKENS * kStep;
-constexpr int kScaleBytes = FORMAT == 1 ? KW * (TOKENS + 2) * 4 : 0;
+constexpr int kScales = KW * (TOKENS + 2);  // of a step: KW * TOKENS of tokens, then KW pairs of the weights
+constexpr int kScaleBytes = FORMAT == 1 ? kScales * 4 : 0;
 constexpr int kStage = kWeightBytes + kTokenBytes;
 constexpr int kChunks = kStep / 16;             // 16-byte chunks of a row and step
 constexpr int kRowsApart = kThreads / kChunks;  // rows that the block copies at a time
@@ -28,8 +31,13 @@ constexpr int kTokenCopies = TOKENS / kRowsApart;
 constexpr int kPitch = ROWS + 4;  // floats per token row of the staged sums: no bank conflicts
 static_assert(kNt == 1 || kNt % 2 == 0, "tokens of a warp: 8, or a multiple of 16");
 static_assert(KW * TOKENS <= kThreads || FORMAT != 1, "a token scale per thread");
+static_assert(KW * TOKENS * kPitch * 4 <= STAGES * kStage, "the sums fit into the ring's place");
 static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0 && TOKENS % kRowsApart == 0,
               "every thread copies whole rows' parts");
+
+__device__ __forceinline__ constexpr int min_of(int a, int b) {
+  return a < b ? a : b;
+}
 
 struct Unit {
   int expert, first, rows, n0;
@@ -74,53 +82,35 @@ __device__ __forceinline__ constexpr bool is_up(int r) {
 // kRowsApart.
 static_assert(kRowsApart <= 8 || kRowsApart % 16 == 0, "gate and up rows of a thread");
 
-// What a thread copies of a unit: 16 bytes of each of its rows and steps.
+// What a thread copies of a unit: 16 bytes of each of its rows and steps. Of rows that are not there nothing
+// is kept: tokens are left as they are in shared memory, in place of weight rows one that is there comes
+// again.
 struct Copies {
-  const u8* w;
-  const u8* x[kTokenCopies];
-  const float* x_scale;
-  const float* w_scale;
-  u32 to;            // within 128 bytes of depth of a stage
-  int row;           // first row
-  int chunk;         // of a row's step
-  int columns_left;  // from the first row's on
+  const u8* w;          // this thread's half of the expert
+  u32 x[kTokenCopies];  // where the tokens begin, in units of 16 bytes
+  int x_rows;           // tokens from this thread's first one on
+  u32 to;               // within 128 bytes of depth of a stage
+  int chunk;            // of a row's step
+  u32 last;             // the last weight row that is there, counted from this thread's first one
 };
 
 __device__ __forceinline__ Copies plan_copies(const PortableParams& p, const Unit& unit) {
   Copies c;
   c.chunk = (int)threadIdx.x % kChunks;
-  c.row = (int)threadIdx.x / kChunks;
-  c.to = (u32)(c.row * kRowBytes + ((c.chunk % 8) ^ (c.row % 8)) * 16);
-  const int column = column_of_row(c.row);
-  c.columns_left = p.n - unit.n0 - column;
-  c.w = p.w + (i64)unit.expert * p.w_expert +
-        (i64)(unit.n0 + column + (is_up(c.row) ? p.up_row : 0)) * p.w_row + c.chunk * 16;
-#if FORMAT == 1
-  const int half = GATED && threadIdx.x % 2 != 0 ? p.up_scale_row : 0;
-  c.w_scale = p.w_scale + (i64)unit.expert * p.ws_expert + (i64)(unit.n0 / 128 + half) * p.ws_row;
-#endif
+  const int row = (int)threadIdx.x / kChunks;
+  c.to = (u32)(row * kRowBytes + ((c.chunk % 8) ^ (row % 8)) * 16);
+  const int column = unit.n0 + column_of_row(row) < p.n ? unit.n0 + column_of_row(row) : p.n - 1;
+  c.last = (u32)(p.n - 1 - column);
+  c.w = p.w + (i64)unit.expert * p.w_expert + (i64)(column + (is_up(row) ? p.up_row : 0)) * p.w_row +
+        c.chunk * 16;
   return c;
-}
-__device__ __forceinline__ void plan_token_copies(const PortableParams& p, const Unit& unit, Copies& c) {
-#pragma unroll
-  for (int i = 0; i < kTokenCopies; ++i) {
-    const int r = c.row + i * kRowsApart;
-    c.x[i] =
-        p.x + source_row(p.x_source, p, unit.first + (r < unit.rows ? r : 0)) * p.x_stride + c.chunk * 16;
-  }
-#if FORMAT == 1
-  const int r = (int)threadIdx.x % TOKENS;
-  c.x_scale =
-      p.x_scale + source_row(p.x_scale_source, p, unit.first + (r < unit.rows ? r : 0)) * p.x_scale_stride;
-#endif
 }
 // Where in a stage row `row` + i * kRowsApart goes: its chunk number is xored with the row's number modulo 8.
 __device__ __forceinline__ u32 place_of_copy(const Copies& c, int i) {
   return (kRowsApart % 8 != 0 && i % 2 != 0 ? c.to ^ 64u : c.to) + (u32)(i * kRowsApart * kRowBytes);
 }
 
-// Weight rows that are not there are zeros, and so is the depth behind its end. (The address of a copy of no
-// bytes is not read.)
+// The depth behind its end is zeros. (The address of a copy of no bytes is not read.)
 __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copies& c, u32 stage, int step) {
   const bool inside = step * kStep + c.chunk * 16 < p.depth;
   const u32 to = stage + (u32)(c.chunk / 8 * ROWS * kRowBytes);
@@ -128,31 +118,15 @@ __device__ __forceinline__ void copy_weights(const PortableParams& p, const Copi
   const u8* const from = c.w + step * kStep;
 #pragma unroll
   for (int i = 0; i < kWeightCopies; ++i) {
-    const int column = column_of_row(i * kRowsApart);
-    copy16(to + place_of_copy(c, i), from + column * p.w_row + (is_up(i * kRowsApart) ? up : 0),
-           inside && column < c.columns_left);
+    const u32 row = (u32)column_of_row(i * kRowsApart) < c.last ? (u32)column_of_row(i * kRowsApart) : c.last;
+    copy16(to + place_of_copy(c, i), from + (u64)row * (u32)p.w_row + (is_up(i * kRowsApart) ? up : 0),
+           inside);
   }
 }
-// Token rows that are not there are zeros with scale 0.
-__device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copies& c, const Unit& unit,
-                                            u32 stage, u32 scales, int step) {
+__device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copies& c, u32 stage, int step) {
   const bool inside = step * kStep + c.chunk * 16 < p.depth;
   const u32 to = stage + kWeightBytes + (u32)(c.chunk / 8 * TOKENS * kRowBytes);
+  const u8* const from = p.x + step * kStep + c.chunk * 16;
 #pragma unroll
-  for (int i = 0; i < kTokenCopies; ++i) {
-    const int r = c.row + i * kRowsApart;
-    copy16(to + place_of_copy(c, i), c.x[i] + step * kStep, inside && r < unit.rows);
-  }
-#if FORMAT == 1
-  {
-    const int group = step * KW + (int)threadIdx.x / TOKENS;
-    copy4_if(threadIdx.x < KW * TOKENS, scales + 4 * threadIdx.x, c.x_scale + group,
-             (int)threadIdx.x % TOKENS < unit.rows && group < p.groups);
-  }
-  {
-    const int group = step * KW + (int)threadIdx.x / 2;
-    copy4_if(threadIdx.x < 2 * KW, scales + 4 * (KW * TOKENS + threadIdx.x), c.w_scale + group * p.ws_column,
-             group < p.groups);
-  }
-#endif
+  for (int i = 0; i < kTokenCopies; ++i) copy16(to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
 }

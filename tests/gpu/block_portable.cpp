@@ -3,6 +3,7 @@
 // give the same bits; layers one behind the other in one workspace, where dependent launches overlap.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 #include <memory>
 
@@ -109,7 +110,7 @@ TEST_P(GpuPortable, EveryConfigIsRight) {
     GpuBlock block(c, portable());
     const std::vector<std::string> names = configs_of(w.handle.get());
     std::vector<std::vector<uint8_t>> seen;
-    std::map<bool, std::vector<uint8_t>> unsplit;     // bits of the configs that do not split the depth
+    std::map<bool, std::vector<uint8_t>> unsplit;  // ... that do not split the depth; fp8_block's m128 apart
     std::map<std::string, std::vector<uint8_t>> all;  // ... and of each without its order
     for (size_t n = 0; n < names.size(); ++n) {
       SCOPED_TRACE(names[n]);
@@ -123,7 +124,8 @@ TEST_P(GpuPortable, EveryConfigIsRight) {
       EXPECT_EQ(all.emplace(without_order, bits).first->second, bits)
           << "the order of tiles must leave no trace";
       if (!split) {
-        EXPECT_EQ(unsplit.emplace(false, bits).first->second, bits) << "one order of sums";
+        const bool units = GetParam() == RAMP_FORMAT_FP8_BLOCK && names[n].starts_with("m128");
+        EXPECT_EQ(unsplit.emplace(units, bits).first->second, bits) << "one order of sums";
       }
       for (int i = 0; i < 2; ++i) {
         run_config(c, block, w.handle.get(), static_cast<int32_t>(n) + 1);
@@ -237,6 +239,55 @@ TEST_P(GpuPortable, RealShapes) {
         check_new(c, seen);
       }
     }
+  }
+}
+
+// Block scales that are no ordinary numbers, of weights and of x: right results, and the same bits as without
+// them in the tokens that have none.
+TEST(GpuPortableScales, OddOnes) {
+  CaseSpec s = make_spec(RAMP_FORMAT_FP8_BLOCK, 3, 2, 70, 672, 416);
+  s.x_dtype = RAMP_E4M3;
+  s.y_dtype = RAMP_F32;
+  BlockCase c(s);
+  const auto is_odd = [](int64_t token) { return token % 9 == 4; };
+  for (const bool weights_too : {false, true}) {
+    SCOPED_TRACE(weights_too);
+    if (weights_too) {
+      constexpr std::array kValues = {0.0F, 1e-30F, 70.0F, -0.01F, 1e-9F};
+      for (size_t i = 2; i < c.synthetic.w13_scale.size(); i += 7) c.synthetic.w13_scale[i] = kValues[i % 5];
+      for (size_t i = 1; i < c.synthetic.w2_scale.size(); i += 5) c.synthetic.w2_scale[i] = kValues[i % 5];
+    }
+    const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+    const auto configs = static_cast<int32_t>(configs_of(w.handle.get()).size());
+    std::vector<std::vector<uint8_t>> plain;
+    GpuBlock ordinary(c, portable());
+    for (int32_t n = 1; n <= configs / 3; ++n) {
+      run_config(c, ordinary, w.handle.get(), n);
+      check_some(c);
+      plain.push_back(c.y_bits());
+    }
+    if (weights_too) break;
+    constexpr std::array kScales = {0.0F, 1e-30F, 1e20F, 5000.0F, -0.5F, INFINITY, NAN};
+    for (int64_t t = 0; t < s.tokens; ++t)
+      for (int64_t g = t % 3; is_odd(t) && g < 6; g += 2)
+        c.x_scale.set(t, g, kScales[static_cast<size_t>(t / 9 + g) % kScales.size()]);
+    GpuBlock block(c, portable());
+    for (int32_t n = 1; n <= configs / 3; ++n) {
+      SCOPED_TRACE(n);
+      run_config(c, block, w.handle.get(), n);
+      check_some(c);
+      const std::vector<uint8_t> bits = c.y_bits();
+      const auto row = static_cast<std::ptrdiff_t>(s.hidden * 4);
+      for (int64_t t = 0; t < s.tokens; ++t) {
+        if (is_odd(t)) continue;
+        EXPECT_TRUE(std::equal(bits.begin() + t * row, bits.begin() + (t + 1) * row,
+                               plain[static_cast<size_t>(n) - 1].begin() + t * row))
+            << "token " << t;
+      }
+    }
+    // ... and back for the second round.
+    for (int64_t t = 0; t < s.tokens; ++t)
+      for (int64_t g = t % 3; is_odd(t) && g < 6; g += 2) c.x_scale.set(t, g, 0.01F);
   }
 }
 

@@ -1,5 +1,6 @@
-// Host side of the portable block: variants, workspace, parameters, launches. Grids are persistent and depend
-// on the GPU and the shapes alone; the plan on the device says how much of them has work.
+// Host side of the portable block: choice of the variant, workspace, parameters, launches. Grids are
+// persistent and depend on the GPU and the shapes alone; the plan on the device says how much of them has
+// work.
 #include "backend/cuda/portable_block.hpp"
 
 #include <fmt/format.h>
@@ -8,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <span>
 
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/launch.hpp"
@@ -22,27 +24,18 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr uint32_t kRowBytes = 128;  // kernels/portable/gemm.cu
-constexpr int32_t kGroupTiles = 8;   // tiles of a group in grouped order
+constexpr int32_t kGroupTiles = 8;  // tiles of a group in grouped order
 
-// From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
-// then large ones that reuse what they load.
-constexpr std::array<PortableVariant, 4> kVariants = {{
-    {32, 8, 4, 1, 1, 3, 3},
-    {64, 32, 2, 2, 1, 3, 3},
-    {128, 64, 1, 4, 1, 4, 2},
-    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kDirect},
-}};
 // The automatic choice by the mean number of rows per expert, measured (docs/kernel-log.md). Around 128 rows
-// half of the experts would need a second tile of 128 for a few rows.
+// half of the experts would need a second tile of 128 for a few rows; tiles of 128 keep FP8's sums in units.
 struct Choice {
   double up_to;
-  size_t variant;
+  int32_t tokens;  // of a tile
 };
-constexpr std::array<Choice, 6> kChoices = {{{2, 0}, {16, 1}, {48, 2}, {100, 3}, {160, 2}, {1e30, 3}}};
-constexpr std::array kFormats = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
-                                 RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
-constexpr std::array<const char*, 2> kKinds = {"single", "gated"};  // GATED of the kernel
+constexpr std::array<Choice, 4> kChoices = {{{2, 8}, {16, 32}, {160, 64}, {1e30, 128}}};
+constexpr std::array<Choice, 6> kFp8Choices = {
+    {{2, 8}, {16, 32}, {48, 64}, {100, 128}, {400, 64}, {1e30, 128}}};
+constexpr size_t kKinds = 2;  // GATED of the kernel
 
 static_assert(sizeof(PortableTile) == sizeof(Tile));
 
@@ -59,18 +52,14 @@ ramp_dtype rows_dtype(ramp_format format) noexcept {
   return format == RAMP_FORMAT_F16 ? RAMP_F32 : RAMP_BF16;
 }
 
-KernelProgram portable_program(const PortableVariant& v, ramp_format format, size_t kind) {
-  return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), kKinds[kind], v.tokens, v.rows,
-                      v.threads(), v.stages),
-          "portable/gemm.cu",
-          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DGATED={}", kind),
-           fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
-           fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
-           fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
-           fmt::format("-DBLOCKS={}", v.blocks)},
-          {"gemm"},
-          80};
+// The kernels count rows in 32 bits: of 16 bytes where values begin, of elements where scales do.
+void check_reach(const char* what, int64_t rows, int64_t stride, int64_t limit) {
+  if (rows > 0 && stride > 0 && rows > limit / stride)
+    fail_argument(what, fmt::format("{} rows, {} from one to the next", rows, stride),
+                  fmt::format("at most {} in all", limit), "pass rows that lie closer, or fewer tokens");
 }
+constexpr int64_t kReachBytes = int64_t{1} << 36, kReachScales = int64_t{1} << 32;
+
 struct Parts {
   PrologueWorkspace prologue;
   float* h = nullptr;       // [T*k, I]: formats that requantise apart
@@ -97,57 +86,12 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t ti
 
 }  // namespace
 
-bool PortableVariant::is_for(ramp_format format) const noexcept {
-  return formats == PortableFormats::kAll || (formats == PortableFormats::kPromoted) == is_fp8_format(format);
-}
-
-uint32_t PortableVariant::shared_bytes(ramp_format format) const noexcept {
-  const auto r = static_cast<uint32_t>(rows);
-  const auto t = static_cast<uint32_t>(tokens);
-  const auto k = static_cast<uint32_t>(warps_k);
-  const uint32_t scales = format == RAMP_FORMAT_FP8_BLOCK ? k * (t + 2) * 4 : 0;
-  const uint32_t ring = static_cast<uint32_t>(stages) * (k * kRowBytes * (r + t) + scales);
-  return std::max(ring, k * t * (r + 4) * 4);
-}
-
-KernelConfig PortableVariant::config(ramp_format format) const noexcept {
-  KernelConfig c;
-  c.tile_m = tokens;
-  c.tile_n = rows;
-  c.tile_k = static_cast<int32_t>(kRowBytes) * warps_k / (is_fp8_format(format) ? 1 : 2);
-  c.stages = stages;
-  c.threads = threads();
-  c.split_k = warps_k;
-  return c;
-}
-
-std::vector<KernelProgram> portable_programs(int /*arch*/) {
-  std::vector<KernelProgram> list;
-  for (const ramp_format f : kFormats)
-    for (const PortableVariant& v : kVariants)
-      for (size_t kind = 0; v.is_for(f) && kind < kKinds.size(); ++kind)
-        list.push_back(portable_program(v, f, kind));
-  return list;
-}
-
-bool portable_takes(ramp_format format) noexcept {
-  return std::find(kFormats.begin(), kFormats.end(), format) != kFormats.end();
-}
-
-bool portable_applies(const ExpertWeights& weights) noexcept {
-  if (!portable_takes(weights.format)) return false;
-  const WeightViews views = weight_views(weights);
-  const int64_t bytes = dtype_bytes(weight_dtype(weights.format));
-  return rows_aligned(views.w13.data, bytes, {views.w13.stride[0], views.w13.stride[1]}) &&
-         rows_aligned(views.w2.data, bytes, {views.w2.stride[0], views.w2.stride[1]});
-}
-
 struct PortableBlock::State {
   struct Kernel {
     CUfunction function = nullptr;
     int blocks = 1;  // that fit an SM
   };
-  using Kernels = std::array<std::array<Kernel, kKinds.size()>, kVariants.size()>;
+  using Kernels = std::array<std::array<Kernel, kKinds>, kPortableVariants.size()>;
   std::mutex mutex;
   std::array<std::atomic<bool>, 8> ready{};  // by ramp_format
   std::array<Kernels, 8> kernels{};
@@ -162,13 +106,15 @@ PortableBlock::PortableBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& libr
       state_(std::make_shared<State>()) {}
 
 bool PortableBlock::fits(const PortableVariant& v, ramp_format format) const noexcept {
-  return v.is_for(format) && v.shared_bytes(format) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
+  const int arch = portable_arch(gpu_->facts());
+  return v.is_for(format, arch) &&
+         v.shared_bytes(format, arch) <= static_cast<uint32_t>(gpu_->facts().shared_per_block);
 }
 
 std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
   std::vector<KernelConfig> list;
   for (const TaskOrder order : {TaskOrder::kColumnMajor, TaskOrder::kRowMajor, TaskOrder::kGrouped}) {
-    for (const PortableVariant& v : kVariants) {
+    for (const PortableVariant& v : kPortableVariants) {
       if (!fits(v, format)) continue;
       KernelConfig c = v.config(format);
       c.order = order;
@@ -181,9 +127,9 @@ std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
 
 std::vector<KernelProgram> PortableBlock::programs(ramp_format format) const {
   std::vector<KernelProgram> list;
-  for (const PortableVariant& v : kVariants) {
-    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind)
-      list.push_back(portable_program(v, format, kind));
+  for (const PortableVariant& v : kPortableVariants) {
+    for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind)
+      list.push_back(portable_program(v, format, kind == 1));
   }
   return list;
 }
@@ -200,11 +146,11 @@ void PortableBlock::load(ramp_format format) {
   if (state_->ready[at].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[at].load(std::memory_order_relaxed)) return;
-  for (size_t i = 0; i < kVariants.size(); ++i) {
-    const PortableVariant& v = kVariants[i];
-    const auto shared = static_cast<int>(v.shared_bytes(format));
-    for (size_t kind = 0; fits(v, format) && kind < kKinds.size(); ++kind) {
-      CUfunction const f = library_.get(portable_program(v, format, kind), "gemm");
+  for (size_t i = 0; i < kPortableVariants.size(); ++i) {
+    const PortableVariant& v = kPortableVariants[i];
+    const auto shared = static_cast<int>(v.shared_bytes(format, portable_arch(gpu_->facts())));
+    for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind) {
+      CUfunction const f = library_.get(portable_program(v, format, kind == 1), "gemm");
       RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
       int blocks = 0;
       RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
@@ -217,7 +163,7 @@ void PortableBlock::load(ramp_format format) {
 
 uint64_t PortableBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
   Parts parts;
-  return carve(weights, tokens, top_k, kVariants.front().tokens, nullptr,
+  return carve(weights, tokens, top_k, kPortableVariants.front().tokens, nullptr,
                parts);  // the smallest tiles need most
 }
 
@@ -227,21 +173,25 @@ KernelConfig PortableBlock::choose(const ExpertWeights& weights, int64_t tokens,
   // device.)
   const double mean =
       static_cast<double>(tokens * top_k) / static_cast<double>(std::max<int64_t>(1, weights.experts));
-  // Batch-invariant: one order of sums, which is that without a split over depth.
-  const bool unsplit = determinism == RAMP_BATCH_INVARIANT;
-  size_t n = 0;
-  for (const Choice& c : kChoices) {
-    const PortableVariant& v = kVariants[c.variant];
-    if (!fits(v, weights.format) || (unsplit && v.warps_k != 1)) continue;
-    n = c.variant;
-    if (mean <= c.up_to) break;
+  // Batch-invariant: one order of sums and of roundings.
+  const int arch = portable_arch(gpu_->facts());
+  const bool invariant = determinism == RAMP_BATCH_INVARIANT;
+  const auto taken = [&](const PortableVariant& v) {
+    return !invariant || (v.warps_k == 1 && !v.sums_in_units(weights.format, arch));
+  };
+  const PortableVariant* chosen = &kPortableVariants.front();
+  const auto choices = is_fp8_format(weights.format) ? std::span<const Choice>(kFp8Choices)
+                                                     : std::span<const Choice>(kChoices);
+  for (const Choice& c : choices) {
+    for (const PortableVariant& v : kPortableVariants)
+      if (v.tokens == c.tokens && fits(v, weights.format) && taken(v)) chosen = &v;
+    if (mean <= c.up_to && taken(*chosen)) break;
   }
-  return kVariants[n].config(weights.format);
+  return chosen->config(weights.format);
 }
 
 BlockArithmetic PortableBlock::arithmetic(ramp_format format) const noexcept {
-  const GpuFacts& facts = gpu_->facts();
-  const bool native = (facts.major == 8 && facts.minor == 9) || facts.major >= 12;
+  const bool native = portable_multiplies_codes(portable_arch(gpu_->facts()));
   return {rows_dtype(format), native && is_fp8_format(format) ? kFp8TensorUnit : kHalfTensorUnit};
 }
 
@@ -249,8 +199,8 @@ size_t PortableBlock::number_of(const KernelConfig& config, ramp_format format) 
   KernelConfig plain = config;
   plain.order = TaskOrder::kColumnMajor;
   plain.group_m = 0;
-  for (size_t i = 0; i < kVariants.size(); ++i)
-    if (kVariants[i].config(format) == plain && fits(kVariants[i], format)) return i;
+  for (size_t i = 0; i < kPortableVariants.size(); ++i)
+    if (kPortableVariants[i].config(format) == plain && fits(kPortableVariants[i], format)) return i;
   fail_argument("config", config_name(config), "a config of the portable kernels",
                 "ramp_config_name lists them");
 }
@@ -283,6 +233,8 @@ struct PortableBlock::Run {
     p.x_scale = in.scales;
     p.x_scale_stride = in.scale_stride;
     p.x_static = in.static_scale;
+    check_reach("x", slots, p.x_stride, kReachBytes);
+    check_reach("x_scale", slots, p.x_scale_stride, kReachScales);
     p.groups = static_cast<int>(in.groups);
     return p;
   }
@@ -299,18 +251,19 @@ struct PortableBlock::Run {
     p.ws_expert = scale.stride[0];
     p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
     p.ws_column = w.format == RAMP_FORMAT_FP8_BLOCK ? scale.stride[2] : 0;
+    check_reach("weight scales", w.experts, p.ws_expert, kReachScales);
   }
   void start(size_t kind, const PortableParams& p, uint64_t columns) const {
     const State::Kernel& kernel = block.state_->kernels[static_cast<size_t>(w.format)][number][kind];
-    const PortableVariant& shape = kVariants[number];
+    const PortableVariant& shape = kPortableVariants[number];
     const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, shape.tokens));
     const uint64_t units = tiles * ceil_div(static_cast<uint64_t>(p.n), columns);
     const auto resident =
         static_cast<uint64_t>(block.gpu_->facts().sm_count) * static_cast<uint64_t>(kernel.blocks);
-    launch_dependent(
-        block.gpu_->facts().major >= 9, kernel.function,
-        {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()), shape.shared_bytes(w.format)},
-        stream, p);
+    launch_dependent(block.gpu_->facts().major >= 9, kernel.function,
+                     {std::min(units, resident), 1, static_cast<unsigned>(shape.threads()),
+                      shape.shared_bytes(w.format, portable_arch(block.gpu_->facts()))},
+                     stream, p);
   }
 
   void gemm1(const GemmInput& in) const {
@@ -324,7 +277,7 @@ struct PortableBlock::Run {
     p.out = requantizes(w.format) ? static_cast<void*>(parts.h) : parts.codes;
     p.out_stride = w.intermediate;
     p.out_scale = w.w2_input_scale;
-    const auto rows = static_cast<uint64_t>(kVariants[number].rows);
+    const auto rows = static_cast<uint64_t>(kPortableVariants[number].rows);
     start(w.gated() ? 1 : 0, p, w.gated() ? rows / 2 : rows);
   }
   // GEMM 2's input: h requantised, or what GEMM 1 wrote.
@@ -352,7 +305,7 @@ struct PortableBlock::Run {
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    start(0, p, static_cast<uint64_t>(kVariants[number].rows));
+    start(0, p, static_cast<uint64_t>(kPortableVariants[number].rows));
   }
 };
 
@@ -364,7 +317,7 @@ void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
   const size_t number = number_of(config, w.format);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, kVariants[number].tokens, call.workspace, parts));
+                  carve(w, call.tokens, call.top_k, kPortableVariants[number].tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*this, w, config, parts, call.tokens * call.top_k, call.top_k, number, stream};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
@@ -382,7 +335,7 @@ void PortableBlock::batched(const BatchedCall& call) {
   const size_t number = number_of(config, w.format);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, kVariants[number].tokens, call.workspace, parts));
+                  carve(w, slots, 1, kPortableVariants[number].tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
   const Run run{*this, w, config, parts, slots, call.max_tokens, number, stream};

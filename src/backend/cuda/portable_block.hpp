@@ -5,6 +5,7 @@
 
 #include <cuda.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -16,9 +17,9 @@
 
 namespace ramp::core::cuda {
 
-// Formats that a variant is for: fp8_block holds a step's sums beside the promoted ones, the others have the
-// registers for larger tiles.
-enum class PortableFormats { kAll, kPromoted, kDirect };
+// What a variant is for: kWide leaves out FP8 codes that are multiplied as they are, whose sums stand beside
+// the promoted ones, or decoded by bit operations: no registers for the largest tiles.
+enum class PortableFormats { kAll, kWide };
 
 // One compiled shape of the GEMMs, as kernels/portable/gemm.cu explains it.
 struct PortableVariant {
@@ -26,12 +27,28 @@ struct PortableVariant {
   int32_t warps_k = 1, warps_r = 1, warps_t = 1;  // warps along depth, weight rows, tokens
   int32_t stages = 3, blocks = 1;                 // ring depth; blocks per SM that the registers allow
   PortableFormats formats = PortableFormats::kAll;
-  [[nodiscard]] bool is_for(ramp_format format) const noexcept;
+  // arch: compute capability as 80, 89, 90 ...
+  [[nodiscard]] bool is_for(ramp_format format, int arch) const noexcept;
+  // Whether the sums of this format are kept in units of block scales (kernels/portable/scales.cuh): other
+  // bits.
+  [[nodiscard]] bool sums_in_units(ramp_format format, int arch) const noexcept;
   [[nodiscard]] int32_t threads() const noexcept { return 32 * warps_k * warps_r * warps_t; }
-  [[nodiscard]] uint32_t shared_bytes(ramp_format format) const noexcept;
+  [[nodiscard]] uint32_t shared_bytes(ramp_format format, int arch) const noexcept;
   [[nodiscard]] KernelConfig config(ramp_format format) const noexcept;
 };
 
+int portable_arch(const GpuFacts& facts) noexcept;
+// Whether the tensor cores take FP8 codes in mma.sync (kernels/portable/ptx.cuh: NATIVE_E4M3).
+bool portable_multiplies_codes(int arch) noexcept;
+KernelProgram portable_program(const PortableVariant& v, ramp_format format, bool gated);
+// From few rows per expert to many: small tiles of deep rows, so that many blocks have many bytes in flight;
+// then large ones that reuse what they load.
+inline constexpr std::array<PortableVariant, 4> kPortableVariants = {{
+    {32, 8, 4, 1, 1, 3, 3},
+    {64, 32, 2, 2, 1, 3, 3},
+    {128, 64, 1, 4, 1, 4, 2},
+    {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWide},
+}};
 std::vector<KernelProgram> portable_programs(int arch);
 
 // Whether the portable kernels have this format: all but f32, which tensor cores have no products for.
@@ -50,7 +67,7 @@ class PortableBlock {
   // The config that runs without a forced one. Batch-invariant calls stay with configs that sum in one order.
   [[nodiscard]] KernelConfig choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k,
                                     ramp_determinism determinism) const;
-  // FP8 products in the tensor cores' own precision (sm_89, sm_90, sm_120) have another unit.
+  // FP8 products in the tensor cores' own precision (sm_89, sm_120) have another unit.
   [[nodiscard]] BlockArithmetic arithmetic(ramp_format format) const noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
