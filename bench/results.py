@@ -93,25 +93,37 @@ def goals_table(rows, fmt):
     return "\n".join(lines)
 
 
+def load_all(directory, pattern):
+    rows = []
+    for path in glob.glob(os.path.join(directory, pattern + ".json")):
+        rows += load(directory, os.path.basename(path)[:-5])
+    order = [key for key, _ in MODELS]
+    rows.sort(key=lambda r: (order.index(r["model"]) if r["model"] in order else len(order)))  # stable: T, routing
+    return rows
+
+
 def kernels(directory):
     parts = []
-    for fmt, names in (("fp8_block", ["fp8"]), ("bf16", ["bf16", "bf16_wide"])):
-        rows = []
-        for name in names:
-            rows += load(directory, name) or []
+    for fmt, name in (("fp8_block", "fp8"), ("bf16", "bf16")):
+        rows = load_all(directory, f"rule_{name}_*")
         parts.append(f"## Whole block, {fmt}\n")
         if not rows:
             parts.append("Not measured in this run.\n")
             continue
-        parts.append(f"{rows[0]['device']}, {rows[0]['protocol']}. Losing rows in bold.\n")
-        fitted = {key_of(r): r for r in load(directory, names[0] + "_fit") or []}
+        missing = [title for key, title in MODELS if key not in {r["model"] for r in rows}
+                   and not (fmt == "bf16" and key == "dsv3") and not (fmt == "fp8_block" and "/" in title)]
+        parts.append(f"{rows[0]['device']}, CUDA graphs of 5, 5, 3, 2 layers with distinct weights and routing, median of "
+                     "the replays. Losing rows in bold."
+                     + (f" Not measured in this run: {', '.join(missing)}." if missing else "") + "\n")
+        fitted = {key_of(r): r for r in load_all(directory, f"fit_{name}_*") if r["fit"] is not None}
         parts.append(points_table(rows, fitted) + "\n")
         parts.append(goals_table(rows, fmt) + "\n")
-        gains = [r["us"] / fitted[key_of(r)]["us"] for r in rows if key_of(r) in fitted]
-        if gains:
+        both = [r for r in rows if key_of(r) in fitted]
+        if both:
+            gains = [r["us"] / fitted[key_of(r)]["us"] for r in both]
             parts.append("Chosen by the rules above (without a fit), and by the fits that the same run made: these are "
                          f"{geometric_mean(gains):.3f} times as fast (geometric mean; {min(gains):.3f} to {max(gains):.3f}).\n")
-            parts.append("With them:\n\n" + goals_table(list(fitted.values()), fmt) + "\n")
+            parts.append("With them:\n\n" + goals_table([fitted[key_of(r)] for r in both], fmt) + "\n")
     return parts
 
 
@@ -134,9 +146,11 @@ def regret(directory):
         return parts + ["Not measured in this run.\n"]
     parts.append("Time of the chosen config over the best one's, minus 1, at points that no fit has seen: T = 3, 12, 48, 96, "
                  "200, 700, 1500, 3000, 6000, each with zipf 0.4, 0.9 and 1.6. Every config of the space is timed, those "
-                 "that were hopeless next door left out (they count as 1.5 times the best). Mean and largest, %.\n")
-    lines = ["| model | configs | profile, s | wave | " + " | ".join(POLICIES) + " | noise floor |",
-             "|" + "---|" * (len(POLICIES) + 5)]
+                 "that were hopeless next door left out (they count as 1.5 times the best). Mean and largest, %; 'profile' is everything from an empty cache for the first model "
+                 "(kernels, weights, timing, fit), without kernels for the others. wave and step: the fits of those cost "
+                 "models behind the measured guard.\n")
+    lines = ["| model | configs | profile, s | wave | step | " + " | ".join(POLICIES) + " | noise floor |",
+             "|" + "---|" * (len(POLICIES) + 6)]
     for model, name in MODELS:
         case = judged.get(model)
         if case is None:
@@ -146,6 +160,8 @@ def regret(directory):
         own = wave["dispatcher"] if wave else case["judged"]
         cells = [name, str(case["configs"]), f"{case['seconds']:.0f}",
                  bold(percent(own), own["mean_regret"] > 0.01 or own["max_regret"] > 0.08)]
+        step = tables.get(model, {}).get("step")
+        cells.append(percent(step["dispatcher"] if step else None))
         cells += [percent(policies.get(p)) for p in POLICIES]
         cells.append(f"{100 * case['judged']['noise_floor']:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
