@@ -143,6 +143,7 @@ ContextPtr make_context(const BackendChoice& choice, const Io& io) {
   ContextPtr owner =
       backend == RAMP_BACKEND_AUTO ? create_automatic(choice, io) : create_context(choice, backend, io);
   ramp_context* const context = owner.get();
+  begin_trace(context);
   if (choice.fit == "none" || backend_of(context).fits() == nullptr) return owner;
   const bool found = choice.fit == "auto";
   if (found)

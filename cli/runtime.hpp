@@ -11,6 +11,7 @@
 
 #include "backend/backend.hpp"
 #include "cli/output.hpp"
+#include "cli/trace.hpp"
 #include "ramp/ramp.h"
 
 namespace ramp::cli {
@@ -19,7 +20,10 @@ namespace ramp::cli {
 void check(ramp_status status);
 
 struct Destroy {
-  void operator()(ramp_context* c) const noexcept { ramp_context_destroy(c); }
+  void operator()(ramp_context* c) const noexcept {
+    finish_trace(c);
+    ramp_context_destroy(c);
+  }
   void operator()(ramp_weights* w) const noexcept { ramp_weights_destroy(w); }
   void operator()(ramp_checkpoint* c) const noexcept { ramp_checkpoint_close(c); }
 };

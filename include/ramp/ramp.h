@@ -279,6 +279,31 @@ RAMP_API ramp_status ramp_context_get_info(const ramp_context* context, ramp_con
  * IO and BAD_FILE (of a file that was named), UNSUPPORTED (a backend without configs), OUT_OF_MEMORY. */
 RAMP_API ramp_status ramp_context_load_fit(ramp_context* context, const char* path, int32_t* used);
 
+/* What the device decided for one layer call of packed fp8_block weights (sm_90), whose histogram the host
+ * does not see. Everything is valid during the callback alone. */
+typedef struct ramp_trace_record {
+  uint64_t struct_size;
+  uint64_t number; /* since tracing began; a gap: records gave way before they were read */
+  uint64_t call;   /* which of the calls that were made or captured: replays of a graph repeat it */
+  int64_t num_experts, top_k, hidden, intermediate;
+  int64_t tokens; /* batched: max_tokens */
+  int32_t format; /* ramp_format */
+  int32_t batched;
+  int32_t num_configs; /* candidates of this call */
+  int32_t chosen;      /* index of the config that ran */
+  const char* const* configs;
+  const int32_t* histogram; /* [num_experts] rows */
+  double predicted_us;      /* 0 where no cost is known */
+} ramp_trace_record;
+RAMP_DEFINE_INIT(ramp_trace_record)
+typedef void (*ramp_trace_fn)(const ramp_trace_record* record, void* user);
+/* From now on such calls write a record each into device memory, of which the last `records` are kept (4 KiB
+ * each); graphs that are captured now go on doing so. 0: calls made from now on write none. The number stays
+ * what it was first. A traced call has one candidate at least and never takes the few-token kernel. */
+RAMP_API ramp_status ramp_context_trace(ramp_context* context, uint64_t records);
+/* Waits for the device and hands out the records written since the last time, oldest first. */
+RAMP_API ramp_status ramp_context_read_trace(ramp_context* context, ramp_trace_fn take, void* user);
+
 /* ---------------------------------------------------------------- expert weights */
 
 /* The experts of one layer. A handle runs on every context of its device; once packed, on every context of
@@ -499,6 +524,7 @@ RAMP_API ramp_status ramp_checkpoint_load_weights(ramp_context* context, const r
  * errors. Every function may return INVALID_ARGUMENT, OUT_OF_MEMORY and INTERNAL, on a GPU also DEVICE; and:
  *   ramp_context_create               UNSUPPORTED: no such backend, ISA level or GPU here
  *   ramp_context_load_fit             IO, BAD_FILE, UNSUPPORTED: a backend without configs
+ *   ramp_context_trace                UNSUPPORTED: a backend other than cuda
  *   ramp_weights_create               UNSUPPORTED: a format of a later version
  *   ramp_weights_update               UNSUPPORTED: a BORROW handle that was not packed
  *   ramp_expert_block, _batched,      WORKSPACE_TOO_SMALL, UNSUPPORTED: a config or option that the backend

@@ -30,6 +30,7 @@ struct PrefillParams {
   int top_k;
   int slices, steps;  // of 128 weight rows per expert; of 128 columns of depth per slice
   int early;          // 1: the next kernel may start while this one runs
+  int beside;         // 1: GEMM1 behind GEMM1 of another plan: see GemmPair::beside (host)
   unsigned char* h;   // written by GEMM1, read by GEMM2
   float* h_scale;
   int h_steps;               // I/128

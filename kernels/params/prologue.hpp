@@ -2,6 +2,8 @@
 // shared memory that a launch needs. Plain types only: NVRTC brings no headers.
 #pragma once
 
+#include "params/decide.hpp"
+
 #if defined(__CUDACC__)
 #define RAMP_PARAMS_FN __host__ __device__ constexpr
 #else
@@ -28,13 +30,13 @@ struct SortParams {
   unsigned long long map_size;
   unsigned ids_wide;  // ids are i64
   unsigned top_k, slots, experts, tile_m;
-  unsigned chunk;   // slots per block, in slot order
-  unsigned chunks;  // blocks that share the slots
-  int* offsets;     // [experts + 1]
-  int* rows;        // [slots]: row -> flat slot
-  int* positions;   // [slots]: flat slot -> row or -1
-  int* tiles;       // {expert, first, rows, 0} each
-  int* num_tiles;  // [kTileCounters]: the number, then zeros
+  unsigned chunk;       // slots per block, in slot order
+  unsigned chunks;      // blocks that share the slots
+  int* offsets;         // [experts + 1]
+  int* rows;            // [slots]: row -> flat slot
+  int* positions;       // [slots]: flat slot -> row or -1
+  int* tiles;           // {expert, first, rows, 0} each
+  int* num_tiles;       // [kTileCounters]: the number, then zeros
   long long* counters;  // [2]: += masked, += out of range; or nullptr
   int* counts;          // several launches: [chunks][experts], then [experts] totals
   // Capacity instead of an index: slots of rank >= capacity in their expert get id -1 and weight 0.
@@ -125,6 +127,13 @@ struct PrologueParams {
   SortParams sort;
   RowsParams rows;
   BatchParams batch;
+};
+
+// prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number).
+struct DecidedPrologueParams {
+  PrologueParams prologue;
+  DecideParams decide;
+  unsigned decide_at;
 };
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,

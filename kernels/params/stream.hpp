@@ -41,6 +41,7 @@ struct StreamParams {
   int slices, steps;     // per expert; per slice
   StreamOwnPlan own;     // GEMM1 of stream.cu
   int early;             // 1: the next kernel may start while this one runs
+  int beside;            // 1: GEMM1 behind GEMM1 of another plan: see GemmPair::beside (host)
   unsigned char* codes;  // GEMM1: [rows, I] e4m3 (stream_flat.cu: as the format wants h)
   float* scales;         // GEMM1: [rows, I/128]
   unsigned short* rows;  // GEMM2: bf16 (fp16: fp32) [rows, H]

@@ -73,5 +73,5 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   clear_sort(s);
   dependency_wait();
   launch_dependents();
-  sort_block<true>(p.sort, s, p.mode == kSortCounted);
+  sort_block<true>(p.sort, s, OnePlan{}, p.mode == kSortCounted);
 }

@@ -5,12 +5,14 @@
 #if X_TYPE != 0
 #include "prologue/quantize.cuh"
 #endif
+#include "prologue/decide.cuh"
 #include "prologue/sort_few.cuh"
 
 extern __shared__ __align__(16) u32 g_shared[];
 
 // The batched entry: counts instead of ids. Every block scans the counts; slots are dealt out.
-__device__ __forceinline__ void batched_index(const PrologueParams& p, const SortShared& s) {
+template <typename Plan>
+__device__ __forceinline__ void batched_index(const PrologueParams& p, const SortShared& s, Plan plan) {
   u32 count[2] = {0, 0};
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
@@ -20,16 +22,19 @@ __device__ __forceinline__ void batched_index(const PrologueParams& p, const Sor
                                            : (i64) static_cast<const i32*>(p.batch.counts)[e];
     count[i] = n < 0 ? 0 : n > (i64)p.batch.max_tokens ? p.batch.max_tokens : (u32)n;
   }
-  const u32 tiles = scan_experts(s, p.sort.experts, p.sort.tile_m, count[0], count[1], 0, 0);
+  plan.scan(p.sort, s, count[0], count[1], 0, 0);
   __syncthreads();
-  if (blockIdx.x == 0) store_offsets(p.sort, s, tiles);
+  if (blockIdx.x == 0) {
+    store_offsets(p.sort, s);
+    plan.store(p.sort, s);
+  }
   const u32 step = gridDim.x * kPrologueThreads;
   for (u64 at = (u64)blockIdx.x * kPrologueThreads + threadIdx.x; at < p.sort.slots; at += step) {
     const u32 slot = (u32)at;
     const u32 e = slot / p.batch.max_tokens;
     const u32 row = s.first[e] + (slot - e * p.batch.max_tokens);
     if (row < s.first[e + 1]) {
-      store_row(p.sort, s, e, row, slot);
+      store_row(p.sort, s, plan, e, row, slot);
     } else {
       p.sort.positions[slot] = -1;
     }
@@ -56,28 +61,24 @@ __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortSha
     sort_few(p.sort, s, tile);
   } else {
     // Carved again rather than kept in registers across the other two.
-    sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), counted);
+    sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), OnePlan{}, counted);
   }
 }
+// With several candidates. Their steps are long: the shortest ways of the others are not worth their code.
+__device__ __forceinline__ void sort_decided(const PrologueParams& p, const DecideParams& d,
+                                             const SortShared& s, const DecideShared& memory) {
+  const bool counted = p.mode == kSortCounted;
+  load_curves(d, memory);
+  clear_sort(s);
+  if (!counted) prefetch_ids(p.sort, blockIdx.x);
+  dependency_wait();
+  if (p.trigger != 0) launch_dependents();
+  sort_block<false>(p.sort, s, DecidedPlans(d, memory), counted);
+}
 
-extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
-    prologue(const __grid_constant__ PrologueParams p) {
-  const SortShared s = carve_sort(g_shared, p.sort.experts);
-  u32 part = blockIdx.x;
-  u32 parts = gridDim.x;
+// The rows of x, by block `part` of `parts`.
+__device__ __forceinline__ void rows_part(const PrologueParams& p, const SortShared& s, u32 part, u32 parts) {
   const bool batched = p.mode == kBatched;
-  if (batched) {
-    dependency_wait();
-    if (p.trigger != 0) launch_dependents();
-    batched_index(p, s);
-  } else {
-    if (blockIdx.x < p.sort.chunks) {
-      sort_part(p, s);
-      return;
-    }
-    part -= p.sort.chunks;
-    parts -= p.sort.chunks;
-  }
   // Rows need not wait where a launch of this library's own is in front that has waited for whatever wrote x
   // before this one could begin (`early`); but this launch must not end before that one.
 #if X_TYPE != 0
@@ -95,3 +96,41 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   if (!batched) dependency_wait();
 #endif
 }
+
+extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
+    prologue(const __grid_constant__ PrologueParams p) {
+  const SortShared s = carve_sort(g_shared, p.sort.experts);
+  if (p.mode == kBatched) {
+    dependency_wait();
+    if (p.trigger != 0) launch_dependents();
+    batched_index(p, s, OnePlan{});
+    rows_part(p, s, blockIdx.x, gridDim.x);
+  } else if (blockIdx.x < p.sort.chunks) {
+    sort_part(p, s);
+  } else {
+    rows_part(p, s, blockIdx.x - p.sort.chunks, gridDim.x - p.sort.chunks);
+  }
+}
+
+#if FORMAT == 1
+// The same with a decision among several candidates (params/decide.hpp): tiles go to their plans.
+extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
+    prologue_decide(const __grid_constant__ DecidedPrologueParams both) {
+  const PrologueParams& p = both.prologue;
+  const DecideParams& d = both.decide;
+  const SortShared s = carve_sort(g_shared, p.sort.experts);
+  const DecideShared memory = carve_decide(g_shared + both.decide_at);
+  if (p.mode == kBatched) {
+    load_curves(d, memory);
+    __syncthreads();
+    dependency_wait();
+    if (p.trigger != 0) launch_dependents();
+    batched_index(p, s, DecidedPlans(d, memory));
+    rows_part(p, s, blockIdx.x, gridDim.x);
+  } else if (blockIdx.x < p.sort.chunks) {
+    sort_decided(p, d, s, memory);
+  } else {
+    rows_part(p, s, blockIdx.x - p.sort.chunks, gridDim.x - p.sort.chunks);
+  }
+}
+#endif

@@ -212,32 +212,48 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
 }
 
 // The number of tiles; GEMMs count in the words behind it (params/prefill.hpp).
-__device__ __forceinline__ void store_num_tiles(const SortParams& p, u32 tiles) {
-  p.num_tiles[0] = (i32)tiles;
+__device__ __forceinline__ void store_num_tiles(i32* num_tiles, u32 tiles) {
+  num_tiles[0] = (i32)tiles;
 #pragma unroll
-  for (u32 i = 1; i < kTileCounters; ++i) p.num_tiles[i] = 0;
+  for (u32 i = 1; i < kTileCounters; ++i) num_tiles[i] = 0;
 }
-__device__ __forceinline__ void store_offsets(const SortParams& p, const SortShared& s, u32 tiles) {
+__device__ __forceinline__ void store_offsets(const SortParams& p, const SortShared& s) {
   for (u32 e = threadIdx.x; e <= p.experts; e += kPrologueThreads) p.offsets[e] = (i32)s.first[e];
-  if (threadIdx.x == 0) store_num_tiles(p, tiles);
 }
 
-// Row `row` of an expert is there: writes it, and the tile if it begins one.
-__device__ __forceinline__ void store_row(const SortParams& p, const SortShared& s, u32 e, u32 row,
-                                          u32 slot) {
+// Tiles of one height for all experts. (decide.cuh: of several.)
+struct OnePlan {
+  u32 tiles = 0;
+  __device__ __forceinline__ void scan(const SortParams& p, const SortShared& s, u32 count0, u32 count1,
+                                       u32 before0, u32 before1) {
+    tiles = scan_experts(s, p.experts, p.tile_m, count0, count1, before0, before1);
+  }
+  __device__ __forceinline__ void store(const SortParams& p, const SortShared&) const {
+    if (threadIdx.x == 0) store_num_tiles(p.num_tiles, tiles);
+  }
+  // Row `row` of an expert is there: writes the tile if it begins one.
+  __device__ __forceinline__ void store_tile(const SortParams& p, const SortShared& s, u32 e, u32 row) const {
+    const u32 in_expert = row - s.first[e];
+    const u32 tile = in_expert / p.tile_m;
+    if (tile * p.tile_m == in_expert) {
+      const u32 left = s.first[e + 1] - row;
+      store_words(p.tiles + 4 * (i64)(s.tile[e] + tile), e, row, left < p.tile_m ? left : p.tile_m, 0);
+    }
+  }
+};
+
+template <typename Plan>
+__device__ __forceinline__ void store_row(const SortParams& p, const SortShared& s, const Plan& plan, u32 e,
+                                          u32 row, u32 slot) {
   p.rows[row] = (i32)slot;
   p.positions[slot] = (i32)row;
-  const u32 in_expert = row - s.first[e];
-  const u32 tile = in_expert / p.tile_m;
-  if (tile * p.tile_m == in_expert) {
-    const u32 left = s.first[e + 1] - row;
-    store_words(p.tiles + 4 * (i64)(s.tile[e] + tile), e, row, left < p.tile_m ? left : p.tile_m, 0);
-  }
+  plan.store_tile(p, s, e, row);
 }
 
 // The block's slots to their rows. kDrop: ranks beyond the capacity lose their id and weight instead.
-template <bool kDrop>
-__device__ __forceinline__ void emit_slots(const SortParams& p, const SortShared& s, u32 begin, u32 end) {
+template <bool kDrop, typename Plan>
+__device__ __forceinline__ void emit_slots(const SortParams& p, const SortShared& s, const Plan& plan,
+                                           u32 begin, u32 end) {
   const u32 lane = threadIdx.x % 32;
   const u16* const ranks = s.ranks + threadIdx.x / 32 * s.pitch;
   u32 from, to;
@@ -251,7 +267,7 @@ __device__ __forceinline__ void emit_slots(const SortParams& p, const SortShared
     const u32 e = entry & 1023u;
     const u32 row = s.base[e] + ranks[e] + (entry >> 10);
     if (!kDrop) {
-      store_row(p, s, e, row, slot);
+      store_row(p, s, plan, e, row, slot);
     } else if (row - s.first[e] >= p.capacity) {
       const i64 at = slot_at(slot, p.top_k, p.ids_stride);
       if (p.ids_wide != 0) {
@@ -314,8 +330,9 @@ __device__ __forceinline__ ExpertCounts counts_of_grid(const SortParams& p, u32 
 // block's slots fit its entries. counted = true: the third
 // launch, where counts[block][e] says how many of expert e's rows lie in earlier chunks. clear_sort() has
 // been called.
-template <bool kDrop>
-__device__ __forceinline__ void sort_block(const SortParams& p, const SortShared& s, bool counted) {
+template <bool kDrop, typename Plan>
+__device__ __forceinline__ void sort_block(const SortParams& p, const SortShared& s, Plan plan,
+                                           bool counted) {
   const u32 blocks = counted ? p.chunks : cluster_blocks();
   const u32 block = counted ? blockIdx.x : cluster_rank();
   const bool cluster = !counted && blocks > 1;
@@ -340,11 +357,14 @@ __device__ __forceinline__ void sort_block(const SortParams& p, const SortShared
           counted ? counts_of_grid(p, block) : counts_of_cluster(s, p.experts, blocks, block);
       // Peers may read this block's totals until all have arrived here; the wait is at the end.
       if (cluster) cluster_arrive();
-      const u32 tiles = scan_experts(s, p.experts, p.tile_m, c.all[0], c.all[1], c.before[0], c.before[1]);
+      plan.scan(p, s, c.all[0], c.all[1], c.before[0], c.before[1]);
       __syncthreads();
-      if (!kDrop && block == 0) store_offsets(p, s, tiles);
+      if (!kDrop && block == 0) {
+        store_offsets(p, s);
+        plan.store(p, s);
+      }
     }
-    emit_slots<kDrop>(p, s, begin, stop);
+    emit_slots<kDrop>(p, s, plan, begin, stop);
     begin = stop;
     if (begin >= end) break;
     __syncthreads();

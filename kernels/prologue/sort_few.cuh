@@ -129,7 +129,7 @@ __device__ __forceinline__ void sort_tiny(const SortParams& p, const TileDivider
     out_of_range += __popc(__ballot_sync(kAllLanes, expert[w] == kOutOfRange));
   }
   if (lane != 0) return;
-  store_num_tiles(p, count_bits<W>(begins));
+  store_num_tiles(p.num_tiles, count_bits<W>(begins));
   add_counters(p, masked, out_of_range);
 }
 
@@ -202,7 +202,7 @@ __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& 
   if (e < p.experts) p.offsets[e] = (i32)(start & 0xffffu);
   if (threadIdx.x == 0) {
     p.offsets[p.experts] = (i32)(all & 0xffffu);
-    store_num_tiles(p, all >> 16);
+    store_num_tiles(p.num_tiles, all >> 16);
     add_counters(p, s.invalid[0], s.invalid[1]);
   }
 }

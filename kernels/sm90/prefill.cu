@@ -102,7 +102,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     barrier_init_fence();
   }
   cluster_sync();
-  if (GEMM == 1) dependency_wait();
+  if (GEMM == 1 && p.beside == 0) dependency_wait();
   if (p.early) launch_dependents();
   if (threadIdx.x >= kMathThreads) {
     registers_release<56>();
@@ -119,6 +119,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     registers_take<224>();
     compute(p, s);
   }
-  if (GEMM == 2) dependency_wait();  // whoever waits for this kernel has waited for GEMM 1
-  cluster_sync();                    // no block leaves while its partner may still write to it
+  // Whoever waits for this kernel has waited for those in front of it.
+  if (GEMM == 2 || p.beside != 0) dependency_wait();
+  cluster_sync();  // no block leaves while its partner may still write to it
 }

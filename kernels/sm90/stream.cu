@@ -334,7 +334,7 @@ __device__ __forceinline__ void compute(const StreamParams& p, const Shared& s, 
       asm volatile("" ::"f"(warm.gate));
     }
   }
-  dependency_wait();
+  if (GEMM == 2 || p.beside == 0) dependency_wait();
   if (p.early) launch_dependents();
   u32 at = 0;
   u32 round = 0;
@@ -410,7 +410,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
     cluster_sync();
   else
     __syncthreads();
-  if (GEMM == 1 && !own) dependency_wait();  // for the plan
+  if (GEMM == 1 && !own && p.beside == 0) dependency_wait();  // for the plan
   const u32 slices = (kPaired ? (u32)p.slices / 2 : HALVES ? 2 * (u32)p.slices : (u32)p.slices);
   const Work work = find_work(p, own ? s.plan : 0, slices);
   Item item;
@@ -418,9 +418,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
   if (warp == kMathWarps) {
     if (threadIdx.x % 32 == 0) bring_weights(p, s.ring, work, item, rank);
     __syncwarp();
-    dependency_wait();
+    if (GEMM == 2 || p.beside == 0) dependency_wait();
   } else if (warp == kMathWarps + 1) {
-    dependency_wait();
+    if (GEMM == 2 || p.beside == 0) dependency_wait();
 #if GEMM == 1
     gather_tokens(p, s.ring, work, item);
 #else
@@ -430,4 +430,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(kThreads, BLOCKS)
     compute(p, s, work, item, rank);
   }
   if (kPaired) cluster_sync();  // no block leaves while its partner may still write to it
+  // Whoever waits for this kernel has waited for those in front of it.
+  if (GEMM == 1 && p.beside != 0) dependency_wait();
 }

@@ -216,6 +216,39 @@ ramp_status ramp_context_load_fit(ramp_context* context, const char* path, int32
   });
 }
 
+ramp_status ramp_context_trace(ramp_context* context, uint64_t records) {
+  return border([&] { context_of(context).backend->begin_trace(records); });
+}
+
+ramp_status ramp_context_read_trace(ramp_context* context, ramp_trace_fn take, void* user) {
+  return border([&] {
+    ramp_context& c = context_of(context);
+    if (take == nullptr) fail_argument("take", "NULL", "a function");
+    c.backend->read_trace([&](const TraceRecord& r) {
+      std::vector<std::string> names;
+      std::vector<const char*> configs;
+      for (const KernelConfig& config : r.configs) names.push_back(config_name(config));
+      for (const std::string& name : names) configs.push_back(name.c_str());
+      ramp_trace_record out = ramp_trace_record_init();
+      out.number = r.number;
+      out.call = r.call;
+      out.num_experts = r.shape->experts;
+      out.top_k = r.shape->top_k;
+      out.hidden = r.shape->hidden;
+      out.intermediate = r.shape->intermediate;
+      out.tokens = r.tokens;
+      out.format = r.format;
+      out.batched = r.batched ? 1 : 0;
+      out.num_configs = static_cast<int32_t>(configs.size());
+      out.chosen = static_cast<int32_t>(r.chosen);
+      out.configs = configs.data();
+      out.histogram = r.histogram.data();
+      out.predicted_us = r.predicted_us;
+      take(&out, user);
+    });
+  });
+}
+
 const char* ramp_config_name(ramp_context* context, const ramp_weights* weights, int32_t index) {
   const char* name = nullptr;
   border([&] {

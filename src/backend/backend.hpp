@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/device_memory.hpp"
+#include "base/error.hpp"
 #include "base/log.hpp"
 #include "geometry/config.hpp"
 #include "geometry/model.hpp"
@@ -88,6 +89,20 @@ struct RouteCall {
 
 class FitList;  // dispatch/block_fit.hpp
 
+// One layer call as the device decided it. Valid while it is handed out.
+struct TraceRecord {
+  uint64_t number = 0;                // since tracing began
+  uint64_t call = 0;                  // of the calls made or captured; replays of a graph repeat it
+  const ModelShape* shape = nullptr;  // without a name
+  ramp_format format = RAMP_FORMAT_NONE;
+  int64_t tokens = 0;
+  bool batched = false;
+  std::span<const KernelConfig> configs;  // the candidates
+  size_t chosen = 0;                      // one of them
+  double predicted_us = 0;                // 0: no cost is known
+  std::span<const int32_t> histogram;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -115,6 +130,14 @@ class Backend {
   }
   // The fits by which it chooses; add to them at any time. nullptr: there are no configs to choose from.
   [[nodiscard]] virtual FitList* fits() noexcept { return nullptr; }
+
+  // Tracing of calls whose histogram the host does not see. begin_trace(0): calls from now on write nothing.
+  virtual void begin_trace(uint64_t /*records*/) {
+    fail(RAMP_ERROR_UNSUPPORTED, "trace: the " + info().name +
+                                     " backend sees every histogram on the host and keeps no trace; trace "
+                                     "calls on backend cuda");
+  }
+  virtual void read_trace(const std::function<void(const TraceRecord&)>& /*take*/) {}
 
   // The device's memory; nullptr: it is the host's.
   [[nodiscard]] virtual const DeviceMemory* memory() const noexcept { return nullptr; }

@@ -4,6 +4,7 @@
 //   ramp4     as published (arXiv 2604.26039): T = a + b*g/SM + c*g + d*log(g+1) per config
 //   wave      ours: weight bytes of the active experts, waves quantised by residency, tile fill, output bytes
 //   (docs/cost-model.md) analytic  no profile at all: hardware constants, config columns and geometry
+//   step      integers alone: what the GPU evaluates by itself, for any part of the experts
 //
 // A Predictor is immutable and thread-safe; predict and choose allocate nothing and cost microseconds.
 #pragma once

@@ -265,7 +265,7 @@ TEST(Degenerate, TheSmallestProfileWorks) {
       "point,model,experts,top_k,hidden,intermediate,tokens,split,histogram\n"
       "p,m,1,1,128,128,1,train,1\nq,m,1,1,128,128,400,train,400\n",
       "config,tile_m,tile_n\na,8,256\nb,64,256\n", "point,config,us\np,a,5\np,b,9\nq,a,60\nq,b,20\n");
-  for (const char* name : {"wave", "ramp4", "analytic"}) {
+  for (const char* name : {"wave", "ramp4", "analytic", "step"}) {
     const auto p = fit_model(name, d, 0);
     for (const auto& h : std::vector<std::vector<int32_t>>{{0}, {1}, {37}, {400}, {2147483647}}) {
       for (const float us : predict(*p, h)) EXPECT_TRUE(std::isfinite(us) && us >= 0) << name;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <optional>
 
 #include "backend/cuda/config_space.hpp"
 #include "backend/cuda/driver.hpp"
@@ -19,6 +20,9 @@
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
+#include "backend/cuda/step_block.hpp"
+#include "backend/cuda/step_choice.hpp"
+#include "backend/cuda/step_trace.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/error.hpp"
@@ -28,10 +32,11 @@ namespace {
 
 using namespace cuda;  // NOLINT(google-build-using-namespace): this file is the CUDA room's front
 
-enum class Family { kPlain, kPlainF64, kSm90, kSm90Few, kPortable };
-constexpr std::array<const char*, 5> kFamilyNames = {"plain", "plain_f64", "sm90", "sm90_few", "portable"};
+enum class Family { kPlain, kPlainF64, kSm90, kSm90Few, kSm90Split, kPortable };
+constexpr std::array<const char*, 6> kFamilyNames = {"plain",    "plain_f64",  "sm90",
+                                                     "sm90_few", "sm90_split", "portable"};
 bool streams(Family f) {
-  return f == Family::kSm90 || f == Family::kSm90Few;
+  return f == Family::kSm90 || f == Family::kSm90Few || f == Family::kSm90Split;
 }
 
 Family parse_family(const std::string& name, const GpuFacts& facts) {
@@ -46,9 +51,11 @@ Family parse_family(const std::string& name, const GpuFacts& facts) {
                      "(9.0); leave it out for the best",
                      name, facts.name, facts.major, facts.minor));
   }
-  fail_argument("isa", fmt::format("'{}'", printable(name)),
-                "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'portable', 'plain' or 'plain_f64'",
-                "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
+  fail_argument(
+      "isa", fmt::format("'{}'", printable(name)),
+      "a kernel family of the CUDA backend: 'sm90', 'sm90_few', 'sm90_split', 'portable', 'plain' or "
+      "'plain_f64'",
+      "leave it out for the best", RAMP_ERROR_UNSUPPORTED);
 }
 
 std::shared_ptr<const Gpu> open_gpu(int ordinal) {
@@ -78,6 +85,8 @@ class CudaBackend final : public Backend {
         flat_(gpu_, *library_, prologue_, combine_),
         flat_prefill_(gpu_, *library_, prologue_, combine_),
         prefill_(gpu_, *library_, prologue_, combine_),
+        step_(prologue_, combine_, stream_, prefill_),
+        trace_(memory_),
         few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
@@ -138,10 +147,22 @@ class CudaBackend final : public Backend {
       return FlatPrefillBlock::takes(nullptr, w, tokens, k)
                  ? flat_prefill_config(w.format)
                  : FlatBlock::choose(w, tokens, k).config(w.format);
+    if (family_ == Family::kSm90Split) return fixed_split().candidates.back().config();
+    const StepSet* const set = step_choice_.find(fits_, w, tokens, k, false);
+    if (set != nullptr) return set->candidates[decided(*set, histogram)].config();
     if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
     return StreamBlock::choose(w, tokens, k).config();
   }
 
+  [[nodiscard]] FitList* fits() noexcept override { return &fits_; }
+  void begin_trace(uint64_t records) override {
+    const ScopedContext scope(*gpu_);
+    trace_.begin(records);
+  }
+  void read_trace(const std::function<void(const TraceRecord&)>& take) override {
+    const ScopedContext scope(*gpu_);
+    trace_.read(take);
+  }
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& w) const noexcept override {
     if (!tiled(w)) return plain_.arithmetic(w);
     const bool half = w.format == RAMP_FORMAT_BF16 || w.format == RAMP_FORMAT_F16;
@@ -189,6 +210,8 @@ class CudaBackend final : public Backend {
       flat_prefill_.batched(call);
     else if (flat)
       flat_.batched(call);
+    else if (const StepSet* set = tiles ? step_set(call) : nullptr; set != nullptr)
+      run_set(call, *set);
     else if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
       prefill_.batched(call);
     else if (tiles)
@@ -222,6 +245,8 @@ class CudaBackend final : public Backend {
       flat_prefill_.block(call, routing);
     else if (flat)
       flat_.block(call, routing);
+    else if (const StepSet* set = tiles ? step_set(call) : nullptr; set != nullptr)
+      run_set(call, routing, *set);
     else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
       prefill_.block(call, routing);
     else if (tiles && few_.applies(call) && few_.block(call, routing))
@@ -236,7 +261,69 @@ class CudaBackend final : public Backend {
     if (flat_format(w.format))
       return std::max(FlatBlock::workspace(w, tokens, top_k), FlatPrefillBlock::workspace(w, tokens, top_k));
     return std::max({StreamBlock::workspace(w, tokens, top_k), PrefillBlock::workspace(w, tokens, top_k),
+                     StepBlock::workspace(w, tokens, top_k, family_ != Family::kSm90Split),
                      few_.workspace(w, tokens, top_k)});
+  }
+  // The kernels of this call, where not the blocks' own rules choose.
+  [[nodiscard]] const StepSet* step_set(const BlockCall& call) {
+    const ExpertWeights& w = *call.weights;
+    if (call.config == nullptr) {
+      if (family_ == Family::kSm90Split) return &fixed_split();
+      if (const StepSet* set = step_choice_.find(fits_, w, call.tokens, call.top_k, false)) return set;
+    }
+    if (!trace_.active()) return nullptr;
+    return traced(w, PrefillBlock::takes(call.config, w, call.tokens, call.top_k), call.config, call.tokens,
+                  call.top_k);
+  }
+  [[nodiscard]] const StepSet* step_set(const BatchedCall& call) {
+    const ExpertWeights& w = *call.weights;
+    if (call.config == nullptr) {
+      if (family_ == Family::kSm90Split) return &fixed_split();
+      if (const StepSet* set = step_choice_.find(fits_, w, call.max_tokens, 1, true)) return set;
+    }
+    if (!trace_.active()) return nullptr;
+    return traced(w, PrefillBlock::takes_batched(call.config, call.max_tokens), call.config,
+                  w.experts * call.max_tokens, 1);
+  }
+  // What runs without a set, as a set of one.
+  [[nodiscard]] const StepSet* traced(const ExpertWeights& w, bool prefill, const KernelConfig* forced,
+                                      int64_t tokens, int64_t top_k) {
+    // Of what ships: other configs of the space run untraced.
+    const std::optional<size_t> variant =
+        prefill ? std::optional<size_t>(0) : StreamBlock::number(forced, w, tokens, top_k);
+    if (!variant || (prefill && forced != nullptr && !(*forced == prefill_config()))) return nullptr;
+    const StepCandidate candidate{prefill, *variant};
+    return &step_choice_.one(fits_, w, top_k, candidate);
+  }
+  [[nodiscard]] bool traces(const StepSet& set) const noexcept {
+    return trace_.active() && !set.candidates.front().other;
+  }
+  // One candidate needs no decision. The few-token kernel, which has no plan, is left out of traces.
+  void run_set(const BlockCall& call, const RouteCall* routing, const StepSet& set) {
+    if (set.candidates.size() > 1 || traces(set)) {
+      step_.block(call, routing, set, trace_.active() ? &trace_ : nullptr);
+      return;
+    }
+    BlockCall one = call;
+    const KernelConfig config = set.candidates.front().config();
+    one.config = &config;
+    if (set.candidates.front().prefill)
+      prefill_.block(one, routing);
+    else if (!few_.applies(call) || !few_.block(call, routing))
+      stream_.block(one, routing);
+  }
+  void run_set(const BatchedCall& call, const StepSet& set) {
+    if (set.candidates.size() > 1 || traces(set)) {
+      step_.batched(call, set, trace_.active() ? &trace_ : nullptr);
+      return;
+    }
+    BatchedCall one = call;
+    const KernelConfig config = set.candidates.front().config();
+    one.config = &config;
+    if (set.candidates.front().prefill)
+      prefill_.batched(one);
+    else
+      stream_.batched(one);
   }
   [[nodiscard]] static bool tiled(const ExpertWeights& w) noexcept { return cuda::is_tiled(w); }
   [[nodiscard]] static bool tiles_apply(ramp_format format, ramp_activation activation, int64_t hidden,
@@ -292,6 +379,10 @@ class CudaBackend final : public Backend {
   FlatBlock flat_;
   FlatPrefillBlock flat_prefill_;
   PrefillBlock prefill_;
+  StepBlock step_;
+  StepTrace trace_;
+  FitList fits_;
+  mutable StepChoice step_choice_;
   FewBlock few_;
   BackendInfo info_;
   std::array<std::array<std::array<std::atomic<bool>, 5>, 16>, 8> prepared_{};

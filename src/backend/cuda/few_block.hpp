@@ -25,14 +25,14 @@ std::vector<KernelProgram> few_programs(int arch);
 
 class FewBlock {
  public:
-  // everywhere: also where the stream block is faster.
+  // everywhere: false: never, since the stream block is as fast or faster.
   FewBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, std::shared_ptr<const DeviceMemory> memory,
            Prologue& prologue, bool everywhere);
   void prepare();                                             // loads the kernels; thread-safe
   [[nodiscard]] std::vector<KernelProgram> programs() const;  // what prepare() asks for
   // Whether this call is one for here: few tokens, no forced config, combined output, router weights on the
   // output, rows aligned to 16 bytes, not batch-invariant (how a sum's depth is divided depends on all
-  // tokens' experts), and faster here.
+  // tokens' experts).
   [[nodiscard]] bool applies(const BlockCall& call) const noexcept;
   // For any call of up to `tokens` that applies.
   [[nodiscard]] uint64_t workspace(const ExpertWeights& weights, int64_t tokens,

@@ -59,10 +59,8 @@ KernelProgram prefill_program(const PrefillVariant& v, Kernel kernel, ramp_activ
 
 struct Parts {
   PrologueWorkspace prologue;
-  uint8_t* h = nullptr;  // rows of I bytes, and their scales: kernels/params/prefill.hpp
-  float* h_scale = nullptr;
-  uint16_t* rows = nullptr;  // bf16 [T*k, H]
-  uint8_t* x = nullptr;      // x in the order of the rows, packed as h is, where that pays; and its scales
+  GemmPair pair;
+  uint8_t* x = nullptr;  // x in the order of the rows, packed as h is, where that pays; and its scales
   float* x_scale = nullptr;
 };
 
@@ -78,9 +76,10 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
   const auto tiles = static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, kPrefillRows));
   WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, kPrefillRows, base, parts.prologue));
   const uint64_t rows = slots + 7 * tiles;
-  parts.h = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.intermediate));
-  parts.h_scale = layout.take<float>(rows * static_cast<uint64_t>(w.intermediate / kGroup));
-  parts.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  PrefillBlock::carve_h(w, tokens * top_k, layout, parts.pair);
+  parts.pair.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  parts.pair.weights = &w;
+  parts.pair.index = parts.prologue.index;
   if (packs(w, tokens * top_k)) {
     parts.x = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.hidden));
     parts.x_scale = layout.take<float>(rows * static_cast<uint64_t>(w.hidden / kGroup));
@@ -91,21 +90,21 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
 struct Run {
   const Gpu& gpu;
   const ExpertWeights& w;
-  const Parts& parts;
+  const GemmPair& pair;
   PrefillVariant variant;
-  int64_t top_k = 1;
-  CUstream stream = nullptr;
+  uint8_t* packed_x = nullptr;  // Parts::x
+  float* packed_scale = nullptr;
 
   [[nodiscard]] PrefillParams common() const {
-    const RowIndex& index = parts.prologue.index;
+    const RowIndex& index = pair.index;
     PrefillParams p{};
     p.tiles = reinterpret_cast<StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.offsets = index.offsets;
     p.slots = index.slots;
-    p.top_k = static_cast<int>(top_k);
-    p.h = parts.h;
-    p.h_scale = parts.h_scale;
+    p.top_k = static_cast<int>(pair.top_k);
+    p.h = pair.h;
+    p.h_scale = pair.h_scale;
     p.h_steps = static_cast<int>(w.intermediate / kGroup);
     p.early = 1;
     p.tickets = index.num_tiles + 1;
@@ -117,7 +116,7 @@ struct Run {
   }
 
   void pack(CUfunction f, const GemmInput& in) const {
-    const RowIndex& index = parts.prologue.index;
+    const RowIndex& index = pair.index;
     PrefillPackParams p{};
     p.x = static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride;
@@ -128,14 +127,14 @@ struct Run {
     p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.slots = index.slots;
-    p.top_k = static_cast<int>(top_k);
+    p.top_k = static_cast<int>(pair.top_k);
     p.steps = static_cast<int>(w.hidden / kGroup);
-    p.packed = parts.x;
-    p.packed_scale = parts.x_scale;
+    p.packed = packed_x;
+    p.packed_scale = packed_scale;
     constexpr unsigned kPackThreads = 256, kPackBlocks = 4;  // per SM
     launch_dependent(true, f,
                      Grid{static_cast<uint64_t>(gpu.facts().sm_count) * kPackBlocks, 1, kPackThreads, 0},
-                     stream, p);
+                     pair.stream, p);
   }
 
   // in: what pack() has read where there is a packed x.
@@ -147,15 +146,16 @@ struct Run {
     p.ws_expert = w.w13_scale.stride[0];
     p.ws_row = w.w13_scale.stride[1];
     p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
-    p.x = parts.x != nullptr ? parts.x : static_cast<const unsigned char*>(in.data);
+    p.beside = pair.beside ? 1 : 0;
+    p.x = packed_x != nullptr ? packed_x : static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride;
-    p.x_scale = parts.x != nullptr ? parts.x_scale : in.scales;
+    p.x_scale = packed_x != nullptr ? packed_scale : in.scales;
     p.x_scale_stride = in.scale_stride;
     p.x_source = in.per_slot ? kRowSlot : kRowToken;
     p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
     p.slices = static_cast<int>(2 * w.intermediate / kSliceRows);
     p.steps = static_cast<int>(w.hidden / kGroup);
-    launch_dependent(true, f, grid(), stream, p);
+    launch_dependent(true, f, grid(), pair.stream, p);
   }
 
   // weights: [T,k], absent where they were applied to the input.
@@ -168,21 +168,21 @@ struct Run {
     p.ws_row = w.w2_scale.stride[1];
     p.slices = static_cast<int>(w.hidden / kSliceRows);
     p.steps = static_cast<int>(w.intermediate / kGroup);
-    p.rows = parts.rows;
+    p.rows = pair.rows;
     p.out_stride = w.hidden;
     if (present(weights)) {
       p.slot_weight = static_cast<const float*>(weights.data);
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    launch_dependent(true, f, grid(), stream, p);
+    launch_dependent(true, f, grid(), pair.stream, p);
   }
 
   // weights: as gemm2().
   void gemms(const std::array<CUfunction, kKernels>& f, const GemmInput& x,
              const ramp_tensor& weights) const {
-    if (parts.x != nullptr) pack(f[kPack], x);
-    gemm1(f[parts.x != nullptr ? kGemm1Packed : kGemm1], x);
+    if (packed_x != nullptr) pack(f[kPack], x);
+    gemm1(f[packed_x != nullptr ? kGemm1Packed : kGemm1], x);
     gemm2(f[kGemm2], weights);
   }
 };
@@ -313,12 +313,32 @@ uint64_t PrefillBlock::workspace(const ExpertWeights& weights, int64_t tokens, i
   return carve(weights, tokens, top_k, nullptr, parts);
 }
 
+void PrefillBlock::carve_h(const ExpertWeights& w, int64_t slots, WorkspaceLayout& layout, GemmPair& pair) {
+  const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, kPrefillRows));
+  const uint64_t rows = static_cast<uint64_t>(slots) + 7 * tiles;  // kernels/params/prefill.hpp
+  pair.h = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.intermediate));
+  pair.h_scale = layout.take<float>(rows * static_cast<uint64_t>(w.intermediate / kGroup));
+}
+
+void PrefillBlock::gemm1(const GemmPair& pair, const GemmInput& x) const {
+  const ExpertWeights& w = *pair.weights;
+  Run{*gpu_, w, pair, kShipped}.gemm1(state_->functions[static_cast<size_t>(w.activation)][kGemm1], x);
+}
+
+void PrefillBlock::gemm2(const GemmPair& pair, const ramp_tensor& weights) const {
+  const ExpertWeights& w = *pair.weights;
+  Run{*gpu_, w, pair, kShipped}.gemm2(state_->functions[static_cast<size_t>(w.activation)][kGemm2], weights);
+}
+
 bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                          int64_t top_k) noexcept {
   if (config != nullptr) return prefill_variant(*config).has_value();
-  // From T = 512 ... 8192 over four models (docs/kernel-log.md), by mean rows per expert.
-  constexpr int64_t kRowsPerExpert = 32;
-  return tokens * top_k >= kRowsPerExpert * std::max<int64_t>(1, weights.experts);
+  // From T = 64 ... 8192 over four models and five skews (docs/kernel-log.md), by mean rows per expert.
+  // Large experts, whose weights this kernel streams as quickly as the stream kernels do, from fewer rows on.
+  constexpr int64_t kLargeExpert = int64_t{16} << 20, kRowsPerExpert = 32, kRowsPerLargeExpert = 16;
+  const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
+  return tokens * top_k >=
+         (large ? kRowsPerLargeExpert : kRowsPerExpert) * std::max<int64_t>(1, weights.experts);
 }
 
 bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept {
@@ -341,14 +361,16 @@ void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
                   carve(w, call.tokens, call.top_k, call.workspace, parts));
-  auto* const stream = static_cast<CUstream>(call.stream);
+  parts.pair.stream = static_cast<CUstream>(call.stream);
+  CUstream const stream = parts.pair.stream;
   const PrefillVariant variant = variant_of(call.config);
   const State::Functions functions = state_->get(library_, variant, w.activation);
-  const Run run{*gpu_, w, parts, variant, call.top_k, stream};
+  parts.pair.top_k = call.top_k;
+  const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};
   const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
                                          : prologue_.block(call, parts.prologue, stream);
   run.gemms(functions, x, call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
-  combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+  combine_.block(call, parts.pair.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 
 void PrefillBlock::batched(const BatchedCall& call) {
@@ -356,14 +378,16 @@ void PrefillBlock::batched(const BatchedCall& call) {
   const int64_t slots = w.experts * call.max_tokens;
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
-  auto* const stream = static_cast<CUstream>(call.stream);
+  parts.pair.stream = static_cast<CUstream>(call.stream);
+  CUstream const stream = parts.pair.stream;
   const PrefillVariant variant = variant_of(call.config);
   const State::Functions functions = state_->get(library_, variant, w.activation);
-  const Run run{*gpu_, w, parts, variant, call.max_tokens, stream};
+  parts.pair.top_k = call.max_tokens;
+  const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};
   GemmInput x = prologue_.batched(call, parts.prologue, stream);
   x.per_slot = x.scales_per_slot = true;
   run.gemms(functions, x, call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
-  combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+  combine_.batched(call, parts.pair.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 
 }  // namespace ramp::core::cuda

@@ -12,9 +12,11 @@
 #include <vector>
 
 #include "backend/backend.hpp"
+#include "backend/cuda/gemm_pair.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prologue.hpp"
+#include "backend/cuda/workspace.hpp"
 
 namespace ramp::core::cuda {
 
@@ -48,6 +50,10 @@ class PrefillBlock {
   [[nodiscard]] static bool takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
+  // One after the other, on a plan of row tiles of kPrefillRows. h as carve_h() lays it out.
+  void gemm1(const GemmPair& pair, const GemmInput& x) const;
+  void gemm2(const GemmPair& pair, const ramp_tensor& router_weights) const;
+  static void carve_h(const ExpertWeights& weights, int64_t slots, WorkspaceLayout& layout, GemmPair& pair);
 
  private:
   struct State;

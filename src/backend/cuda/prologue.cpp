@@ -191,6 +191,18 @@ PrologueParams block_params(const BlockCall& call, const PrologueWorkspace& work
   return p;
 }
 
+// The main kernel; with several candidates the one that decides among them.
+void launch_main(PrologueKernels& kernels, ramp_format format, ramp_dtype program, Launch launch,
+                 CUstream stream, const PrologueParams& p, const DecideParams* decide) {
+  if (decide == nullptr) {
+    launch_kernel(kernels.main(format, program), launch, stream, &p);
+    return;
+  }
+  DecidedPrologueParams both{p, *decide, (launch.shared / 4 + 1) / 2 * 2};
+  launch.shared = 4 * (both.decide_at + kDecideWords);
+  launch_kernel(kernels.decide(program), launch, stream, &both);
+}
+
 }  // namespace
 
 bool rows_aligned(const ramp_tensor& t) noexcept {
@@ -240,7 +252,10 @@ void Prologue::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   state_->kernels.library().load(programs);
   state_->kernels.count_chunks();
   state_->kernels.scan_chunks();
-  for (const ramp_dtype x : types) state_->kernels.main(format, x);
+  for (const ramp_dtype x : types) {
+    state_->kernels.main(format, x);
+    if (format == RAMP_FORMAT_FP8_BLOCK && state_->dependent()) state_->kernels.decide(x);
+  }
   if (format != RAMP_FORMAT_F32) state_->kernels.requantize(format);
 }
 
@@ -278,7 +293,7 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
   } else {
     count(p.sort, stream);
   }
-  launch_kernel(kernels.main(w.format, conversion.program), launch, stream, &p);
+  launch_main(kernels, w.format, conversion.program, launch, stream, p, workspace.decide);
   return conversion.input;
 }
 
@@ -325,12 +340,12 @@ GemmInput Prologue::batched(const BatchedCall& call, const PrologueWorkspace& wo
   unsigned blocks = static_cast<unsigned>(std::clamp<int64_t>(index_blocks, 1, limit));
   if (conversion.program != RAMP_DTYPE_NONE)
     blocks = std::max(blocks, row_blocks(p.rows, w.format, slots, limit));
-  launch_kernel(state_->kernels.main(w.format, conversion.program),
-                {.grid_x = blocks,
-                 .threads = kPrologueThreads,
-                 .shared = 4 * sort_shared_words(p.sort.experts, 0),
-                 .dependent = state_->dependent()},
-                stream, &p);
+  launch_main(state_->kernels, w.format, conversion.program,
+              {.grid_x = blocks,
+               .threads = kPrologueThreads,
+               .shared = 4 * sort_shared_words(p.sort.experts, 0),
+               .dependent = state_->dependent()},
+              stream, p, workspace.decide);
   return conversion.input;
 }
 

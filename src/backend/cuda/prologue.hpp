@@ -10,6 +10,7 @@
 
 #include "backend/backend.hpp"
 #include "backend/cuda/kernel_library.hpp"
+#include "params/decide.hpp"
 
 namespace ramp::core::cuda {
 
@@ -54,6 +55,9 @@ struct PrologueWorkspace {
   float* scales = nullptr;  // its scales
   int32_t* counts = nullptr;  // scratch of the sort over several launches
   bool overlap = false;       // GEMM 1 has something to do before this prologue ends: it starts beside it
+  // Several candidates: tiles go to their plans (index.tiles and index.num_tiles are not written). fp8_block
+  // alone. Read during the call.
+  const DecideParams* decide = nullptr;
 };
 // Bytes that carve_prologue needs, for any T <= tokens (batched: experts * max_tokens slots, k = 1) with any
 // x and flags.

@@ -53,6 +53,7 @@ KernelProgram main_program(ramp_format format, ramp_dtype x) {
                fmt::format("-DFORMAT={}", static_cast<int>(depends ? format : RAMP_FORMAT_FP8_BLOCK)),
                kNoContraction};
   p.entries = {"prologue"};
+  if (!depends || format == RAMP_FORMAT_FP8_BLOCK) p.entries.emplace_back("prologue_decide");
   return p;
 }
 
@@ -140,6 +141,10 @@ CUfunction PrologueKernels::main(ramp_format format, ramp_dtype x) {
   const size_t row = x == RAMP_DTYPE_NONE || x == RAMP_E4M3 ? 0 : static_cast<size_t>(format);
   return main_[row * kTypes + type].get(
       library_, [&] { return main_program(format, x); }, "prologue");
+}
+CUfunction PrologueKernels::decide(ramp_dtype x) {
+  return decide_[static_cast<size_t>(x)].get(
+      library_, [&] { return main_program(RAMP_FORMAT_FP8_BLOCK, x); }, "prologue_decide");
 }
 CUfunction PrologueKernels::requantize(ramp_format format) {
   return requantize_[static_cast<size_t>(format)].get(

@@ -52,6 +52,7 @@ class PrologueKernels {
  public:
   explicit PrologueKernels(KernelLibrary& library) : library_(library) {}
   CUfunction main(ramp_format format, ramp_dtype x);
+  CUfunction decide(ramp_dtype x);  // the same for several candidates: fp8_block
   CUfunction requantize(ramp_format format);
   CUfunction count_chunks();
   CUfunction scan_chunks();
@@ -64,6 +65,7 @@ class PrologueKernels {
   static constexpr size_t kFormats = 7, kTypes = 5;  // ramp_format and ramp_dtype up to e4m3
   KernelLibrary& library_;
   std::array<LazyKernel, kFormats * kTypes> main_;
+  std::array<LazyKernel, kTypes> decide_;
   std::array<LazyKernel, kFormats> requantize_;
   std::array<LazyKernel, size_t{5} * kRouteKinds> route_;
   std::array<LazyKernel, 6> gemm_;

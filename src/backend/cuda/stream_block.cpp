@@ -79,26 +79,14 @@ void add_program(std::vector<KernelProgram>& list, KernelProgram program) {
   if (std::none_of(list.begin(), list.end(), same)) list.push_back(std::move(program));
 }
 
-struct Parts {
-  PrologueWorkspace prologue;
-  // GEMM 2's input, packed (kernels/sm90/stream.cu): tiles of up to tile_m rows, rounded up to kStep.
-  uint8_t* codes = nullptr;  // [packed rows, I]
-  float* scales = nullptr;   // [packed rows, I/128]
-  uint16_t* rows = nullptr;  // bf16 [T*k, H]
-};
-
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, int32_t tile_m, void* base,
-               Parts& parts) {
+               PrologueWorkspace& prologue, GemmPair& pair) {
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
-  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, tile_m, base, parts.prologue));
-  const auto i = static_cast<uint64_t>(w.intermediate);
-  // A tile begins at most kStep rows later for each tile before it and for its own first row's rounding, and
-  // has at most kStep - 1 rows more.
-  const uint64_t packed =
-      slots + kStep * static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, tile_m) + 1);
-  parts.codes = layout.take<uint8_t>(packed * i);
-  parts.scales = layout.take<float>(packed * i / kGroup);
-  parts.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, tile_m, base, prologue));
+  StreamBlock::carve_h(w, tokens * top_k, tile_m, layout, pair);
+  pair.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
+  pair.weights = &w;
+  pair.index = prologue.index;
   return layout.used();
 }
 
@@ -260,9 +248,22 @@ void StreamBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
 }
 
 uint64_t StreamBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
-  Parts parts;
-  return carve(weights, tokens, top_k, kVariants.front().width, nullptr,
-               parts);  // the smallest tiles need most
+  PrologueWorkspace prologue;
+  GemmPair pair;
+  return carve(weights, tokens, top_k, kVariants.front().width, nullptr, prologue,
+               pair);  // the smallest tiles need most
+}
+
+void StreamBlock::carve_h(const ExpertWeights& w, int64_t slots, int32_t tile_m, WorkspaceLayout& layout,
+                          GemmPair& pair) {
+  const auto i = static_cast<uint64_t>(w.intermediate);
+  // Packed (kernels/sm90/stream.cu): tiles of up to tile_m rows, rounded up to kStep. A tile begins at most
+  // kStep rows later for each tile before it and for its own first row's rounding, and has at most kStep - 1
+  // rows more.
+  const uint64_t packed =
+      static_cast<uint64_t>(slots) + kStep * static_cast<uint64_t>(max_tiles(slots, w.experts, tile_m) + 1);
+  pair.h = layout.take<uint8_t>(packed * i);
+  pair.h_scale = layout.take<float>(packed * i / kGroup);
 }
 
 StreamVariant StreamBlock::choose(const ExpertWeights& weights, int64_t tokens, int64_t top_k) noexcept {
@@ -286,20 +287,18 @@ namespace {
 struct Run {
   const Gpu& gpu;
   const ExpertWeights& w;
-  const Parts& parts;
+  const GemmPair& pair;
   StreamVariant variant;
-  int64_t top_k = 1;
-  CUstream stream = nullptr;
   StreamOwnPlan own{};
 
   [[nodiscard]] StreamParams common() const {
-    const RowIndex& index = parts.prologue.index;
+    const RowIndex& index = pair.index;
     StreamParams p{};
     p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.offsets = index.offsets;
     p.slots = index.slots;
-    p.top_k = static_cast<int>(top_k);
+    p.top_k = static_cast<int>(pair.top_k);
     // Where GEMM 2 has few items its early blocks crowd onto the SMs that are free first: Mixtral lost up to
     // 24% in the probe, models with many experts gained 0 to 2%.
     constexpr int64_t kManyExperts = 16;
@@ -317,6 +316,7 @@ struct Run {
     const WeightViews views = weight_views(w);
     StreamParams p = common();
     p.own = own;
+    p.beside = pair.beside ? 1 : 0;
     p.weights = static_cast<const unsigned char*>(views.w13.data);
     p.weight_scale = static_cast<const float*>(w.w13_scale.data);
     p.ws_expert = w.w13_scale.stride[0];
@@ -335,11 +335,11 @@ struct Run {
     p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
     p.slices = static_cast<int>(2 * w.intermediate / kSliceRows);
     p.steps = static_cast<int>(w.hidden / kGroup);
-    p.codes = parts.codes;
+    p.codes = pair.h;
     p.out_stride = w.intermediate;
-    p.scales = parts.scales;
+    p.scales = pair.h_scale;
     p.scale_out_stride = w.intermediate / kGroup;
-    launch_dependent(true, f, grid(1), stream, p);
+    launch_dependent(true, f, grid(1), pair.stream, p);
   }
 
   // weights: [T,k], absent where they were applied to the input.
@@ -350,18 +350,18 @@ struct Run {
     p.weight_scale = static_cast<const float*>(w.w2_scale.data);
     p.ws_expert = w.w2_scale.stride[0];
     p.ws_row = w.w2_scale.stride[1];
-    p.x = parts.codes;
-    p.x_scale = parts.scales;
+    p.x = pair.h;
+    p.x_scale = pair.h_scale;
     p.slices = static_cast<int>(w.hidden / kSliceRows);
     p.steps = static_cast<int>(w.intermediate / kGroup);
-    p.rows = parts.rows;
+    p.rows = pair.rows;
     p.out_stride = w.hidden;
     if (present(weights)) {
       p.slot_weight = static_cast<const float*>(weights.data);
       p.slot_weight_token = weights.stride[0];
       p.slot_weight_slot = weights.stride[1];
     }
-    launch_dependent(true, f, grid(2), stream, p);
+    launch_dependent(true, f, grid(2), pair.stream, p);
   }
 };
 
@@ -389,24 +389,46 @@ StreamVariant variant_of(const KernelConfig* forced, const StreamVariant& chosen
 
 }  // namespace
 
+std::optional<size_t> StreamBlock::number(const KernelConfig* forced, const ExpertWeights& weights,
+                                          int64_t tokens, int64_t top_k) {
+  const StreamVariant variant = variant_of(forced, choose(weights, tokens, top_k));
+  for (size_t i = 0; i < kVariants.size(); ++i)
+    if (kVariants[i] == variant) return i;
+  return std::nullopt;
+}
+
+void StreamBlock::gemm1(size_t variant, const GemmPair& pair, const GemmInput& x) const {
+  const ExpertWeights& w = *pair.weights;
+  Run{*gpu_, w, pair, kVariants[variant]}.gemm1(
+      state_->functions[static_cast<size_t>(w.activation)][variant][0], x);
+}
+
+void StreamBlock::gemm2(size_t variant, const GemmPair& pair, const ramp_tensor& weights) const {
+  const ExpertWeights& w = *pair.weights;
+  Run{*gpu_, w, pair, kVariants[variant]}.gemm2(
+      state_->functions[static_cast<size_t>(w.activation)][variant][1], weights);
+}
+
 void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
   const StreamVariant variant = variant_of(call.config, choose(w, call.tokens, call.top_k));
   const State::Functions functions = state_->get(library_, variant, w.activation);
-  Parts parts;
+  PrologueWorkspace prologue;
+  GemmPair pair;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, variant.width, call.workspace, parts));
-  auto* const stream = static_cast<CUstream>(call.stream);
-  Run run{*gpu_, w, parts, variant, call.top_k, stream};
+                  carve(w, call.tokens, call.top_k, variant.width, call.workspace, prologue, pair));
+  pair.top_k = call.top_k;
+  pair.stream = static_cast<CUstream>(call.stream);
+  Run run{*gpu_, w, pair, variant};
   if (plans_itself(call, variant)) {
     run.own = own_plan(call);
-    parts.prologue.overlap = true;
+    prologue.overlap = true;
   }
-  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                                         : prologue_.block(call, parts.prologue, stream);
+  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, prologue, pair.stream)
+                                         : prologue_.block(call, prologue, pair.stream);
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
-  combine_.block(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+  combine_.block(call, pair.rows, RAMP_BF16, prologue.index, pair.stream);
 }
 
 void StreamBlock::batched(const BatchedCall& call) {
@@ -414,16 +436,18 @@ void StreamBlock::batched(const BatchedCall& call) {
   const int64_t slots = w.experts * call.max_tokens;
   const StreamVariant variant = variant_of(call.config, choose(w, slots, 1));
   const State::Functions functions = state_->get(library_, variant, w.activation);
-  Parts parts;
+  PrologueWorkspace prologue;
+  GemmPair pair;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, variant.width, call.workspace, parts));
-  auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, variant, call.max_tokens, stream};
-  GemmInput x = prologue_.batched(call, parts.prologue, stream);
+                  carve(w, slots, 1, variant.width, call.workspace, prologue, pair));
+  pair.top_k = call.max_tokens;
+  pair.stream = static_cast<CUstream>(call.stream);
+  const Run run{*gpu_, w, pair, variant};
+  GemmInput x = prologue_.batched(call, prologue, pair.stream);
   x.per_slot = x.scales_per_slot = true;
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
-  combine_.batched(call, parts.rows, RAMP_BF16, parts.prologue.index, stream);
+  combine_.batched(call, pair.rows, RAMP_BF16, prologue.index, pair.stream);
 }
 
 }  // namespace ramp::core::cuda

@@ -12,9 +12,11 @@
 #include <vector>
 
 #include "backend/backend.hpp"
+#include "backend/cuda/gemm_pair.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prologue.hpp"
+#include "backend/cuda/workspace.hpp"
 
 namespace ramp::core::cuda {
 
@@ -69,6 +71,15 @@ class StreamBlock {
                                             int64_t top_k) noexcept;
   void block(const BlockCall& call, const RouteCall* routing = nullptr);
   void batched(const BatchedCall& call);
+  // Number of the variant that runs: the forced config's (throws if it is none of the space), else
+  // choose()'s; nullopt: it is none of stream_variants().
+  [[nodiscard]] static std::optional<size_t> number(const KernelConfig* forced, const ExpertWeights& weights,
+                                                    int64_t tokens, int64_t top_k);
+  // One after the other, on a plan of tiles of the variant's width. h as carve_h() lays it out.
+  void gemm1(size_t variant, const GemmPair& pair, const GemmInput& x) const;
+  void gemm2(size_t variant, const GemmPair& pair, const ramp_tensor& router_weights) const;
+  static void carve_h(const ExpertWeights& weights, int64_t slots, int32_t tile_m, WorkspaceLayout& layout,
+                      GemmPair& pair);
 
  private:
   struct State;

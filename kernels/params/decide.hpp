@@ -1,0 +1,136 @@
+// The decision of a step: which of a captured set of kernels (candidates) gets which experts, from the number
+// of rows that each expert has. Integers alone, so that host and device, which share every line of the
+// arithmetic, always agree; ties go to the first option.
+//
+// A candidate's time, in ns, for the experts that it is given:
+//
+//   T = base + sum + weights - overlap/256 * min(sum, weights) + sum over its GEMMs of wave_ns * waves
+//   sum = over its experts of ns(rows), weights = active_ns * experts that have rows
+//   waves = ceil(tiles * units per tile / places)
+//
+// 0 where it is given none. The time of an option is the sum over its candidates. ns() is a curve through
+// points: by steps of 8 rows up to 256 rows, from there on four points per octave and straight lines between.
+#pragma once
+
+#if defined(__CUDACC__)
+#define RAMP_DECIDE_FN __host__ __device__ inline
+#else
+#define RAMP_DECIDE_FN inline
+#endif
+
+namespace ramp::core::cuda {
+
+constexpr unsigned kMostCandidates = 3;
+constexpr unsigned kMostOptions = 8;
+constexpr unsigned kNeverAbove = 0xffffffffU;  // of DecideOption: no expert has more rows
+// Points of a curve: 0, 8, 16, ... 256 rows, then four per octave up to 2^17 rows.
+constexpr unsigned kFinePoints = 33;
+constexpr unsigned kFineRows = 256;
+constexpr unsigned kLastOctave = 16;
+constexpr unsigned kCostPoints = kFinePoints + 4 * (kLastOctave - 8 + 1);
+
+// Shared memory of a deciding block in 4-byte words: curves, two sums per option and candidate and warp, a
+// scan's sums. (Warps: params/prologue.hpp.)
+constexpr unsigned kDecideSums = 2 * kMostOptions * kMostCandidates;
+constexpr unsigned kDecideWords = (kMostCandidates * kCostPoints + 1) / 2 * 2 + 16 * (kDecideSums + 2);
+
+struct CandidateCost {
+  unsigned base_ns;
+  unsigned active_ns;
+  unsigned overlap;              // 0 .. 256
+  unsigned wave_ns[2];           // of either GEMM
+  unsigned units[2], places[2];  // units per tile; units that run at once
+  unsigned ns[kCostPoints];      // never falls
+};
+
+// Experts are given to candidates by rows: more than above[0] rows go to candidate 1 or 2, more than above[1]
+// to candidate 2. above[0] <= above[1].
+struct DecideOption {
+  unsigned above[kMostCandidates - 1];
+};
+
+// The plan of a candidate: its tiles, in the order of experts and rows.
+struct CandidatePlan {
+  int* tiles;      // {expert, first, rows, 0} each
+  int* num_tiles;  // as SortParams::num_tiles
+  unsigned tile_m;
+};
+
+struct DecideParams {
+  unsigned candidates, options;
+  CandidatePlan plan[kMostCandidates];
+  DecideOption option[kMostOptions];
+  CandidateCost cost[kMostCandidates];
+  unsigned long long* trace;  // nullptr, or where records go (kernels/prologue/decide.cuh)
+  unsigned trace_words;       // of a record
+  unsigned trace_records;     // that fit
+  unsigned trace_call;        // number of the call, as the host counts
+};
+
+// Rows at which point i lies.
+RAMP_DECIDE_FN unsigned point_rows(unsigned i) {
+  if (i < kFinePoints) return 8 * i;
+  const unsigned j = i - kFinePoints + 1;  // 1: a quarter octave beyond 256
+  return (4 + j % 4) << (6 + j / 4);
+}
+RAMP_DECIDE_FN unsigned highest_bit(unsigned n) {
+#if defined(__CUDA_ARCH__)
+  return 31U - static_cast<unsigned>(__clz(static_cast<int>(n)));
+#else
+  return 31U - static_cast<unsigned>(__builtin_clz(n));
+#endif
+}
+// The curve at `rows`.
+RAMP_DECIDE_FN unsigned curve_ns(const unsigned* ns, unsigned rows) {
+  if (rows <= kFineRows) return ns[(rows + 7) / 8];
+  const unsigned octave = highest_bit(rows);
+  if (octave > kLastOctave) return ns[kCostPoints - 1];
+  const unsigned quarter = rows >> (octave - 2) & 3U;
+  const unsigned i = kFinePoints - 1 + 4 * (octave - 8) + quarter;
+  const unsigned into = rows & ((1U << (octave - 2)) - 1U);
+  const unsigned long long rise = ns[i + 1] - ns[i];
+  return ns[i] + static_cast<unsigned>(rise * into >> (octave - 2));
+}
+RAMP_DECIDE_FN unsigned candidate_of(const DecideOption& option, unsigned rows) {
+  return (rows > option.above[0] ? 1U : 0U) + (rows > option.above[1] ? 1U : 0U);
+}
+RAMP_DECIDE_FN unsigned tiles_of(unsigned rows, unsigned tile_m) {
+  return (rows + tile_m - 1) / tile_m;
+}
+RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsigned active, unsigned tiles) {
+  if (tiles == 0) return 0;
+  const unsigned weights = active * c.active_ns;
+  unsigned ns = c.base_ns + sum + weights - (sum < weights ? sum : weights) / 256 * c.overlap;
+  for (unsigned g = 0; g < 2; ++g)
+    ns += c.wave_ns[g] * ((tiles * c.units[g] + c.places[g] - 1) / c.places[g]);
+  return ns;
+}
+
+#if !defined(__CUDACC__)
+// The decision as the device makes it (kernels/prologue/decide.cuh): the first of the cheapest options.
+// time_ns: what it costs.
+inline unsigned decide_on_host(const DecideParams& d, const int* histogram, unsigned long experts,
+                               unsigned& time_ns) {
+  unsigned best = 0;
+  time_ns = 0xffffffffU;
+  for (unsigned o = 0; o < d.options; ++o) {
+    unsigned sum[kMostCandidates] = {}, active[kMostCandidates] = {}, tiles[kMostCandidates] = {};
+    for (unsigned long e = 0; e < experts; ++e) {
+      if (histogram[e] <= 0) continue;
+      const auto rows = static_cast<unsigned>(histogram[e]);
+      const unsigned c = candidate_of(d.option[o], rows);
+      sum[c] += curve_ns(d.cost[c].ns, rows);
+      active[c] += 1;
+      tiles[c] += tiles_of(rows, d.plan[c].tile_m);
+    }
+    unsigned total = 0;
+    for (unsigned c = 0; c < d.candidates; ++c) total += candidate_ns(d.cost[c], sum[c], active[c], tiles[c]);
+    if (o != 0 && total >= time_ns) continue;
+    time_ns = total;
+    best = o;
+  }
+  return best;
+}
+#endif
+
+}  // namespace ramp::core::cuda

@@ -1,0 +1,222 @@
+// The decision on the device against the host's, over random histograms, curves and options: the option, the
+// plans that follow from it, and the record of the trace; by the batched entry (counts given) and by ids
+// through every way of sorting.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "gpu/prologue_support.hpp"
+
+namespace ramp::gpu_test {
+namespace {
+
+constexpr uint32_t kHeights[] = {8, 16, 24, 32, 48, 64, 120, 128};
+
+uint32_t below(Rng& rng, uint64_t n) {
+  return static_cast<uint32_t>(rng.below(n));
+}
+
+// Costs of which neither candidate is always the cheaper one; now and then equal ones.
+DecideParams random_params(Rng& rng) {
+  DecideParams d{};
+  d.candidates = 1 + below(rng, kMostCandidates);
+  d.options = 1 + below(rng, kMostOptions);
+  for (unsigned c = 0; c < d.candidates; ++c) {
+    CandidateCost& cost = d.cost[c];
+    d.plan[c].tile_m = kHeights[below(rng, std::size(kHeights))];
+    cost.base_ns = below(rng, 30000);
+    cost.active_ns = below(rng, 4000);
+    cost.overlap = below(rng, 257);
+    const uint32_t slope = below(rng, 3000);
+    for (unsigned i = 1; i < kCostPoints; ++i)
+      cost.ns[i] = cost.ns[i - 1] + below(rng, 2 * slope + 1) * (i < kFinePoints ? 1 : 8);
+    for (unsigned g = 0; g < 2; ++g) {
+      cost.wave_ns[g] = below(rng, 3) == 0 ? 0 : below(rng, 20000);
+      cost.units[g] = 1 + below(rng, 64);
+      cost.places[g] = 1 + below(rng, 400);
+    }
+    if (c != 0 && below(rng, 4) == 0) cost = d.cost[0];
+  }
+  for (unsigned o = 0; o < d.options; ++o) {
+    // Thresholds that name no candidate beyond the last.
+    const auto threshold = [&] {
+      const uint32_t kind = below(rng, 4);
+      return kind == 0 ? 0 : kind == 1 ? kNeverAbove : below(rng, 300);
+    };
+    uint32_t first = d.candidates > 1 ? threshold() : kNeverAbove;
+    uint32_t second = d.candidates > 2 ? threshold() : kNeverAbove;
+    if (first > second) std::swap(first, second);
+    d.option[o].above[0] = first;
+    d.option[o].above[1] = second;
+  }
+  return d;
+}
+
+std::vector<int32_t> random_counts(Rng& rng, int64_t experts, int64_t most) {
+  std::vector<int32_t> counts;
+  const double shape = 1 + 5 * rng.unit();
+  const double scale = rng.unit() * rng.unit() * static_cast<double>(most);
+  for (int64_t e = 0; e < experts; ++e)
+    counts.push_back(
+        static_cast<int32_t>(std::min(static_cast<double>(most), scale * std::pow(rng.unit(), shape) * 2)));
+  return counts;
+}
+
+// Device memory of a set's plans, and the trace's ring.
+struct Plans {
+  Plans(const DecideParams& host, int64_t slots, int64_t experts)
+      : tiles(kMostCandidates * sizeof(Tile) * static_cast<uint64_t>(max_tiles(slots, experts, 8))),
+        counts(kMostCandidates * 4),
+        trace(8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts))),
+        params(host) {
+    Device::get().memory->fill(trace.data(), 0, 8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts)),
+                               nullptr);
+    use(host, slots, experts);
+  }
+  void use(const DecideParams& host, int64_t slots, int64_t experts) {
+    params = host;
+    for (size_t c = 0; c < kMostCandidates; ++c) {
+      params.plan[c].tiles =
+          &(tiles.as<Tile>() + static_cast<int64_t>(c) * max_tiles(slots, experts, 8))->expert;
+      params.plan[c].num_tiles = counts.as<int32_t>() + c;
+    }
+    params.trace = trace.as<unsigned long long>();
+    params.trace_words = static_cast<unsigned>(4 + experts);
+    params.trace_records = kRecords;
+    params.trace_call = 7;
+  }
+  static constexpr uint64_t kRecords = 3;
+  Buffer tiles, counts, trace;
+  DecideParams params;
+};
+
+// What the device has decided and planned, against the host.
+void compare(const Plans& plans, const std::vector<int32_t>& histogram, int64_t slots, uint64_t records) {
+  const DecideParams& d = plans.params;
+  const auto experts = static_cast<int64_t>(histogram.size());
+  unsigned ns = 0;
+  const unsigned option = decide_on_host(d, histogram.data(), histogram.size(), ns);
+  const std::vector<uint32_t> ring = plans.trace.get<uint32_t>();
+  const size_t at = 2 + (records - 1) % Plans::kRecords * (4 + histogram.size());
+  ASSERT_EQ(ring[0], records);
+  ASSERT_EQ(ring[at], records);
+  ASSERT_EQ(ring[at + 1], 7U);
+  ASSERT_EQ(ring[at + 2], option);
+  ASSERT_EQ(ring[at + 3], ns);
+  for (size_t e = 0; e < histogram.size(); ++e)
+    ASSERT_EQ(ring[at + 4 + e], static_cast<uint32_t>(histogram[e])) << "expert " << e;
+
+  std::array<std::vector<Tile>, kMostCandidates> want;
+  int32_t first = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    const int32_t rows = histogram[static_cast<size_t>(e)];
+    const unsigned c = candidate_of(d.option[option], static_cast<unsigned>(rows));
+    const auto height = static_cast<int32_t>(d.plan[c].tile_m);
+    for (int32_t r = 0; r < rows; r += height)
+      want[c].push_back({static_cast<int32_t>(e), first + r, std::min(height, rows - r), 0});
+    first += rows;
+  }
+  const std::vector<int32_t> counts = plans.counts.get<int32_t>();
+  const std::vector<Tile> tiles = plans.tiles.get<Tile>();
+  for (unsigned c = 0; c < d.candidates; ++c) {
+    ASSERT_EQ(counts[c], static_cast<int32_t>(want[c].size())) << "candidate " << c;
+    const auto from = static_cast<size_t>(static_cast<int64_t>(c) * max_tiles(slots, experts, 8));
+    for (size_t i = 0; i < want[c].size(); ++i)
+      ASSERT_EQ(std::memcmp(&tiles[from + i], &want[c][i], sizeof(Tile)), 0)
+          << "candidate " << c << " tile " << i;
+  }
+  EXPECT_TRUE(plans.tiles.guard_intact() && plans.counts.guard_intact() && plans.trace.guard_intact());
+}
+
+class Decide : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (Device::get().gpu->facts().major < 9) GTEST_SKIP() << "decisions are made from sm_90 on";
+  }
+};
+
+TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
+  struct Shape {
+    int64_t experts, max_tokens;
+  };
+  // 10,000 in all; some with rows beyond the fine part of a curve, some with more experts than threads.
+  constexpr Shape kShapes[] = {{64, 300}, {8, 3000}, {256, 64}, {1024, 20}, {1, 70}};
+  constexpr int kEach = 2000;
+  Device& device = Device::get();
+  Rng rng(1);
+  for (const Shape& shape : kShapes) {
+    SCOPED_TRACE(fmt::format("{} experts", shape.experts));
+    const int64_t slots = shape.experts * shape.max_tokens;
+    const ExpertWeights w = make_weights(RAMP_FORMAT_FP8_BLOCK, shape.experts, 128);
+    const Buffer x(static_cast<uint64_t>(slots * 128));
+    const Buffer x_scale(static_cast<uint64_t>(slots * 4));
+    Buffer counts(static_cast<uint64_t>(shape.experts * 4));
+    Workspace workspace(w, slots, 8);
+    Plans plans(random_params(rng), slots, shape.experts);
+    BatchedCall call;
+    call.weights = &w;
+    call.max_tokens = shape.max_tokens;
+    call.x = device_tensor(x.data(), RAMP_E4M3, {shape.experts, shape.max_tokens, 128});
+    call.x_scale = device_tensor(x_scale.data(), RAMP_F32, {shape.experts, shape.max_tokens, 1});
+    call.counts = device_tensor(counts.data(), RAMP_I32, {shape.experts});
+    workspace.view.decide = &plans.params;
+    for (int i = 0; i < kEach; ++i) {
+      SCOPED_TRACE(i);
+      const std::vector<int32_t> histogram = random_counts(rng, shape.experts, shape.max_tokens);
+      plans.use(random_params(rng), slots, shape.experts);
+      device.memory->upload(counts.data(), histogram.data(), histogram.size() * 4, nullptr);
+      device.prologue.batched(call, workspace.view, nullptr);
+      device.memory->synchronize(nullptr);
+      compare(plans, histogram, slots, static_cast<uint64_t>(i) + 1);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_F(Decide, IdsThroughEveryWayOfSorting) {
+  // One block; a cluster; several launches with one and more sub-chunks.
+  constexpr std::array<int64_t, 6> kTokens = {1, 8, 200, 700, 2000, 200000};
+  constexpr int64_t kTopK = 8;
+  Device& device = Device::get();
+  Rng rng(2);
+  for (const int64_t experts : {int64_t{16}, int64_t{256}, int64_t{1000}}) {
+    const ExpertWeights w = make_weights(RAMP_FORMAT_FP8_BLOCK, experts, 128);
+    for (const int64_t tokens : kTokens) {
+      SCOPED_TRACE(fmt::format("{} experts, {} tokens", experts, tokens));
+      const int64_t slots = tokens * kTopK;
+      const Buffer x(static_cast<uint64_t>(tokens * 128));
+      const Buffer x_scale(static_cast<uint64_t>(tokens * 4));
+      Workspace workspace(w, slots, 8);
+      Plans plans(random_params(rng), slots, experts);
+      for (uint64_t i = 1; i <= 4; ++i) {
+        std::vector<int32_t> ids;
+        std::vector<int32_t> histogram(static_cast<size_t>(experts), 0);
+        const double skew = 1 + 3 * rng.unit();
+        for (int64_t s = 0; s < slots; ++s) {
+          const auto e = static_cast<int32_t>(std::pow(rng.unit(), skew) * static_cast<double>(experts));
+          const bool masked = rng.below(9) == 0;
+          ids.push_back(masked ? -1 : e);
+          if (!masked) ++histogram[static_cast<size_t>(e)];
+        }
+        const Buffer on_device = Buffer::of(ids);
+        plans.use(random_params(rng), slots, experts);
+        workspace.view.decide = &plans.params;
+        BlockCall call;
+        call.weights = &w;
+        call.tokens = tokens;
+        call.top_k = kTopK;
+        call.x = device_tensor(x.data(), RAMP_E4M3, {tokens, 128});
+        call.x_scale = device_tensor(x_scale.data(), RAMP_F32, {tokens, 1});
+        call.ids = device_tensor(on_device.data(), RAMP_I32, {tokens, kTopK});
+        device.prologue.block(call, workspace.view, nullptr);
+        device.memory->synchronize(nullptr);
+        compare(plans, histogram, slots, i);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ramp::gpu_test
