@@ -227,6 +227,17 @@ double Profiler::best_at(size_t point) const {
   return best;
 }
 
+// Within a quarter of the best at the last visited point where it was measured.
+bool Profiler::was_near(size_t config) const {
+  constexpr double kNear = 1.25;
+  if (options_.budget_us <= 0) return false;  // points come from the ends inwards: the last one is far away
+  for (size_t i = at_; i-- > 0;) {
+    const double us = data_.us[order_[i] * data_.configs.size() + config];
+    if (!std::isnan(us)) return us <= kNear * best_at(order_[i]);
+  }
+  return false;
+}
+
 // Points are visited by rising rows, so all visited ones have no more rows than this one. The best's ratio is
 // 1: somebody always stays.
 void Profiler::leave_out_by_neighbour() {
@@ -353,10 +364,15 @@ void Profiler::end_round() {
   std::erase_if(alive_, [&](size_t c) {
     const std::vector<double>& s = samples_[c];
     if (static_cast<int32_t>(s.size()) >= options_.repeats) return true;
-    const bool hopeless = static_cast<int32_t>(s.size()) >= options_.judge_after &&
-                          *std::min_element(s.begin(), s.end()) > limit;
+    // One tick does not condemn what was near the best next door, nor two a config whose ticks disagree: the
+    // machine may have hiccuped. From five samples on each half's median stands above that.
+    constexpr size_t kEnough = 5;
+    const auto [low, high] = std::minmax_element(s.begin(), s.end());
+    const bool hiccup = s.size()<kEnough&& * high> options_.hopeless_ratio * *low;
+    const bool doubtful = s.size() < 2 && was_near(c);
+    const bool hopeless = static_cast<int32_t>(s.size()) >= options_.judge_after && *low > limit && !doubtful;
     const bool far = options_.narrow_ratio > 0 && static_cast<int32_t>(s.size()) >= options_.narrow_after &&
-                     quantile(s, options_.quantile) > options_.narrow_ratio * fastest;
+                     quantile(s, options_.quantile) > options_.narrow_ratio * fastest && !hiccup;
     dropped_ += hopeless ? 1 : 0;
     return hopeless || far;
   });

@@ -186,6 +186,31 @@ TEST(ProfileRounds, HopelessAfterOneReplay) {
   }
 }
 
+// A config that was good next door and meets one hiccup of the machine keeps its place.
+TEST(ProfileRounds, AHiccupCondemnsNobody) {
+  const ConfigTable configs = toy_configs(4);
+  const auto points = toy_points();
+  ProfilerOptions o = gpu_like();
+  o.budget_us = 1e9;
+  Profiler p(configs, toy_model(), points, o);
+  size_t visited = 0;
+  bool hit = false;
+  while (const auto task = p.next()) {
+    visited = p.progress().points_done;
+    double us = 10.0 + static_cast<double>(task->config);
+    if (visited == 1 && task->config == 0 && !task->warmup && !hit) {
+      hit = true;
+      us = 200;
+    }
+    p.report(us);
+  }
+  ASSERT_TRUE(hit);
+  for (size_t i = 0; i < points.size(); ++i) {
+    EXPECT_EQ(p.data().time(i, 0), 10.0) << i;
+    EXPECT_EQ(p.data().repeat(i, 0), 10.0) << i;
+  }
+}
+
 TEST(ProfileRounds, SlowNextDoorIsLeftOutUnlessAlways) {
   const ConfigTable configs = toy_configs(8);
   ProfilerOptions o = gpu_like();
