@@ -91,7 +91,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
   s.weight_scales = s.items + 16 * STAGES;
   s.full = s.weight_scales + kWeightScales * STAGES;
   s.empty = s.full + 8 * STAGES;
-  s.queue = s.empty + 8 * STAGES;
+  s.queue = (s.empty + 8 * STAGES + 15) / 16 * 16;  // items are stored by 16 bytes
   s.rank = cluster_rank();
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < STAGES; ++i) {

@@ -18,7 +18,7 @@ sections=(
   "memcheck:60:compute-sanitizer: addresses and leaks of the kernels"
   "racecheck:90:compute-sanitizer: shared memory hazards"
   "synccheck:40:compute-sanitizer: barriers"
-  "initcheck:40:compute-sanitizer: memory that was never written"
+  "initcheck:90:compute-sanitizer: memory that was never written"
 )
 
 usage() {

@@ -211,10 +211,10 @@ KernelConfig prefill_config() noexcept {
 }
 
 // kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
-// what results are staged in; the queue of GEMM 2 (GEMM 1's, which is longer, and its exchanges of amax have
-// room in its staging, which is shorter).
+// what results are staged in; the queue of GEMM 2, aligned to 16 bytes (GEMM 1's, which is longer, and its
+// exchanges of amax have room in its staging, which is shorter).
 uint32_t PrefillVariant::shared_bytes() const noexcept {
-  return static_cast<uint32_t>(stages) * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096 + 192;
+  return static_cast<uint32_t>(stages) * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096 + 192 + 16;
 }
 
 KernelConfig PrefillVariant::config() const noexcept {
