@@ -34,7 +34,7 @@ TraceRecord record_of(const core::JsonView& v) {
   r.number = v.at("number").integer(0, INT64_MAX);
   r.call = v.at("call").integer(0, INT64_MAX);
   r.shape.experts = v.at("experts").integer(1, kMostExperts);
-  r.shape.top_k = v.at("top_k").integer(1, r.shape.experts);
+  r.shape.top_k = v.at("top_k").integer(1, kMostExperts);  // may exceed the local experts of a shard
   r.shape.hidden = v.at("hidden").integer(1, kMost);
   r.shape.intermediate = v.at("intermediate").integer(1, kMost);
   r.shape.name =

@@ -101,8 +101,9 @@ RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsig
   if (tiles == 0) return 0;
   const unsigned weights = active * c.active_ns;
   unsigned ns = c.base_ns + sum + weights - (sum < weights ? sum : weights) / 256 * c.overlap;
+  // No places: no cost is known (a fit of a model that the GPU cannot evaluate).
   for (unsigned g = 0; g < 2; ++g)
-    ns += c.wave_ns[g] * ((tiles * c.units[g] + c.places[g] - 1) / c.places[g]);
+    if (c.places[g] != 0) ns += c.wave_ns[g] * ((tiles * c.units[g] + c.places[g] - 1) / c.places[g]);
   return ns;
 }
 

@@ -145,5 +145,17 @@ TEST(StepFit, RegretOnMeasuredData) {
   EXPECT_LE(sum / 4, 0.035);
 }
 
+// What a fit of another model leaves in a set's costs: the decision must not divide by places that nobody
+// knows.
+TEST(CostStep, CostsThatAreNotKnown) {
+  cuda::DecideParams d{};
+  d.candidates = d.options = 1;
+  d.plan[0].tile_m = 8;
+  const std::vector<int> histogram = {0, 1, 9, 1000};
+  unsigned ns = 1;
+  EXPECT_EQ(cuda::decide_on_host(d, histogram.data(), histogram.size(), ns), 0U);
+  EXPECT_EQ(ns, 0U);
+}
+
 }  // namespace
 }  // namespace ramp::core

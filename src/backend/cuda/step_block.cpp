@@ -62,11 +62,14 @@ uint64_t StepBlock::carve(const ExpertWeights& w, int64_t tokens, int64_t top_k,
 }
 
 uint64_t StepBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k, bool whole) {
-  // The smallest tiles need most.
+  // The smallest tiles need most; with the prefill kernel, whose x may be in rows of its own, and without it,
+  // where a third plan of small tiles needs more than its one of large ones.
   static_assert(kMostCandidates == 3);
-  const std::array<StepCandidate, kMostCandidates> most = {{{false, 0}, {false, 0}, {true, 0}}};
+  const std::array<StepCandidate, kMostCandidates> wide = {{{false, 0}, {false, 0}, {true, 0}}};
+  const std::array<StepCandidate, kMostCandidates> narrow = {{{false, 0}, {false, 0}, {false, 0}}};
   Parts parts;
-  return carve(weights, tokens, top_k, most, whole, nullptr, parts);
+  return std::max(carve(weights, tokens, top_k, wide, whole, nullptr, parts),
+                  carve(weights, tokens, top_k, narrow, whole, nullptr, parts));
 }
 
 void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
