@@ -16,7 +16,7 @@ static_assert(sizeof(ramp_device) == 8 && sizeof(ramp_tensor) == 88 && sizeof(ra
 static_assert(offsetof(ramp_tensor, shape) == 16 && offsetof(ramp_tensor, stride) == 48 &&
               offsetof(ramp_tensor, device) == 80);
 static_assert(sizeof(ramp_context_options) == 64 && offsetof(ramp_context_options, isa) == 56);
-static_assert(sizeof(ramp_trace_record) == 112 && offsetof(ramp_trace_record, configs) == 88);
+static_assert(sizeof(ramp_trace_record) == 104 && offsetof(ramp_trace_record, configs) == 80);
 static_assert(sizeof(ramp_context_info) == 48 && sizeof(ramp_weights_info) == 56);
 static_assert(sizeof(ramp_weights_desc) == 48 + 6 * 88 && offsetof(ramp_weights_desc, w13) == 48);
 static_assert(sizeof(ramp_expert_block_args) == 32 + 8 * 88 && offsetof(ramp_expert_block_args, x) == 32);
