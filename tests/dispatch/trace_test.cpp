@@ -72,7 +72,8 @@ TEST(Trace, RefusesWhatItDoesNotSay) {
   bad(with("chosen", 2), {"chosen"});
   bad(with("configs", nlohmann::json::array()), {"configs"});
   bad(with("batched", 1), {"batched", "true or false"});
-  bad(with("top_k", 9), {"top_k"});
+  bad(with("top_k", 0), {"top_k"});
+  bad(with("top_k", (1 << 20) + 1), {"top_k"});  // more than the local experts is a shard's right
   bad(with("predicted_us", -1), {"predicted_us"});
   nlohmann::json missing = record(0, 4, {1, 1, 1, 1, 1, 1, 1, 1});
   missing.erase("format");
