@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""docs/results.md from what bench/results.sh measured: bench/results.py DIR > docs/results.md.
+"""The page of results from what bench/results.sh measured: bench/results.py DIR > PAGE.md.
 
 Reads the JSON files of DIR, measures nothing. A part whose file is missing is named as missing."""
 import glob

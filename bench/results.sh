@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything behind docs/results.md, measured on this machine's GPU:
+# The page of results (results.md), measured on this machine's GPU:
 #
 #   bench/results.sh [DIR] [SECONDS]      # default: build/results, 300 s
 #

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/flat_params.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
 #include "backend/cuda/workspace.hpp"
@@ -30,9 +31,6 @@ constexpr int64_t kTileBytes = 128;  // of its depth
 constexpr std::array<FlatVariant, 4> kVariants = {
     {{8, 64, 12, 2}, {32, 128, 5, 2}, {64, 128, 4, 2}, {96, 256, 5, 1}}};
 
-int64_t element_bytes(ramp_format format) noexcept {
-  return dtype_bytes(weight_dtype(format));
-}
 int64_t depth_of(ramp_format format) noexcept {
   return element_bytes(format) == 2 ? kTileBytes / 2 : kTileBytes;
 }
@@ -342,29 +340,12 @@ struct Run {
     return {blocks, 1, threads_of(variant), variant.shared_bytes()};
   }
 
-  void set_input(StreamParams& p, const GemmInput& in, int source, int scale_source) const {
-    p.x = static_cast<const unsigned char*>(in.data);
-    p.x_stride = in.stride * element_bytes(w.format);
-    p.x_source = source;
-    p.x_scale = in.scales;
-    p.x_scale_stride = in.scale_stride;
-    p.x_scale_source = scale_source;
-    p.x_static = in.static_scale;
-  }
-  // up_row: of W13, 0: W2.
-  static void set_scales(StreamParams& p, const ramp_tensor& scale, int64_t up_row) {
-    if (!present(scale)) return;
-    p.weight_scale = static_cast<const float*>(scale.data);
-    p.ws_expert = scale.stride[0];
-    p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
-    p.up_scale_row = static_cast<int>(up_row);
-  }
-
   void gemm1(CUfunction f, const GemmInput& in) const {
     StreamParams p = common();
     p.weights = static_cast<const unsigned char*>(weight_views(w).w13.data);
-    set_input(p, in, in.per_slot ? kRowSlot : kRowToken, in.scales_per_slot ? kRowSlot : kRowToken);
-    set_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
+    set_flat_input(p, w.format, in, in.per_slot ? kRowSlot : kRowToken,
+                   in.scales_per_slot ? kRowSlot : kRowToken);
+    set_flat_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
     p.slices = static_cast<int>(2 * w.intermediate / kTileRows);
     p.steps = static_cast<int>(w.hidden / depth_of(w.format));
     p.codes = static_cast<unsigned char*>(parts.h != nullptr ? parts.h : parts.codes);
@@ -388,8 +369,8 @@ struct Run {
   void gemm2(CUfunction f, const GemmInput& in, const ramp_tensor& weights) const {
     StreamParams p = common();
     p.weights = static_cast<const unsigned char*>(weight_views(w).w2.data);
-    set_input(p, in, kRowSorted, kRowSorted);
-    set_scales(p, w.w2_scale, 0);
+    set_flat_input(p, w.format, in, kRowSorted, kRowSorted);
+    set_flat_scales(p, w.w2_scale, 0);
     p.slices = static_cast<int>(w.hidden / kTileRows);
     p.steps = static_cast<int>(w.intermediate / depth_of(w.format));
     p.rows = static_cast<unsigned short*>(parts.rows);

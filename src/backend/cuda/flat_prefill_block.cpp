@@ -11,6 +11,7 @@
 
 #include "backend/cuda/driver.hpp"
 #include "backend/cuda/flat_block.hpp"
+#include "backend/cuda/flat_params.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
 #include "backend/cuda/workspace.hpp"
@@ -34,9 +35,6 @@ constexpr std::array<ramp_format, 4> kFormats = {RAMP_FORMAT_BF16, RAMP_FORMAT_F
                                                  RAMP_FORMAT_FP8_CHANNEL};
 size_t number_of(ramp_format format) noexcept {
   return static_cast<size_t>(std::find(kFormats.begin(), kFormats.end(), format) - kFormats.begin());
-}
-int64_t element_bytes(ramp_format format) noexcept {
-  return dtype_bytes(weight_dtype(format));
 }
 int64_t depth_of(ramp_format format) noexcept {
   return kTileBytes / element_bytes(format);
@@ -106,29 +104,12 @@ struct Run {
     return {static_cast<uint64_t>(gpu.facts().sm_count) / 2 * 2, 1, kThreads,
             kSharedBytes};  // clusters of two
   }
-  void set_input(PrefillParams& p, const GemmInput& in, int source, int scale_source) const {
-    p.x = static_cast<const unsigned char*>(in.data);
-    p.x_stride = in.stride * element_bytes(w.format);
-    p.x_source = source;
-    p.x_scale = in.scales;
-    p.x_scale_stride = in.scale_stride;
-    p.x_scale_source = scale_source;
-    p.x_static = in.static_scale;
-  }
-  // up_row: of W13, 0: W2.
-  static void set_scales(PrefillParams& p, const ramp_tensor& scale, int64_t up_row) {
-    if (!present(scale)) return;
-    p.weight_scale = static_cast<const float*>(scale.data);
-    p.ws_expert = scale.stride[0];
-    p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
-    p.up_scale_row = static_cast<int>(up_row);
-  }
-
   void gemm1(CUfunction f, const GemmInput& in) const {
     PrefillParams p = common();
     p.weights = static_cast<const unsigned char*>(weight_views(w).w13.data);
-    set_input(p, in, in.per_slot ? kRowSlot : kRowToken, in.scales_per_slot ? kRowSlot : kRowToken);
-    set_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
+    set_flat_input(p, w.format, in, in.per_slot ? kRowSlot : kRowToken,
+                   in.scales_per_slot ? kRowSlot : kRowToken);
+    set_flat_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
     p.slices = static_cast<int>(2 * w.intermediate / kTileRows);
     p.steps = static_cast<int>(w.hidden / depth_of(w.format));
     if (parts.wide != nullptr) {
@@ -152,8 +133,8 @@ struct Run {
   void gemm2(CUfunction f, const GemmInput& in, const ramp_tensor& weights) const {
     PrefillParams p = common();
     p.weights = static_cast<const unsigned char*>(weight_views(w).w2.data);
-    set_input(p, in, kRowSorted, kRowSorted);
-    set_scales(p, w.w2_scale, 0);
+    set_flat_input(p, w.format, in, kRowSorted, kRowSorted);
+    set_flat_scales(p, w.w2_scale, 0);
     p.slices = static_cast<int>(w.hidden / kTileRows);
     p.steps = static_cast<int>(w.intermediate / depth_of(w.format));
     p.rows = static_cast<unsigned short*>(parts.rows);
