@@ -49,6 +49,9 @@ function(ramp_test name)
   if(RAMP_SANITIZE MATCHES "address")
     set_tests_properties(${name} PROPERTIES ENVIRONMENT
                          "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0")
+  elseif(RAMP_SANITIZE MATCHES "thread")
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT
+                         "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp:print_suppressions=0")
   endif()
   if("threads" IN_LIST arg_LABELS)
     add_dependencies(thread_tests ${name})
