@@ -19,11 +19,14 @@ struct Layer {
   std::vector<float> w13, w2;
 
   explicit Layer(const Shape& s) : shape(s) {
-    std::mt19937 random(7);
-    // Uniform in [-1, 1], in steps of 1/64: seven bits and a sign, which bf16 holds.
+    uint64_t state = 7;
+    // -64/64 to 63/64: seven bits and a sign, which bf16 holds.
     const auto fill = [&](std::vector<float>& v, int64_t n) {
       v.resize(static_cast<size_t>(n));
-      for (float& x : v) x = static_cast<float>(static_cast<int>(random() % 129) - 64) / 64;
+      for (float& x : v) {
+        state = state * 6364136223846793005U + 1442695040888963407U;
+        x = static_cast<float>(static_cast<int>(state >> 57) - 64) / 64;
+      }
     };
     fill(w13, s.experts * 2 * s.intermediate * s.hidden);
     fill(w2, s.experts * s.hidden * s.intermediate);
@@ -79,9 +82,9 @@ inline double silu(double v) {
 }
 
 // Up to `most` tokens of the step, spread over it: the largest error over its bound; above 1 is wrong.
-// unit: half the spacing at 1 of the type of x, intermediate and y (2^-24 for f32, 2^-9 for bf16), each of
-// which is rounded once; sums of n products are taken to be off by n * 2^-23 of the sum of their absolute
-// values, whatever their order in fp32; silu' lies in (-0.1, 1.1).
+// unit: half the spacing at 1 of the type that intermediate values, rows of experts and y are rounded to,
+// once each (2^-24 for f32, 2^-8 for bf16); x and weights are exact. Sums of n products are taken to be off
+// by n * 2^-23 of the sum of their absolute values, whatever their order in fp32; silu' lies in (-0.1, 1.1).
 inline double worst_error(const Layer& layer, const Step& step, double unit, int64_t most = 16) {
   const auto& [E, k, H, I] = layer.shape;
   const double sum_unit = std::ldexp(1.0, -23);
@@ -124,7 +127,8 @@ inline double worst_error(const Layer& layer, const Step& step, double unit, int
         }
         const auto at = static_cast<size_t>(h);
         y[at] += weight * sum;
-        bound[at] += weight * (carried + static_cast<double>(I + k) * sum_unit * (size + carried));
+        const double row = carried + static_cast<double>(I + k) * sum_unit * (size + carried);
+        bound[at] += weight * (row + unit * (std::abs(sum) + row));
       }
     }
     for (int64_t h = 0; h < H; ++h) {

@@ -157,6 +157,9 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice dev
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
       *value = 0;
       return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
+      *value = 232448;  // of sm_90: what kernels ask for depends on it
+      return CUDA_SUCCESS;
     case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
     case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE:
       return CUDA_ERROR_NOT_SUPPORTED;
@@ -254,6 +257,12 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned, unsigned, un
                static_cast<size_t>(std::stoi(name.substr(5))));
   return CUDA_SUCCESS;
 }
+// By shared memory alone, as sm_90 has it.
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, int, size_t shared) {
+  *blocks = static_cast<int>(233472 / (shared + 1024));
+  return ready();
+}
+
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) {
   return ready();
 }
