@@ -27,6 +27,10 @@ struct LayerPlan {
 LayerPlan plan_layers(const core::ModelShape& model, ramp_format format, ramp_activation activation,
                       int64_t wanted);
 
+// One call as a timer makes it: by `launch` where there is one, with the number that args.config holds.
+void run_block(ramp_context* context, const ramp_expert_block_args& args, const Workspace& workspace,
+               void* stream, const BlockLaunch& launch);
+
 class BlockTimer final : public TickSource {
  public:
   BlockTimer(ramp_context* context, const std::vector<RunnableLayer>& layers, const core::ModelShape& shape,

@@ -11,6 +11,7 @@
 #include "base/error.hpp"
 #include "base/rng.hpp"
 #include "cli/block_bench.hpp"
+#include "cli/block_profile.hpp"
 #include "cli/peers.hpp"
 
 namespace ramp::cli {
@@ -101,7 +102,7 @@ void GraphTimer::enqueue(int32_t number, void* stream) const {
     args.topk_weights = device_router_weights_.view();
     args.y = x;
     args.y.data = layers_[l].y.get();
-    check(ramp_expert_block(context_, &args, workspace_.data(), workspace_.size(), stream));
+    run_block(context_, args, workspace_, stream, launch_);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "base/env.hpp"
 #include "base/error.hpp"
 #include "cli/command.hpp"
+#include "cli/kernel_profile.hpp"
 #include "cli/options.hpp"
 #include "cli/profile_run.hpp"
 #include "cli/progress.hpp"
@@ -55,7 +56,9 @@ int profile(Io& io, const ProfileOptions& o) {
   place_files(cases, o, machine, core::parse_activation(o.activation));
   Json list = Json::array();
   try {
-    for (const ProfileCase& c : cases) list.push_back(profile_case(io, o, context.get(), machine, c));
+    for (const ProfileCase& c : cases)
+      list.push_back(o.kernel_library.empty() ? profile_case(io, o, context.get(), machine, c)
+                                              : profile_kernel_case(io, o, context.get(), c));
   } catch (const Interrupted&) {
     io.note("what was measured is kept: the same command goes on from there");
     throw;
@@ -118,6 +121,11 @@ Body setup(CLI::App& app) {
              "also an HTML page with plots beside the fit: best configs, regret, predictions, time spent")
       ->group(kProtocol);
   add_switch(app, "--fresh", o->fresh, "measure everything again instead of going on from the profile file")
+      ->group(kProtocol);
+  add_text(
+      app, "--kernel-library", o->kernel_library, "FILE",
+      "time the configs of a shared library's kernel beside ramp's own, check its results, and fit both as "
+      "one table (docs/dispatch.md)")
       ->group(kProtocol);
   constexpr const char* kJudge = "Judging";
   add_switch(app, "--judge", o->judge,

@@ -249,6 +249,32 @@ RAMP_API ramp_status ramp_kernel_save_fit(const ramp_kernel* kernel, const char*
 RAMP_API ramp_status ramp_kernel_load_profile(ramp_kernel* kernel, const char* path, int32_t* used);
 RAMP_API ramp_status ramp_kernel_load_fit(ramp_kernel* kernel, const char* path, int32_t* used);
 
+/* ---------------------------------------------------------------- kernel libraries */
+
+/* A kernel for the expert block as a shared library, for `ramp profile --kernel-library FILE`: it exports one
+ * C function, named ramp_kernel_library, that fills in a ramp_kernel_desc for ramp_block_kernel_create. The
+ * command makes the layers, checks every config's results against fp64, times ramp's configs and the
+ * library's alike, and writes a profile and a fit; a program that registers the same name and table loads the
+ * fit and dispatches by it.
+ *
+ * The handles belong to the command: a library compares their addresses with args->weights of a call, to know
+ * the layer, and must not hand them to a libramp of its own. */
+typedef struct ramp_kernel_library_request {
+  uint64_t struct_size;
+  ramp_device device; /* where all tensors lie */
+  int32_t format, activation;
+  int64_t num_experts, top_k, hidden, intermediate;
+  int64_t max_tokens; /* of any call */
+  int64_t num_layers;
+  const ramp_weights* const* weights; /* [num_layers] args->weights of calls to come */
+  const ramp_weights_desc* const*
+      values; /* [num_layers] in checkpoint layout, for this call only: copy them */
+} ramp_kernel_library_request;
+
+/* Fills in name, configs, num_configs, extra columns, launch and user of desc, an initialised struct; all of
+ * it lives until the process ends. 0 = success; anything else: not for this shape, format or machine. */
+typedef int (*ramp_kernel_library_fn)(const ramp_kernel_library_request* request, ramp_kernel_desc* desc);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif
