@@ -35,7 +35,7 @@ ramp_kernel_library_fn open_library(const std::string& file) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr)
     core::fail_argument("--kernel-library", core::printable(dlerror(), 200), "a shared library that opens",
-                        "see docs/dispatch.md", RAMP_ERROR_IO);
+                        "see docs/third-party.md", RAMP_ERROR_IO);
   void* const entry = dlsym(library, "ramp_kernel_library");
   if (entry == nullptr)
     core::fail_argument("--kernel-library", fmt::format("no function ramp_kernel_library in {}", file),

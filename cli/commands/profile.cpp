@@ -125,7 +125,7 @@ Body setup(CLI::App& app) {
   add_text(
       app, "--kernel-library", o->kernel_library, "FILE",
       "time the configs of a shared library's kernel beside ramp's own, check its results, and fit both as "
-      "one table (docs/dispatch.md)")
+      "one table (docs/third-party.md)")
       ->group(kProtocol);
   constexpr const char* kJudge = "Judging";
   add_switch(app, "--judge", o->judge,

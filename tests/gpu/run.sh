@@ -15,7 +15,7 @@ sections=(
   "leak:40:10,000 calls, contexts that come and go"
   "faults:60:memory, cache and kernel faults; first calls and host time"
   "cli:60:ramp info, demo, run, bench and cache list"
-  "third:60:somebody else's kernel beside ramp's own: profiled, dispatched live, checked"
+  "third:120:somebody else's kernel beside ramp's own: profiled, dispatched live, checked"
   "memcheck:60:compute-sanitizer: addresses and leaks of the kernels"
   "racecheck:90:compute-sanitizer: shared memory hazards"
   "synccheck:40:compute-sanitizer: barriers"
@@ -109,7 +109,10 @@ run_cli() {
 }
 run_third() {
   [ -x "$bin/third_party_gpu" ] || { echo "$bin/third_party_gpu is not there"; return 127; }
-  "$bin/third_party_gpu" 32 4 1024 512
+  [ -e "$bin/libportable_kernel.so" ] || { echo "$bin/libportable_kernel.so is not there"; return 127; }
+  "$bin/third_party_gpu" 32 4 1024 512 &&
+    "$bin/ramp" profile --backend cuda --kernel-library "$bin/libportable_kernel.so" --model 32,4,1024,512 \
+      --format fp8_block,bf16 --budget 3 -o "$work/third" --quiet
 }
 run_memcheck() { sanitizer memcheck --leak-check full; }
 run_racecheck() { sanitizer racecheck; }
