@@ -10,7 +10,7 @@
 // The host has the routing of a step here (as where the router or a transport runs on it), so it counts the
 // histogram and decides. A timing is the replay of a graph between events, one replay ahead of it. Options:
 // --eager: no graphs and events, but a host clock; --no-check: results are not looked at (where a stand-in
-// for the driver runs nothing).
+// for the driver runs nothing); --quick: at most 16 tokens, two samples (where one emulates a GPU).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -31,7 +31,6 @@
 namespace {
 
 constexpr ramp_device kGpu{RAMP_DEVICE_CUDA, 0};
-constexpr int64_t kMaxTokens = 2048;
 constexpr int kNoGpu = 77;
 
 // Values that bf16 holds: their upper halves.
@@ -48,10 +47,10 @@ std::vector<uint16_t> halves(const std::vector<float>& v) {
 // ---- the third-party kernel: to the dispatcher a table and a callback.
 class Foreign {
  public:
-  Foreign(const Shape& shape, const Buffer& w13, const Buffer& w2)
+  Foreign(const Shape& shape, int64_t max_tokens, const Buffer& w13, const Buffer& w2)
       : context_({.device = kGpu, .isa = "portable"}), weights_(context_, desc(shape, w13, w2)) {
     weights_.pack(context_);
-    workspace_.reserve(context_.expert_block_workspace(weights_, kMaxTokens, shape.top_k));
+    workspace_.reserve(context_.expert_block_workspace(weights_, max_tokens, shape.top_k));
     for (int32_t c = 0; const char* name = context_.config_name(weights_, c); ++c) {
       int m = 0, n = 0, k = 0;  // its names say its tiles: m<tokens>_n<weight rows>_k<depth>
       if (std::sscanf(name, "m%d_n%d_k%d", &m, &n, &k) != 3) throw std::runtime_error(name);
@@ -83,13 +82,14 @@ class Foreign {
 // The buffers of a step on the device, and the call that uses them; addresses stay, so graphs stay valid.
 class DeviceStep {
  public:
-  DeviceStep(const ramp::Context& context, const ramp::Weights& weights, const Shape& s, CUstream stream)
+  DeviceStep(const ramp::Context& context, const ramp::Weights& weights, const Shape& s, int64_t max_tokens,
+             CUstream stream)
       : shape_(s),
-        x_(kMaxTokens * s.hidden * 2),
-        y_(kMaxTokens * s.hidden * 4),
-        ids_(kMaxTokens * s.top_k * 4),
-        router_(kMaxTokens * s.top_k * 4),
-        workspace_(context.expert_block_workspace(weights, kMaxTokens, s.top_k)) {
+        x_(max_tokens * s.hidden * 2),
+        y_(max_tokens * s.hidden * 4),
+        ids_(max_tokens * s.top_k * 4),
+        router_(max_tokens * s.top_k * 4),
+        workspace_(context.expert_block_workspace(weights, max_tokens, s.top_k)) {
     args_.weights = weights.get();
     call_.args = &args_;
     call_.workspace = workspace_.data();
@@ -157,6 +157,8 @@ class Graphs {
 
 struct Options {
   bool eager = false, check = true;
+  int64_t max_tokens = 2048;
+  int32_t repeats = 9;
   Shape shape{64, 8, 2048, 1024};
 };
 
@@ -173,7 +175,7 @@ int run(const Options& o) {
   weights.pack(context);
 
   // Registered: ramp's own configs of the first context, then the table behind the callback.
-  Foreign foreign(o.shape, w13, w2);
+  Foreign foreign(o.shape, o.max_tokens, w13, w2);
   ramp::Kernel kernel(context, weights,
                       {.name = "third party",
                        .configs = foreign.configs(),
@@ -185,14 +187,15 @@ int run(const Options& o) {
   const auto own = configs - static_cast<int32_t>(foreign.configs().size());
 
   // Profiled and fitted.
-  DeviceStep device(context, weights, o.shape, stream);
+  DeviceStep device(context, weights, o.shape, o.max_tokens, stream);
   std::unique_ptr<Graphs> graphs;
   if (!o.eager) graphs = std::make_unique<Graphs>(kernel, device.call(), stream);
-  ramp::ProfileOptions profile{.max_tokens = kMaxTokens, .prepare = [&](const ramp_workload& w) {
-                                 device.upload(Step(o.shape, w.tokens, w.histogram));
-                                 if (graphs) graphs->clear();
-                                 return device.call();
-                               }};
+  ramp::ProfileOptions profile{
+      .max_tokens = o.max_tokens, .repeats = o.repeats, .prepare = [&](const ramp_workload& w) {
+        device.upload(Step(o.shape, w.tokens, w.histogram));
+        if (graphs) graphs->clear();
+        return device.call();
+      }};
   if (graphs) profile.measure = [&](int32_t config, void*) { return graphs->time(config); };
   profile.synchronize = [&] { CU(cuStreamSynchronize, stream); };
   const auto start = std::chrono::steady_clock::now();
@@ -221,6 +224,7 @@ int run(const Options& o) {
     std::printf("WRONG: %s, %.2f of its bound\n", what.c_str(), error);
   };
   for (const int64_t tokens : {1, 3, 12, 48, 200, 700, 2000}) {
+    if (tokens > o.max_tokens) break;
     if (graphs) graphs->clear();
     for (const double zipf : {0.0, 0.9, 1.6}) {
       Step live(o.shape, tokens, zipf, seed++);
@@ -258,7 +262,7 @@ int run(const Options& o) {
   }
   // Every config of both on one step: whatever the dispatcher chooses elsewhere is right as well.
   for (int32_t c = 0; c < configs; ++c) {
-    Step one(o.shape, 33, 1.0, 5);
+    Step one(o.shape, std::min<int64_t>(33, o.max_tokens), 1.0, 5);
     device.upload(one);
     kernel.launch(c, device.call());
     CU(cuStreamSynchronize, stream);
@@ -284,13 +288,15 @@ int main(int argc, char** argv) try {
       o.eager = true;
     else if (a == "--no-check")
       o.check = false;
+    else if (a == "--quick")
+      o.max_tokens = 16, o.repeats = 2;
     else
       sizes.push_back(std::atoll(argv[i]));
   }
   if (sizes.size() == 4)
     o.shape = {sizes[0], sizes[1], sizes[2], sizes[3]};
   else if (!sizes.empty())
-    return std::fprintf(stderr, "usage: %s [--eager] [--no-check] [E k H I]\n", argv[0]), 2;
+    return std::fprintf(stderr, "usage: %s [--eager] [--no-check] [--quick] [E k H I]\n", argv[0]), 2;
   if (!cuda.open()) return std::printf("no GPU here\n"), kNoGpu;
   return run(o);
 } catch (const std::exception& e) {
