@@ -10,13 +10,13 @@
 #include <stdexcept>
 #include <string>
 
-#define CUDA_FUNCTIONS(X)                                                                         \
-  X(cuInit)                                                                                       \
-  X(cuDeviceGet)                                                                                  \
-  X(cuDevicePrimaryCtxRetain) X(cuCtxPushCurrent) X(cuMemAlloc) X(cuMemFree) X(cuMemcpyHtoDAsync) \
-      X(cuMemcpyDtoHAsync) X(cuStreamCreate) X(cuStreamSynchronize) X(cuStreamBeginCapture)       \
-          X(cuStreamEndCapture) X(cuGraphInstantiateWithFlags) X(cuGraphLaunch) X(cuGraphDestroy) \
-              X(cuGraphExecDestroy) X(cuEventCreate) X(cuEventRecord) X(cuEventElapsedTime)
+// clang-format off
+#define CUDA_FUNCTIONS(X) \
+  X(cuInit) X(cuDeviceGet) X(cuDevicePrimaryCtxRetain) X(cuCtxPushCurrent) X(cuMemAlloc) X(cuMemFree) \
+  X(cuMemcpyHtoDAsync) X(cuMemcpyDtoHAsync) X(cuStreamCreate) X(cuStreamSynchronize) \
+  X(cuStreamBeginCapture) X(cuStreamEndCapture) X(cuGraphInstantiateWithFlags) X(cuGraphLaunch) \
+  X(cuGraphDestroy) X(cuGraphExecDestroy) X(cuEventCreate) X(cuEventRecord) X(cuEventElapsedTime)
+// clang-format on
 #define CUDA_TEXT(name) #name
 #define CUDA_VERSIONED(name) CUDA_TEXT(name)  // cuda.h renames functions: cuMemAlloc is cuMemAlloc_v2
 
