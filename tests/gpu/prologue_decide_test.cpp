@@ -69,10 +69,10 @@ struct Plans {
   Plans(const DecideParams& host, int64_t slots, int64_t experts)
       : tiles(kMostCandidates * sizeof(Tile) * static_cast<uint64_t>(max_tiles(slots, experts, 8))),
         counts(kMostCandidates * 4 * kTileCounters),
-        trace(8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts))),
+        trace(8 + 4 * kRecords * (kTraceHeader + static_cast<uint64_t>(experts))),
         params(host) {
-    Device::get().memory->fill(trace.data(), 0, 8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts)),
-                               nullptr);
+    Device::get().memory->fill(trace.data(), 0,
+                               8 + 4 * kRecords * (kTraceHeader + static_cast<uint64_t>(experts)), nullptr);
     use(host, slots, experts);
   }
   void use(const DecideParams& host, int64_t slots, int64_t experts) {
@@ -83,9 +83,10 @@ struct Plans {
       params.plan[c].num_tiles = counts.as<int32_t>() + kTileCounters * c;
     }
     params.trace = trace.as<unsigned long long>();
-    params.trace_words = static_cast<unsigned>(4 + experts);
+    params.trace_words = kTraceHeader + static_cast<unsigned>(experts);
     params.trace_records = kRecords;
     params.trace_call = 7;
+    params.trace_tag = 11;
   }
   static constexpr uint64_t kRecords = 3;
   Buffer tiles, counts, trace;
@@ -99,14 +100,15 @@ void compare(const Plans& plans, const std::vector<int32_t>& histogram, int64_t 
   unsigned ns = 0;
   const unsigned option = decide_on_host(d, histogram.data(), histogram.size(), ns);
   const std::vector<uint32_t> ring = plans.trace.get<uint32_t>();
-  const size_t at = 2 + (records - 1) % Plans::kRecords * (4 + histogram.size());
+  const size_t at = 2 + (records - 1) % Plans::kRecords * (kTraceHeader + histogram.size());
   ASSERT_EQ(ring[0], records);
   ASSERT_EQ(ring[at], records);
   ASSERT_EQ(ring[at + 1], 7U);
   ASSERT_EQ(ring[at + 2], option);
   ASSERT_EQ(ring[at + 3], ns);
+  ASSERT_EQ(ring[at + 4], 11U);
   for (size_t e = 0; e < histogram.size(); ++e)
-    ASSERT_EQ(ring[at + 4 + e], static_cast<uint32_t>(histogram[e])) << "expert " << e;
+    ASSERT_EQ(ring[at + kTraceHeader + e], static_cast<uint32_t>(histogram[e])) << "expert " << e;
 
   std::array<std::vector<Tile>, kMostCandidates> want;
   int32_t first = 0;
