@@ -197,5 +197,76 @@ class Page(unittest.TestCase):
         self.assertRegex(self.cells(speedups, "tiny")[1], r"^\d+\.\d{3} \(.+\)$")
 
 
+# Stands in for the command under bench/results.sh: made-up figures for whatever is asked. The command itself sees the
+# same arguments first, where no GPU is visible: it may refuse for want of one, but not for what they say.
+STAND_IN = """#!{python}
+import json, os, re, subprocess, sys
+args = sys.argv[1:]
+real = {ramp!r}
+if real:
+    code = subprocess.run([real] + args, capture_output=True, env=dict(os.environ, CUDA_VISIBLE_DEVICES="")).returncode
+    if code == 2:
+        sys.exit("usage: " + " ".join(args))
+def option(name, otherwise=""):
+    return args[args.index(name) + 1] if name in args else otherwise
+print_ = lambda document: print(json.dumps(document))
+if args[0] == "bench":
+    rows = []
+    for model in re.findall("[a-z][^,]*|[0-9]+,[0-9]+,[0-9]+,[0-9]+", option("--model")):
+        for tokens in option("--tokens").split(","):
+            for routing in option("--routing").split(";"):
+                for config in option("--config", "auto").split(","):
+                    rows.append(dict(device="TEST DATA", model=model, tokens=int(tokens), routing=routing, us=100.0,
+                                     p10_us=99.0, p90_us=101.0, floor_us=50.0, ratio=1.4, peer_us=140.0, peer="v",
+                                     config="m8_n128_k128_s6_t320", config_requested=config, top_k=8, hidden=4096,
+                                     intermediate=1024, active=8,
+                                     fit=None if option("--fit") == "none" else "f"))
+    print_(rows)
+elif args[0] == "profile":
+    model = option("--model")
+    directory = os.path.join(option("--csv"), "cuda_" + model)
+    os.makedirs(directory, exist_ok=True)
+    open(os.path.join(directory, "points.csv"), "w").close()
+    print_([dict(model=model, configs=140, seconds=30.0, judged=dict(
+        mean_regret=0.005, max_regret=0.05, noise_floor=0.002, speedup_over_single_best=1.2, single_best="m8",
+        speedup_over_default=1.1, points=[dict(point="p", regret=0.05, config="m8", best="m16")]))])
+elif args[0] == "evaluate":
+    model = option("--data").rstrip("/").split("cuda_")[1]
+    regret = dict(mean_regret=0.004, max_regret=0.04)
+    names = ["ramp4", "static_uniform", "static_skewed", "single_best", "oracle"]
+    print_(dict(overall=dict(cost_model=option("--cost-model")),
+                models={{model: dict(dispatcher=regret, policies={{n: regret for n in names}})}}))
+elif args[0] == "regions":
+    print_(dict(thresholds=dict(group_m_lambda_kappa=1440)))
+else:
+    sys.exit("what is " + args[0])
+"""
+
+
+class Script(unittest.TestCase):
+    def test_one_call_makes_a_whole_page(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            command = os.path.join(scratch, "ramp")
+            with open(command, "w", encoding="utf-8") as file:
+                file.write(STAND_IN.format(python=sys.executable, ramp=RAMP))
+            os.chmod(command, 0o755)
+            out = os.path.join(scratch, "out")
+            run = subprocess.run(["bash", os.path.join(ROOT, "bench", "results.sh"), out, "300"], capture_output=True,
+                                 text=True, check=True, env=dict(os.environ, RAMP=command))
+            self.assertNotIn("failed", run.stderr)
+            with open(os.path.join(out, "results.md"), encoding="utf-8") as file:
+                page = file.read()
+        self.assertNotIn("Not measured in this run", page)
+        self.assertNotIn("**", page.split("## The regions")[0], "nothing loses here")
+        # 56 points of fp8 and 39 of bf16; the wide layer's among the latter.
+        fp8, bf16 = page.split("## Regret of the choice")[0].split("## Whole block, bf16")
+        self.assertIn("| 1 to 8192 | 56 | 1.400 |", fp8)
+        self.assertIn("| 1 to 8192 | 39 | 1.400 |", bf16)
+        self.assertEqual(fp8.count("With them:"), 1)
+        self.assertEqual(page.count("0.40 / 4.0"), 4 * 7)  # four models: wave, step, five policies
+        # Eight shapes: groups at two T, split-K at T = 1, the wide tile at two T.
+        self.assertEqual(sum(page.count(f"| {mode} |") for mode in ("GROUP_M", "split-K", "wide tile")), 8 * 5)
+
+
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1])
