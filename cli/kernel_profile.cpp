@@ -73,7 +73,7 @@ class KernelProfile {
         workloads_from(o_.routing.empty() ? std::vector<std::string>{defaults_.routing} : o_.routing), true,
         static_cast<uint64_t>(o_.seed));
     for (const TimedPoint& p : points) most_tokens_ = std::max(most_tokens_, p.work.tokens);
-    make_layers();
+    make_layers(points);
     register_kernel();
     const std::vector<TimedPoint> checked =
         make_points(case_.model, {1, std::min<int64_t>(33, most_tokens_)}, workloads_from({"zipf:1.2"}),
@@ -88,9 +88,13 @@ class KernelProfile {
   }
 
  private:
-  void make_layers() {
-    const int64_t count = gpu_ ? plan_gpu_layers(context_, case_.model, case_.format, activation_, o_.layers)
-                               : plan_layers(case_.model, case_.format, activation_, o_.layers).layers;
+  void make_layers(const std::vector<TimedPoint>& points) {
+    int64_t least = case_.model.experts;
+    for (const TimedPoint& p : points) least = std::min(least, core::describe(p.work.histogram).active);
+    const LayerPlan plan =
+        gpu_ ? plan_gpu_layers(context_, case_.model, case_.format, activation_, least, o_.layers)
+             : plan_layers(case_.model, case_.format, activation_, o_.layers);
+    const int64_t count = plan.layers;
     for (int64_t l = 0; l < count; ++l) {
       core::SyntheticWeightsOptions options;
       options.seed = seed_of_layer(l);

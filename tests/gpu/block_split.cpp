@@ -149,6 +149,55 @@ struct Traced {
   std::vector<int32_t> histogram;
 };
 
+// Eager calls are timed where that is asked for, captured ones are not; bits and graphs stay what they are.
+TEST_F(GpuSplit, TracesHoldTheTimesOfEagerCalls) {
+  const ContextPtr context = make_gpu_context();
+  require(ramp_context_trace(context.get(), 64));
+  require(ramp_context_time_trace(context.get(), 1));
+  const CaseSpec spec = split_spec(16, 4, 300, 256, 128, Ids::kSkewed);
+  BlockCase c(spec);
+  const GpuWeights w = make_gpu_weights(context.get(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, context.get());
+  const std::vector<uint8_t> timed = run_case(context.get(), c, block, w.handle.get(), 0);
+  const DeviceBuffer scratch = block.workspace(w.handle.get());
+  ramp_context_counters before = ramp_context_counters_init();
+  require(ramp_context_get_counters(context.get(), &before));
+  EXPECT_GT(before.records, 0U);
+  EXPECT_EQ(before.measured, before.records) << "all of them eager";
+  EXPECT_GT(before.measured_us, 0);
+  EXPECT_GE(before.imbalance_max, 1);
+  {
+    ramp_expert_block_args a = block.args(w.handle.get());
+    cli::Graph graph(context.get(), [&](void* stream) {  // once as it is, then captured
+      require(ramp_expert_block(context.get(), &a, scratch.data(), scratch.bytes(), stream));
+    });
+    block.begin();
+    for (int i = 0; i < 5; ++i) graph.replay();
+    block.finish();
+  }
+  ramp_context_counters after = ramp_context_counters_init();
+  require(ramp_context_get_counters(context.get(), &after));
+  EXPECT_EQ(after.records, before.records + 6);
+  EXPECT_EQ(after.measured, before.measured + 1);
+  EXPECT_EQ(after.lost, 0U);
+  std::vector<double> us;
+  require(ramp_context_read_trace(
+      context.get(),
+      [](const ramp_trace_record* r, void* user) {
+        static_cast<std::vector<double>*>(user)->push_back(r->measured_us);
+        EXPECT_GT(r->configs_us[r->chosen], 0);
+        EXPECT_DOUBLE_EQ(r->configs_us[r->chosen], r->predicted_us);
+        EXPECT_STREQ(r->default_config, r->configs[r->chosen]);  // no fit: the default alone
+        EXPECT_DOUBLE_EQ(r->default_us, r->predicted_us);
+      },
+      &us));
+  ASSERT_EQ(us.size(), after.records);
+  for (size_t i = 0; i < us.size(); ++i) EXPECT_EQ(us[i] > 0, i <= before.records) << i;
+  GpuBlock untimed(c, gpu());
+  const GpuWeights v = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  EXPECT_EQ(run_case(gpu(), c, untimed, v.handle.get(), 0), timed);
+}
+
 // Every call writes what its ids say, replays of a graph too; bits are those of an untraced call.
 TEST_F(GpuSplit, TracesHoldTheHistogramOfEveryCall) {
   const ContextPtr context = make_gpu_context();

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/flat_params.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
@@ -396,7 +397,8 @@ FlatVariant variant_of(const KernelConfig* forced, const FlatVariant& chosen, co
 
 void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  const FlatVariant variant = variant_of(call.config, choose(w, call.tokens, call.top_k), w);
+  const FlatVariant variant =
+      variant_of(call.config, choose(w, expected_tokens(call), expected_top_k(call)), w);
   const State::Pair functions = state_->get(library_, variant, w);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,

@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/flat_params.hpp"
 #include "backend/cuda/launch.hpp"
@@ -221,11 +222,7 @@ bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& we
 }
 
 bool FlatPrefillBlock::takes(const BlockCall& call) noexcept {
-  // Of an expert map's experts some are elsewhere, and their slots with them.
-  const auto global = static_cast<int64_t>(call.expert_map.size());
-  const int64_t local = call.weights->experts;
-  const int64_t tokens = global > local ? call.tokens * local / global : call.tokens;
-  return takes(call.config, *call.weights, tokens, call.top_k);
+  return takes(call.config, *call.weights, expected_tokens(call), expected_top_k(call));
 }
 
 bool FlatPrefillBlock::takes_batched(const KernelConfig* config, const ExpertWeights& weights,

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
 #include "backend/cuda/workspace.hpp"
@@ -411,7 +412,8 @@ void StreamBlock::gemm2(size_t variant, const GemmPair& pair, const ramp_tensor&
 
 void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  const StreamVariant variant = variant_of(call.config, choose(w, call.tokens, call.top_k));
+  const StreamVariant variant =
+      variant_of(call.config, choose(w, expected_tokens(call), expected_top_k(call)));
   const State::Functions functions = state_->get(library_, variant, w.activation);
   PrologueWorkspace prologue;
   GemmPair pair;
