@@ -38,6 +38,13 @@ __device__ __forceinline__ u32 e4m3_pair(float lo, float hi) {
 }
 #endif
 
+// v, and what is computed from it is computed after this: the compiler moves none of it out of a loop that
+// comes here once, to be kept in registers all along.
+__device__ __forceinline__ u32 not_before(u32 v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // Dependent launches. Every kernel here waits on every path before it ends, and, but for the prologue's
 // `early` rows, before it reads what another kernel may have written and before it writes global memory. It
 // lets its dependents start only after that: so whoever runs behind two of these knows that all in front of
