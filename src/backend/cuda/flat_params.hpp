@@ -30,7 +30,7 @@ inline size_t flat_number(ramp_format format) noexcept {
 inline constexpr int64_t kFlatTileRows = 128;
 inline int64_t flat_depth(ramp_format format) noexcept {
   constexpr int64_t kTileBytes = 128;
-  return kTileBytes / element_bytes(format);
+  return element_bytes(format) == 2 ? kTileBytes / 2 : kTileBytes;
 }
 
 // source, scale_source: RowSource (params/block.hpp).
