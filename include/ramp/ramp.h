@@ -314,7 +314,7 @@ RAMP_API ramp_status ramp_context_time_trace(ramp_context* context, int32_t on);
  * oldest first. */
 RAMP_API ramp_status ramp_context_read_trace(ramp_context* context, ramp_trace_fn take, void* user);
 
-/* What the trace says in numbers that only grow (imbalance_max and default_regret_max: that never fall).
+/* What the trace says, in counts and sums over its records, and the largest values of any of them.
  *   imbalance       rows of the fullest expert / mean rows of the experts that have any, >= 1
  *   default regret  predicted time of the config that runs without a fit / predicted time of what was chosen,
  *                   minus 1: what going without the fit is predicted to cost; below 0, to gain
