@@ -1,0 +1,14 @@
+// What the bodies of the emulated PTX instructions share about RAMP_EMULATED_LATE=1: asynchronous work is
+// then done when somebody waits for it, and not when it is issued.
+#pragma once
+
+#include "emulator/machine.hpp"
+
+namespace ptx::detail {
+
+bool late();
+// A block's wgmma under way (ptx_wgmma.cpp).
+void late_products_clear(const emu::Block& block);
+bool late_products_left(const emu::Block& block);
+
+}  // namespace ptx::detail
