@@ -75,8 +75,7 @@ void warp_collective(u32 mask, void* mine, void (*all)(void** mines, u32 count))
     trapf("a warp instruction with mask %#x, of which lanes %#x have left the kernel or never were", mask,
           mask & ~warp_alive());
   std::vector<Meeting>& meetings = me.block->warps[me.position.warp];
-  auto m =
-      std::find_if(meetings.begin(), meetings.end(), [&](const Meeting& a) { return a.mask == mask; });
+  auto m = std::find_if(meetings.begin(), meetings.end(), [&](const Meeting& a) { return a.mask == mask; });
   if (m == meetings.end()) {
     meetings.emplace_back();
     m = meetings.end() - 1;
