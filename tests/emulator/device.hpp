@@ -76,7 +76,6 @@ T& static_shared(Tag) {
 // extern __shared__ T name[]
 template <typename T>
 struct DynamicShared {
-  operator T*() const { return pointer(); }
   static T* pointer() { return reinterpret_cast<T*>(shared(kDynamicShared, 0)); }
 };
 

@@ -2,12 +2,13 @@
 #include <cuda.h>
 #include <dlfcn.h>
 #include <elf.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <mutex>
 
@@ -116,7 +117,9 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   if (header.e_type != ET_DYN || header.e_machine == 190 /* EM_CUDA */) return CUDA_ERROR_NO_BINARY_FOR_GPU;
   // The table of sections comes last.
   const u64 bytes = header.e_shoff + static_cast<u64>(header.e_shnum) * header.e_shentsize;
-  const int file = ::memfd_create("emulated program", MFD_CLOEXEC);
+  // A name of its own: dlopen would give the same library for the same name.
+  std::string name = (std::filesystem::temp_directory_path() / "ramp-emulated-program.XXXXXX").string();
+  const int file = ::mkstemp(name.data());
   if (file < 0) return CUDA_ERROR_OUT_OF_MEMORY;
   u64 done = 0;
   while (done < bytes) {
@@ -124,20 +127,18 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     if (n <= 0) break;
     done += static_cast<u64>(n);
   }
-  void* const library =
-      done == bytes ? ::dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL)
-                    : nullptr;
   ::close(file);
+  void* const library = done == bytes ? ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
+  const char* const why = library == nullptr ? ::dlerror() : nullptr;  // NOLINT(concurrency-mt-unsafe)
+  ::unlink(name.c_str());
   const auto* const build =
       library == nullptr ? nullptr : static_cast<const char* const*>(::dlsym(library, "emu_program_build"));
   if (build == nullptr || *build != build_id()) {
     // One of another state of the emulator: the library compiles it again.
-    if (library != nullptr) {
+    if (library != nullptr)
       ::dlclose(library);
-    } else {
-      const char* const why = ::dlerror();  // NOLINT(concurrency-mt-unsafe): per thread in glibc
+    else
       std::fprintf(stderr, "emulated GPU: a program that does not load: %s\n", why == nullptr ? "?" : why);
-    }
     return CUDA_ERROR_NO_BINARY_FOR_GPU;
   }
   *module = new CUmod_st;

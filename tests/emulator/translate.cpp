@@ -319,7 +319,7 @@ class Translator {
     if (dynamic) {
       const bool local = out_.find_last_of("{}") != std::string::npos && in_function();
       out_ += local ? type + "* const " + name + " = ::emu::DynamicShared<" + type + ">::pointer();"
-                    : "static constexpr ::emu::DynamicShared<" + type + "> " + name + "{};";
+                    : "\n#define " + name + " (::emu::DynamicShared<" + type + ">::pointer())\n";
     } else {
       out_ += "auto& " + name + " = ::emu::static_shared<" + type + text.substr(bracket) + ", " + align +
               ">([] {});";
