@@ -83,6 +83,7 @@ struct Copy {
   u64* bar;          // kToShared, kArrival
   Thread thread;
   u32 group;  // of that thread: how many were committed before it
+  u32 rank;   // kToShared: of the block that it goes to
 };
 
 struct Late {
@@ -164,13 +165,14 @@ void bulk_to_shared(u64 to, u64 from, u32 bytes, u64 bar) {
   unpack(word, what);
   emu::check_memory(reinterpret_cast<const void*>(from), bytes, what);
   u8* const host = emu::shared(static_cast<u32>(to), bytes);
-  begin({Copy::kToShared, host, reinterpret_cast<const u8*>(from), bytes, bytes, word, this_thread(), 0});
+  begin({Copy::kToShared, host, reinterpret_cast<const u8*>(from), bytes, bytes, word, this_thread(), 0,
+         rank_of(to)});
 }
 
 }  // namespace
 
-bool late() {
-  static const bool value = [] {
+std::atomic<bool>& late_switch() {
+  static std::atomic<bool> value = [] {
     const char* const text = std::getenv("RAMP_EMULATED_LATE");
     return text != nullptr && *text != '\0' && *text != '0';
   }();
@@ -220,7 +222,7 @@ void bulk_store(u64 to, u64 from, u32 bytes) {
   u8* const host = reinterpret_cast<u8*>(to);
   emu::check_memory(host, bytes, what);
   const u8* const source = emu::shared(static_cast<u32>(from), bytes);
-  begin({Copy::kStore, host, source, bytes, bytes, nullptr, this_thread(), late() ? committed(1) : 0});
+  begin({Copy::kStore, host, source, bytes, bytes, nullptr, this_thread(), late() ? committed(1) : 0, 0});
 }
 void bulk_commit() {
   if (late()) committed(1)++;
@@ -243,7 +245,7 @@ void copy(u64 to, u64 from, u32 bytes, u32 taken) {
   const u8* const source = reinterpret_cast<const u8*>(from);
   if (taken != 0) emu::check_memory(source, taken, what);
   u8* const host = emu::shared(static_cast<u32>(to), bytes);
-  begin({Copy::kSmall, host, source, bytes, taken, nullptr, this_thread(), late() ? committed(0) : 0});
+  begin({Copy::kSmall, host, source, bytes, taken, nullptr, this_thread(), late() ? committed(0) : 0, 0});
 }
 void copy_commit() {
   if (late()) committed(0)++;
@@ -260,7 +262,7 @@ void copy_arrive(u64 bar) {
   const char* const what = "cp.async.mbarrier.arrive";
   u64* const word = word_at(bar, what);
   unpack(word, what);
-  begin({Copy::kArrival, nullptr, nullptr, 0, 0, word, this_thread(), late() ? committed(0) : 0});
+  begin({Copy::kArrival, nullptr, nullptr, 0, 0, word, this_thread(), late() ? committed(0) : 0, 0});
 }
 
 void store_remote(u64 to, const void* value, u32 bytes, u64 bar) {
@@ -286,6 +288,12 @@ void block_begin(const emu::Block& block) {
 }
 void block_end(const emu::Block& block, bool failed) {
   if (!detail::late()) return;
+  // What goes to another block may outlast the one that asked for it: who waits for it is over there.
+  if (!failed) {
+    detail::land_some([&](const detail::Copy& c) {
+      return c.thread.block == &block && c.kind == detail::Copy::kToShared && c.rank != block.cluster_rank;
+    });
+  }
   bool to_shared = false, store = false;
   for (const detail::Copy& c : detail::late_copies.copies) {
     if (c.thread.block != &block) continue;

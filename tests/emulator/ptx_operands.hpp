@@ -22,7 +22,9 @@ using emu::u8;
 // The value of operand `s` as the instruction's type T.
 template <typename T, typename S>
 T get(const S& s) {
-  if constexpr (std::is_pointer_v<S>) {
+  if constexpr (std::is_array_v<S>) {
+    return static_cast<T>(reinterpret_cast<u64>(&s[0]));
+  } else if constexpr (std::is_pointer_v<S>) {
     return static_cast<T>(reinterpret_cast<u64>(s));
   } else if constexpr (std::is_floating_point_v<T> == std::is_floating_point_v<S>) {
     return static_cast<T>(s);
