@@ -24,7 +24,16 @@ namespace {
 std::atomic<bool> g_lost{false};
 std::atomic<int> g_retained{0};
 const auto kPrimary = reinterpret_cast<CUcontext>(0x1000);
-thread_local std::vector<CUcontext> t_contexts;
+// Of this thread; of plain types, because statics of the program are destroyed after a thread's objects.
+struct ContextStack {
+  CUcontext at[64];
+  int depth;
+  [[nodiscard]] bool empty() const { return depth == 0; }
+  [[nodiscard]] CUcontext back() const { return at[depth - 1]; }
+  void push_back(CUcontext c) { at[depth++] = c; }
+  void pop_back() { --depth; }
+};
+thread_local ContextStack t_contexts{};
 thread_local CUstreamCaptureMode t_capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
 struct ErrorText {
@@ -225,7 +234,8 @@ CUresult cuCtxSetCurrent(CUcontext context) {
   return CUDA_SUCCESS;
 }
 CUresult cuCtxPushCurrent(CUcontext context) {
-  if (context == nullptr || (context == kPrimary && g_retained == 0)) return CUDA_ERROR_INVALID_CONTEXT;
+  if (context == nullptr || (context == kPrimary && g_retained == 0) || t_contexts.depth == 64)
+    return CUDA_ERROR_INVALID_CONTEXT;
   t_contexts.push_back(context);
   return CUDA_SUCCESS;
 }

@@ -23,7 +23,7 @@ struct Allocation {
   u64 mapped = 0;
 };
 std::mutex g_mutex;
-std::map<u64, Allocation> g_allocations;
+auto& g_allocations = *new std::map<u64, Allocation>;  // outlives whoever frees memory at exit
 u64 g_used = 0;
 
 u64 rounded(u64 n, u64 to) {

@@ -44,7 +44,7 @@ int registers_of(const Kernel& k) {
 int resident_blocks(const CUfunc_st& f, u64 threads, u64 dynamic_shared) {
   const Device& d = device();
   const u64 warps = (threads + 31) / 32;
-  const u64 shared = dynamic_shared + *f.kernel->static_shared + 1024;
+  const u64 shared = dynamic_shared + std::min<u32>(*f.kernel->static_shared, 48 * 1024) + 1024;
   u64 blocks = static_cast<u64>(d.blocks);
   blocks = std::min(blocks, static_cast<u64>(d.threads) / (32 * warps));
   blocks = std::min(blocks,
@@ -74,7 +74,8 @@ CUresult launch_kernel(CUfunction f, Launch launch, bool cooperative, CUstream s
   if (threads > 1024 || (k.most_threads != 0 && threads > k.most_threads))
     return refuse(CUDA_ERROR_INVALID_VALUE, "more threads than the kernel's launch bounds");
   if (launch.dynamic_shared > static_cast<u32>(f->dynamic_shared_limit) ||
-      launch.dynamic_shared + *k.static_shared > static_cast<u32>(device().shared_per_block))
+      launch.dynamic_shared + std::min<u32>(*k.static_shared, 48 * 1024) >
+          static_cast<u32>(device().shared_per_block))
     return refuse(CUDA_ERROR_INVALID_VALUE,
                   "more shared memory than the function's attribute or the block allows");
   if (cluster == 0 || cluster > (f->large_clusters ? 16U : 8U) || launch.grid.x % launch.cluster.x != 0 ||
@@ -187,7 +188,8 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute which, CUfunction f
 }
 CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute which, int value) {
   if (which == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {
-    if (value < 0 || value + static_cast<int>(*f->kernel->static_shared) > device().shared_per_block)
+    if (value < 0 || value + static_cast<int>(std::min<u32>(*f->kernel->static_shared, 48 * 1024)) >
+                         device().shared_per_block)
       return CUDA_ERROR_INVALID_VALUE;
     f->dynamic_shared_limit = value;
   } else if (which == CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED) {

@@ -70,8 +70,8 @@ void named_barrier(u32 id, u32 threads, bool wait);
 inline constexpr u32 kDynamicShared = 1024;
 inline constexpr u32 kSharedBytes = 227 * 1024;                      // most dynamic bytes of a block
 inline constexpr u32 kStaticShared = kDynamicShared + kSharedBytes;  // where static storage starts
-inline constexpr u32 kStaticBytes = 48 * 1024;
-inline constexpr u32 kArenaBytes = kStaticShared + kStaticBytes;  // shared memory of one block, all told
+inline constexpr u32 kStaticBytes = 256 * 1024;                      // of all kernels of a program together
+inline constexpr u32 kArenaBytes = kStaticShared + kStaticBytes;     // shared memory of one block, all told
 
 u8* shared(u32 address,
            u32 bytes = 1);          // host pointer; a fault where [address, address + bytes) is not inside
