@@ -157,6 +157,7 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
   const auto* const kernel =
       static_cast<const Kernel*>(::dlsym(module->library, (std::string("emu_kernel_") + name).c_str()));
   if (kernel == nullptr) return CUDA_ERROR_NOT_FOUND;
+  if (*kernel->static_shared > kStaticBytes) return CUDA_ERROR_OUT_OF_MEMORY;
   const std::lock_guard lock(module->mutex);
   CUfunc_st& f = module->functions[name];
   f.name = name;
