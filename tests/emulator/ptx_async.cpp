@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "emulator/ptx_late.hpp"
+#include "emulator/scheduler.hpp"
 
 namespace ptx {
 namespace detail {
@@ -51,6 +52,19 @@ Barrier unpack(const u64* at, const char* what) {
   return b;
 }
 
+// Threads that sleep in try_wait, all of clusters of this OS thread.
+struct Sleeper {
+  const u64* word;
+  emu::Fiber* thread;
+};
+thread_local std::vector<Sleeper> sleepers;
+
+void wake_all(const u64* word) {
+  for (const Sleeper& s : sleepers)
+    if (s.word == word) emu::wake(s.thread);
+  std::erase_if(sleepers, [&](const Sleeper& s) { return s.word == word; });
+}
+
 // One change of the barrier: `arrivals` of the running phase, `bytes` more (or, negative, fewer) to come.
 void change(u64* at, u32 arrivals, i32 bytes, const char* what) {
   Barrier b = unpack(at, what);
@@ -63,6 +77,8 @@ void change(u64* at, u32 arrivals, i32 bytes, const char* what) {
   if (b.pending == 0 && b.bytes == 0) {
     b.pending = b.expected;
     b.parity ^= 1U;
+    wake_all(at);
+    emu::progress();
   }
   *at = pack(b);
 }
@@ -193,13 +209,23 @@ void barrier_expect(u64 bar, u32 bytes) {
     emu::trapf("%s: got %u bytes, expected at most %d", what, bytes, kBytesLimit);
   change(word_at(bar, what), 1, static_cast<i32>(bytes), what);
 }
-bool barrier_wait(u64 bar, u32 parity) {
-  const char* const what = "mbarrier.try_wait.parity";
+bool barrier_test(u64 bar, u32 parity) {
+  const char* const what = "mbarrier.test_wait.parity";
   if (parity > 1) emu::trapf("%s: got parity %u, expected 0 or 1", what, parity);
   u64* const word = word_at(bar, what);
   if (unpack(word, what).parity != parity) return true;
   if (late()) land_for(word);
   emu::yield();
+  return unpack(word, what).parity != parity;
+}
+bool barrier_wait(u64 bar, u32 parity) {
+  if (late()) return barrier_test(bar, parity);  // somebody must look again after each copy that begins
+  const char* const what = "mbarrier.try_wait.parity";
+  if (parity > 1) emu::trapf("%s: got parity %u, expected 0 or 1", what, parity);
+  u64* const word = word_at(bar, what);
+  if (unpack(word, what).parity != parity) return true;
+  sleepers.push_back({word, &emu::current()});
+  emu::wait("mbarrier", static_cast<u32>(bar));
   return unpack(word, what).parity != parity;
 }
 
@@ -280,14 +306,17 @@ void check_registers(u32 count) {
 
 }  // namespace detail
 
-void block_begin(const emu::Block& block) {
+namespace {
+void forget(const emu::Block& block) {
   std::erase_if(detail::late_copies.copies, [&](const auto& c) { return c.thread.block == &block; });
   for (auto& groups : detail::late_copies.groups)
     std::erase_if(groups, [&](const auto& g) { return g.first.block == &block; });
   detail::late_products_clear(block);
+  std::erase_if(detail::sleepers, [&](const auto& s) { return &s.thread->block->info == &block; });
 }
+}  // namespace
+
 void block_end(const emu::Block& block, bool failed) {
-  if (!detail::late()) return;
   // What goes to another block may outlast the one that asked for it: who waits for it is over there.
   if (!failed) {
     detail::land_some([&](const detail::Copy& c) {
@@ -301,7 +330,7 @@ void block_end(const emu::Block& block, bool failed) {
     store |= c.kind == detail::Copy::kStore;
   }
   const bool product = detail::late_products_left(block);
-  block_begin(block);
+  forget(block);
   if (failed) return;
   if (to_shared) emu::trap("a block has left the kernel with bulk copies to shared memory under way");
   if (store)

@@ -14,10 +14,9 @@
 
 namespace ptx {
 
-// The machine calls these before the threads of a block start and after the last one has left. Then nothing
-// may be under way: a copy that lands after its block has left would write into another block's memory, so
-// that is a fault. failed: the kernel has trapped, what is left is forgotten.
-void block_begin(const emu::Block& block);
+// The machine calls this when the last thread of a block leaves, in that thread. Then nothing may be under
+// way: a copy that lands after its block has left would write into another block's memory, so that is a
+// fault. failed: the kernel has trapped (no thread runs), what is left is forgotten.
 void block_end(const emu::Block& block, bool failed);
 
 namespace detail {
@@ -25,7 +24,9 @@ namespace detail {
 void barrier_init(u64 bar, u32 count);
 void barrier_arrive(u64 bar);
 void barrier_expect(u64 bar, u32 bytes);
+// try_wait: the thread sleeps until the phase ends. test_wait: it only lets others run.
 bool barrier_wait(u64 bar, u32 parity);
+bool barrier_test(u64 bar, u32 parity);
 // Global to shared memory of block `rank` of the cluster each bit of `ranks` names, or to `to` alone.
 void bulk_copy(u64 to, u64 from, u32 bytes, u64 bar);
 void bulk_multicast(u64 to, u64 from, u32 bytes, u64 bar, u32 ranks);
@@ -70,7 +71,7 @@ void mbarrier_try_wait_parity_acquire_cluster_shared_cta_b64(bool& done, u64 bar
 }
 template <typename S>
 void mbarrier_test_wait_parity_shared_cta_b64(bool& done, u64 bar, const S& parity) {
-  done = detail::barrier_wait(bar, get<u32>(parity));
+  done = detail::barrier_test(bar, get<u32>(parity));
 }
 
 // ---------------------------------------------------------------- copies

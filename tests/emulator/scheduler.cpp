@@ -16,6 +16,8 @@
 #include <iterator>
 #include <thread>
 
+#include "emulator/ptx_async.hpp"
+
 namespace emu {
 namespace {
 
@@ -49,6 +51,7 @@ void run_thread(void* fiber) {
   auto* const f = static_cast<Fiber*>(fiber);
   const Launch& launch = *worker().run->launch;
   launch.run(launch.arguments);
+  if (f->block->alive == 1) ptx::block_end(f->block->info, false);
   ClusterState& c = *f->block->cluster;
   f->done = true;
   --f->block->alive;
@@ -215,7 +218,10 @@ void work(Worker& w) {
       report(run, text);
     }
   }
-  for (const auto& c : w.clusters) give_back(w, *c);
+  for (const auto& c : w.clusters) {
+    for (const BlockState& b : c->blocks) ptx::block_end(b.info, true);
+    give_back(w, *c);
+  }
   w.clusters.clear();
   w.ready.clear();
   w.current = nullptr;
