@@ -12,16 +12,12 @@
 #include <vector>
 
 #include "cli/layer_source.hpp"
+#include "cli/profile_protocol.hpp"
 #include "cli/tensors.hpp"
 #include "cli/tick_source.hpp"
 
 namespace ramp::cli {
 
-// How many layers a profile makes, and what they weigh.
-struct LayerPlan {
-  int64_t layers = 1, bytes = 0;  // bytes: of all
-  bool beyond_cache = false;      // together more than the last-level cache
-};
 // wanted 0: as many as hold twice the last-level cache, 1 to 24. Throws Error(OUT_OF_MEMORY) when not even
 // one fits.
 LayerPlan plan_layers(const core::ModelShape& model, ramp_format format, ramp_activation activation,

@@ -100,12 +100,15 @@ Body setup(CLI::App& app) {
   add_real(app, "--quantile", o->quantile, 0, 1, "Q",
            "which sample counts: 0.5 = the median; 0 = the fastest, where others use the machine meanwhile")
       ->group(kProtocol);
-  add_choice(app, "--clock", o->clock, {"wall", "cpu"},
-             "what ticks: wall time, or CPU time over workers where other programs take the cores away")
+  add_choice(
+      app, "--clock", o->clock, {"wall", "cpu"},
+      "what ticks: wall time, or CPU time over workers where other programs take the cores away (not on "
+      "a GPU)")
       ->group(kProtocol);
   add_integer(
       app, "--layers", o->layers, {1, 1000}, "L",
-      "layers of weights to rotate over (default: twice the last-level cache; on a GPU as 'ramp bench')")
+      "layers of weights to rotate over (default: twice the last-level cache; on a GPU as 'ramp bench', more "
+      "where they would stay in the L2 cache)")
       ->group(kProtocol);
   std::vector<std::string> names;
   for (const std::string_view n : core::cost_model_names()) names.emplace_back(n);
@@ -117,7 +120,10 @@ Body setup(CLI::App& app) {
   add_switch(app, "--report", o->report,
              "also an HTML page with plots beside the fit: best configs, regret, predictions, time spent")
       ->group(kProtocol);
-  add_switch(app, "--fresh", o->fresh, "measure everything again instead of going on from the profile file")
+  add_switch(
+      app, "--fresh", o->fresh,
+      "measure everything again instead of going on from the profile file, which must have been taken with "
+      "the same --layers, --clock and --quantile")
       ->group(kProtocol);
   constexpr const char* kJudge = "Judging";
   add_switch(app, "--judge", o->judge,

@@ -99,6 +99,9 @@ CUresult pack_tiles(const ramp::core::cuda::PackParams& p) {
 struct FakeModule {
   std::map<std::string, std::string> functions;
 };
+struct FakeEvent {
+  int us = -1;  // not recorded
+};
 // Owned here: those that nobody could unload, their context being gone, are freed with the process.
 std::map<CUmodule, std::unique_ptr<FakeModule>> modules;
 
@@ -185,8 +188,35 @@ CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
   return CUDA_SUCCESS;
 }
 CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
-  *status = CU_STREAM_CAPTURE_STATUS_NONE;
+  *status = fake_state.capturing != 0 ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
   return CUDA_SUCCESS;
+}
+CUresult cuCtxSynchronize() {
+  return fake_state.capturing != 0 ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : ready();
+}
+CUresult cuEventCreate(CUevent* event, unsigned) {
+  if (ready() != CUDA_SUCCESS) return ready();
+  *event = reinterpret_cast<CUevent>(new FakeEvent);
+  ++fake_state.events;
+  return CUDA_SUCCESS;
+}
+CUresult cuEventDestroy(CUevent event) {
+  if (ready() != CUDA_SUCCESS) return ready();
+  delete reinterpret_cast<FakeEvent*>(event);
+  --fake_state.events;
+  return CUDA_SUCCESS;
+}
+CUresult cuEventRecord(CUevent event, CUstream) {
+  if (ready() != CUDA_SUCCESS) return ready();
+  reinterpret_cast<FakeEvent*>(event)->us = fake_state.clock_us;
+  return CUDA_SUCCESS;
+}
+CUresult cuEventElapsedTime(float* ms, CUevent from, CUevent to) {
+  const int start = reinterpret_cast<FakeEvent*>(from)->us;
+  const int stop = reinterpret_cast<FakeEvent*>(to)->us;
+  if (start < 0 || stop < 0) return CUDA_ERROR_INVALID_HANDLE;
+  *ms = static_cast<float>(stop - start) / 1000;
+  return ready();
 }
 CUresult cuCtxGetCurrent(CUcontext* context) {
   *context = stack.empty() ? nullptr : stack.back();
