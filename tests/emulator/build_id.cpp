@@ -12,16 +12,11 @@
 namespace emu {
 
 std::vector<std::string> compiler_options() {
-  std::vector<std::string> options = {"-std=c++20",
-                                      "-O1",
-                                      "-fPIC",
-                                      "-w",
-                                      "-fno-math-errno",
-                                      "-ffp-contract=off",
-                                      "-fwrapv",
-                                      "-fno-strict-aliasing",
-                                      "-fvisibility=hidden",
-                                      "-fno-gnu-unique"};
+  std::vector<std::string> options = {
+      "-std=c++20", "-O1", "-fPIC", "-w", "-fno-math-errno", "-ffp-contract=off", "-fwrapv",
+      "-fno-strict-aliasing", "-fvisibility=hidden", "-fno-gnu-unique",
+      // A trap where a pointer is not aligned or an index is outside of its array.
+      "-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"};
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("avx2") != 0)
     options.insert(options.end(), {"-mfma", "-mavx2"});

@@ -4,6 +4,9 @@
 //   RAMP_EMULATED_SMS      multiprocessors, 4
 //   RAMP_EMULATED_THREADS  OS threads that run blocks, as many as there are cores
 //   RAMP_EMULATED_SEED     not 0: threads run in an order that changes with it
+//   RAMP_EMULATED_LATE     1: asynchronous copies and wgmma are done when somebody waits for them, not before
+//   RAMP_EMULATED_TRACE    a file that gets a line for every kernel that runs
+//   RAMP_EMULATED_KEEP     1: translated programs stay in the directory for temporary files
 //   RAMP_EMULATED_TIMEOUT  seconds of nothing but polling until a kernel counts as hanging, 60
 #include <cuda.h>
 #include <dlfcn.h>

@@ -53,6 +53,18 @@ int resident_blocks(const CUfunc_st& f, u64 threads, u64 dynamic_shared) {
   return static_cast<int>(blocks);
 }
 
+// RAMP_EMULATED_TRACE=FILE: a line for every kernel that runs.
+void note(const Launch& l) {
+  static std::FILE* const file = [] {
+    const char* const path = std::getenv("RAMP_EMULATED_TRACE");  // NOLINT(concurrency-mt-unsafe)
+    return path == nullptr ? nullptr : std::fopen(path, "ae");
+  }();
+  if (file == nullptr) return;
+  std::fprintf(file, "%s grid %u %u %u cluster %u threads %u shared %u\n", l.name, l.grid.x, l.grid.y,
+               l.grid.z, l.cluster.x, l.threads.x, l.dynamic_shared);
+  std::fflush(file);
+}
+
 CUresult launch_kernel(CUfunction f, Launch launch, bool cooperative, CUstream stream, void** arguments) {
   if (ready() != CUDA_SUCCESS) return ready();
   const Kernel& k = *f->kernel;
@@ -101,6 +113,7 @@ CUresult launch_kernel(CUfunction f, Launch launch, bool cooperative, CUstream s
     for (auto& c : copies) pointers.push_back(c.data());
     launch.arguments = pointers.data();
     launch.name = f->name.c_str();
+    note(launch);
     return run(launch).empty() ? CUDA_SUCCESS : CUDA_ERROR_LAUNCH_FAILED;
   });
 }

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <thread>
 
 #include "emulator/ptx_async.hpp"
@@ -229,7 +230,12 @@ void work(Worker& w) {
 
 // ---------------------------------------------------------------- faults that the host's processor reports
 
-struct sigaction g_old_segv, g_old_bus, g_old_fpe;
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+struct sigaction g_old[std::size(kSignals)];
+
+void restore_signals() {
+  for (size_t i = 0; i < std::size(kSignals); ++i) ::sigaction(kSignals[i], &g_old[i], nullptr);
+}
 
 #if defined(__x86_64__)
 thread_local const char* t_signal = "";
@@ -241,12 +247,14 @@ thread_local void* t_address = nullptr;
 
 void on_signal(int signal, siginfo_t* info, void* context) {
   if (t_worker == nullptr || t_worker->current == nullptr) {
-    ::sigaction(SIGSEGV, &g_old_segv, nullptr);  // not a kernel's: as before
-    ::sigaction(SIGBUS, &g_old_bus, nullptr);
-    ::sigaction(SIGFPE, &g_old_fpe, nullptr);
+    restore_signals();  // not a kernel's: as before
     return;
   }
-  t_signal = signal == SIGFPE ? "integer division by zero" : "access outside of memory, or the stack is full";
+  // Illegal instructions are what the compiler puts where it was asked to check (build_id.cpp).
+  t_signal = signal == SIGFPE ? "integer division by zero"
+             : signal == SIGILL
+                 ? "a pointer that is not aligned for its type, or an index outside of its array"
+                 : "access outside of memory, or the stack is full";
   t_address = info->si_addr;
   auto* const machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
   auto* const top = t_worker->emergency.low + Stack::kBytes - 64;
@@ -280,13 +288,9 @@ void catch_signals(bool on) {
     struct sigaction mine {};
     mine.sa_sigaction = on_signal;
     mine.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    ::sigaction(SIGSEGV, &mine, &g_old_segv);
-    ::sigaction(SIGBUS, &mine, &g_old_bus);
-    ::sigaction(SIGFPE, &mine, &g_old_fpe);
+    for (size_t i = 0; i < std::size(kSignals); ++i) ::sigaction(kSignals[i], &mine, &g_old[i]);
   } else {
-    ::sigaction(SIGSEGV, &g_old_segv, nullptr);
-    ::sigaction(SIGBUS, &g_old_bus, nullptr);
-    ::sigaction(SIGFPE, &g_old_fpe, nullptr);
+    restore_signals();
   }
 #else
   static_cast<void>(on);
