@@ -244,6 +244,14 @@ TEST(EmulatedPtx, LoadsAndStores) {
                      EXPECT_EQ(s, -3);
                    }),
             "");
+  alignas(16) float sums[4] = {1, 2, 3, 0x1p-149F};
+  EXPECT_EQ(
+      launch(64, [&] { red_relaxed_gpu_global_add_v4_f32(at(sums), vec(1.0F, 0.5F, -1.0F, 0x1p-130F)); }),
+      "");
+  EXPECT_EQ(sums[0], 65.0F);
+  EXPECT_EQ(sums[1], 34.0F);
+  EXPECT_EQ(sums[2], -61.0F);
+  EXPECT_EQ(sums[3], 0.0F);
   const auto fault = [&](const char* what, const std::function<void()>& body) {
     EXPECT_NE(launch(1, body).find(what), std::string::npos) << what;
   };
