@@ -4,6 +4,8 @@
 // kernel polls another block's flag, so it lets other threads run.
 #pragma once
 
+#include <cmath>
+
 #include "emulator/ptx_operands.hpp"
 
 namespace ptx {
@@ -126,6 +128,22 @@ void atom_relaxed_gpu_global_add_u32(D& d, u64 address, const S& s) {
 template <typename D, typename S>
 void atom_acq_rel_gpu_global_add_u32(D& d, u64 address, const S& s) {
   put(d, detail::fetch_add<u32>(address, get<u32>(s), std::memory_order_acq_rel));
+}
+// Four additions, each atomic. In global memory they take subnormal numbers for zero.
+template <typename V>
+void red_relaxed_gpu_global_add_v4_f32(u64 address, const V& s) {
+  static_assert(V::kSize == 4);
+  const auto flushed = [](float v) {
+    return std::fpclassify(v) == FP_SUBNORMAL ? std::copysign(0.0F, v) : v;
+  };
+  auto* const to = detail::global<float>(address, 16, "red.add.v4");
+  for (int i = 0; i < 4; i++) {
+    const std::atomic_ref<float> sum(to[i]);
+    const float v = flushed(get<float>(s[i]));
+    float before = sum.load(std::memory_order_relaxed);
+    while (!sum.compare_exchange_weak(before, flushed(flushed(before) + v), std::memory_order_relaxed)) {
+    }
+  }
 }
 
 // ---------------------------------------------------------------- hints

@@ -244,6 +244,14 @@ TEST(EmulatedPtx, LoadsAndStores) {
                      EXPECT_EQ(s, -3);
                    }),
             "");
+  alignas(16) float sums[4] = {1, 2, 3, 0x1p-149F};
+  EXPECT_EQ(
+      launch(64, [&] { red_relaxed_gpu_global_add_v4_f32(at(sums), vec(1.0F, 0.5F, -1.0F, 0x1p-130F)); }),
+      "");
+  EXPECT_EQ(sums[0], 65.0F);
+  EXPECT_EQ(sums[1], 34.0F);
+  EXPECT_EQ(sums[2], -61.0F);
+  EXPECT_EQ(sums[3], 0.0F);
   const auto fault = [&](const char* what, const std::function<void()>& body) {
     EXPECT_NE(launch(1, body).find(what), std::string::npos) << what;
   };
@@ -415,6 +423,36 @@ TEST(EmulatedPtx, LateCopiesShowAMissingWait) {
     EXPECT_EQ(target[0], late ? 55U : 1U);
     EXPECT_EQ(target[3], 4U);
   }
+}
+
+TEST(EmulatedPtx, NothingMayBeUnderWayAtTheEnd) {
+  alignas(16) static u32 memory[4];
+  const Late l(true);
+  const auto fault = [](const char* what, const std::function<void()>& body) {
+    const std::string got = launch(1, body);
+    EXPECT_NE(got.find(what), std::string::npos) << "got \"" << got << "\", expected \"" << what << "\"";
+  };
+  fault("bulk copies to shared memory under way", [] {
+    mbarrier_init_shared_cta_b64(at(kBar), 1);
+    mbarrier_arrive_expect_tx_shared_cta_b64(sink(), at(kBar), 16);
+    cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(at(kData), at(memory), 16, at(kBar));
+  });
+  fault("before its bulk stores were read", [] {
+    cp_async_bulk_global_shared_cta_bulk_group(at(memory), at(kData), 16);
+    cp_async_bulk_commit_group();
+  });
+  EXPECT_EQ(launch(1, [] {}), "");  // and nothing of it is left
+}
+
+TEST(EmulatedPtx, WaitingForNobodyIsAFault) {
+  const std::string got = launch(32, [] {
+    if (here().lane == 0) mbarrier_init_shared_cta_b64(at(kBar), 33);
+    bar_sync(0, 32);
+    mbarrier_arrive_shared_cta_b64(sink(), at(kBar));
+    wait_for(kBar, 0);
+  });
+  EXPECT_NE(got.find("deadlock"), std::string::npos) << got;
+  EXPECT_NE(got.find("mbarrier"), std::string::npos) << got;
 }
 
 TEST(EmulatedPtx, ClustersShareMemory) {
