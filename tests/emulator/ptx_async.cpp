@@ -92,14 +92,15 @@ struct Thread {
 };
 
 struct Copy {
-  enum Kind { kToShared, kSmall, kArrival, kStore } kind;
+  enum Kind { kToShared, kRemote, kSmall, kArrival, kStore } kind;
   u8* to;
   const u8* from;
   u32 bytes, taken;  // the rest are zeros
-  u64* bar;          // kToShared, kArrival
+  u64* bar;          // kToShared, kRemote, kArrival
   Thread thread;
-  u32 group;  // of that thread: how many were committed before it
-  u32 rank;   // kToShared: of the block that it goes to
+  u32 group;          // of that thread: how many were committed before it
+  u32 rank;           // kToShared, kRemote: of the block that it goes to
+  u8 value[16] = {};  // kRemote: what is stored, in place of `from`
 };
 
 struct Late {
@@ -121,10 +122,11 @@ u32& committed(int store) {
 
 void land(const Copy& c) {
   if (c.kind != Copy::kArrival) {
-    std::memcpy(c.to, c.from, c.taken);
+    std::memcpy(c.to, c.kind == Copy::kRemote ? c.value : c.from, c.taken);
     std::memset(c.to + c.taken, 0, c.bytes - c.taken);
   }
-  if (c.kind == Copy::kToShared) change(c.bar, 0, -static_cast<i32>(c.bytes), "cp.async.bulk");
+  if (c.kind == Copy::kToShared || c.kind == Copy::kRemote)
+    change(c.bar, 0, -static_cast<i32>(c.bytes), c.kind == Copy::kRemote ? "st.async" : "cp.async.bulk");
   if (c.kind == Copy::kArrival) change(c.bar, 1, 0, "cp.async.mbarrier.arrive");
 }
 
@@ -295,8 +297,13 @@ void store_remote(u64 to, const void* value, u32 bytes, u64 bar) {
   const char* const what = "st.async";
   check_aligned(to, bytes, what);
   check_same_block(to, bar, what);
-  std::memcpy(emu::shared(static_cast<u32>(to), bytes), value, bytes);
-  change(word_at(bar, what), 0, -static_cast<i32>(bytes), what);
+  u64* const word = word_at(bar, what);
+  unpack(word, what);
+  Copy c{
+      Copy::kRemote, emu::shared(static_cast<u32>(to), bytes), nullptr, bytes, bytes, word, this_thread(), 0,
+      rank_of(to)};
+  std::memcpy(c.value, value, bytes);
+  begin(c);
 }
 
 void check_registers(u32 count) {
@@ -320,13 +327,15 @@ void block_end(const emu::Block& block, bool failed) {
   // What goes to another block may outlast the one that asked for it: who waits for it is over there.
   if (!failed) {
     detail::land_some([&](const detail::Copy& c) {
-      return c.thread.block == &block && c.kind == detail::Copy::kToShared && c.rank != block.cluster_rank;
+      return c.thread.block == &block &&
+             (c.kind == detail::Copy::kToShared || c.kind == detail::Copy::kRemote) &&
+             c.rank != block.cluster_rank;
     });
   }
   bool to_shared = false, store = false;
   for (const detail::Copy& c : detail::late_copies.copies) {
     if (c.thread.block != &block) continue;
-    to_shared |= c.kind == detail::Copy::kToShared;
+    to_shared |= c.kind == detail::Copy::kToShared || c.kind == detail::Copy::kRemote;
     store |= c.kind == detail::Copy::kStore;
   }
   const bool product = detail::late_products_left(block);

@@ -1,16 +1,13 @@
-// The emulated PTX instructions by themselves: rounding of every conversion against src/base/float_types.hpp,
-// mbarriers and what they catch, copies (early and late), tiles between shared memory and registers, and the
-// products of mma and wgmma against sums over plain matrices. ptx_matrix_test.cpp has the matrices.
+// The emulated PTX instructions by themselves: loads and stores, mbarriers and what they catch, copies (early
+// and late) and clusters. ptx_convert_test.cpp has the conversions, ptx_matrix_test.cpp the matrices.
 #include "emulator/ptx.hpp"
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
 
-#include "base/float_types.hpp"
 #include "emulator/launch.hpp"
 #include "emulator/ptx_late.hpp"
 
@@ -18,7 +15,6 @@ namespace {
 
 using namespace emu;  // NOLINT(google-build-using-namespace)
 using namespace ptx;  // NOLINT(google-build-using-namespace)
-namespace core = ramp::core;
 
 std::string launch(Launch l, const std::function<void()>& body) {
   void* arguments[] = {const_cast<std::function<void()>*>(&body)};
@@ -56,143 +52,11 @@ struct Late {
   Late& operator=(const Late&) = delete;
 };
 
-// ---------------------------------------------------------------- conversions
+// ---------------------------------------------------------------- registers, loads and stores
 
 u32 bits(float v) {
   return std::bit_cast<u32>(v);
 }
-bool is_nan(u32 v) {
-  return (v & 0x7fffffffU) > 0x7f800000U;
-}
-
-struct Narrow {
-  u32 f16, bf16, e4m3;
-};
-Narrow narrow(float v) {
-  u16 f16, bf16, pair;
-  cvt_rn_f16_f32(f16, v);
-  cvt_rn_bf16_f32(bf16, v);
-  cvt_rn_satfinite_e4m3x2_f32(pair, v, 0.0F);
-  EXPECT_EQ(pair & 0xff, 0);
-  return {f16, bf16, static_cast<u32>(pair >> 8)};
-}
-// The instructions' and the library's rounding agree; NaN is the instructions' canonical one.
-void expect_same(u32 u) {
-  const float v = std::bit_cast<float>(u);
-  const Narrow got = narrow(v);
-  if (is_nan(u)) {
-    ASSERT_EQ(got.f16, 0x7fffU);
-    ASSERT_EQ(got.bf16, 0x7fffU);
-    ASSERT_EQ(got.e4m3, 0x7fU);
-    return;
-  }
-  ASSERT_EQ(got.f16, core::f32_to_f16(v)) << std::hex << u;
-  ASSERT_EQ(got.bf16, core::f32_to_bf16(v)) << std::hex << u;
-  ASSERT_EQ(got.e4m3, core::f32_to_e4m3(v)) << std::hex << u;
-}
-
-TEST(EmulatedPtx, EveryCodeAndEveryTieRounds) {
-  const auto around = [](float v) {
-    for (const u32 sign : {0U, 0x80000000U})
-      for (int off = -2; off <= 2; ++off) expect_same((bits(v) + static_cast<u32>(off)) ^ sign);
-  };
-  const auto codes = [&](u32 last, auto value) {
-    for (u32 c = 1; c <= last; ++c) {
-      const double a = value(c - 1), b = value(c);
-      around(static_cast<float>(b));
-      around(static_cast<float>((a + b) / 2));  // a type's tie is a number of fp32
-    }
-  };
-  codes(0x7e, [](u32 c) { return core::e4m3_to_f32(static_cast<uint8_t>(c)); });
-  codes(0x7bff, [](u32 c) { return core::f16_to_f32(static_cast<uint16_t>(c)); });
-  codes(0x7f7f, [](u32 c) { return core::bf16_to_f32(static_cast<uint16_t>(c)); });
-  for (const float v : {0.0F, 448.0F, 464.0F, 480.0F, 65504.0F, 65519.0F, 65520.0F, 65536.0F, INFINITY,
-                        3.4e38F, 0x1p-10F, 0x1p-9F, 0x1p-25F, 0x1p-24F, 0x1p-149F, 0x1p-126F})
-    around(v);
-}
-
-TEST(EmulatedPtx, RoundingAgreesAllOverFp32) {
-  for (u64 u = 0; u < u64{1} << 32; u += 1013) {
-    expect_same(static_cast<u32>(u));
-    if (HasFatalFailure()) return;
-  }
-}
-
-TEST(EmulatedPtx, PairsHaveTheFirstSourceAbove) {
-  u32 r;
-  cvt_rn_f16x2_f32(r, 1.0F, -2.0F);
-  EXPECT_EQ(r, 0x3c00c000U);
-  cvt_rn_bf16x2_f32(r, 1.0F, -2.0F);
-  EXPECT_EQ(r, 0x3f80c000U);
-  u16 h;
-  cvt_rn_satfinite_e4m3x2_f32(h, 1.0F, -2.0F);
-  EXPECT_EQ(h, 0x38c0);
-  cvt_rn_satfinite_e4m3x2_f32(h, INFINITY, -1e9F);
-  EXPECT_EQ(h, 0x7efe);
-}
-
-TEST(EmulatedPtx, WideningIsExact) {
-  for (u32 c = 0; c < 65536; ++c) {
-    float v;
-    cvt_f32_f16(v, static_cast<u16>(c));
-    const float want = core::f16_to_f32(static_cast<uint16_t>(c));
-    if (std::isnan(want))
-      ASSERT_TRUE(std::isnan(v)) << c;
-    else
-      ASSERT_EQ(bits(v), bits(want)) << c;
-    u32 pair;
-    cvt_rn_f16x2_e4m3x2(pair, static_cast<u16>(c));
-    for (int i = 0; i < 2; ++i) {
-      const auto code = static_cast<uint8_t>(c >> 8 * i);
-      const auto half = static_cast<uint16_t>(pair >> 16 * i);
-      const float value = core::e4m3_to_f32(code);
-      ASSERT_EQ(half, std::isnan(value) ? 0x7fff : core::f32_to_f16(value)) << c;
-    }
-  }
-}
-
-TEST(EmulatedPtx, ProductsOfF16Pairs) {
-  for (u32 x = 0; x < 65536; x += 7) {
-    for (const u32 y : {0x3c00U, 0x5c00U, 0x0001U, 0x8400U, 0x7bffU, 0x3555U, 0x7c00U, 0x0000U}) {
-      u32 r;
-      mul_f16x2(r, x << 16 | y, y << 16 | x);
-      ASSERT_EQ(r >> 16, r & 0xffff);
-      const double product = double{core::f16_to_f32(static_cast<uint16_t>(x))} *
-                             double{core::f16_to_f32(static_cast<uint16_t>(y))};
-      ASSERT_EQ(r & 0xffff, std::isnan(product) ? 0x7fffU : core::f32_to_f16(static_cast<float>(product)))
-          << x << " " << y;
-    }
-  }
-}
-
-TEST(EmulatedPtx, ExponentialAndReciprocal) {
-  const auto ex2 = [](float v) {
-    float r;
-    ex2_approx_ftz_f32(r, v);
-    return r;
-  };
-  const auto rcp = [](float v) {
-    float r;
-    rcp_approx_ftz_f32(r, v);
-    return r;
-  };
-  for (int e = -126; e <= 127; ++e) {
-    EXPECT_EQ(ex2(static_cast<float>(e)), std::ldexp(1.0F, e));
-    if (e < 127) {
-      EXPECT_EQ(rcp(std::ldexp(1.0F, e)), std::ldexp(1.0F, -e));
-    }
-  }
-  EXPECT_EQ(bits(ex2(-127.0F)), 0U);  // subnormal results are flushed
-  EXPECT_EQ(ex2(-INFINITY), 0.0F);
-  EXPECT_EQ(ex2(INFINITY), INFINITY);
-  EXPECT_EQ(ex2(0x1p-140F), 1.0F);
-  EXPECT_TRUE(std::isnan(ex2(NAN)));
-  EXPECT_EQ(bits(rcp(0x1p127F)), 0U);
-  EXPECT_EQ(bits(rcp(-INFINITY)), 0x80000000U);
-  EXPECT_EQ(rcp(-0x1p-130F), -INFINITY);
-  EXPECT_EQ(rcp(3.0F), 1.0F / 3.0F);
-}
-
 TEST(EmulatedPtx, Registers) {
   u32 r = 0;
   popc_b32(r, 0xf0f0U);
@@ -216,8 +80,6 @@ TEST(EmulatedPtx, Registers) {
   const int values[4] = {1, 2, 3, 4};
   EXPECT_EQ(vec(values[0], values[1] + 1)[1], 3);
 }
-
-// ---------------------------------------------------------------- loads and stores
 
 TEST(EmulatedPtx, LoadsAndStores) {
   alignas(16) u32 memory[4] = {1, 2, 3, 4};
@@ -461,15 +323,17 @@ TEST(EmulatedPtx, ClustersShareMemory) {
     const Late l(late);
     EXPECT_EQ(
         launch_cluster(2, 32,
-                       [] {
+                       [late] {
                          u32 rank;
                          mov_u32(rank, sreg_cluster_ctarank());
                          EXPECT_EQ(sreg_cluster_nctarank(), 2U);
                          const u32 other = rank ^ 1U;
                          if (here().thread == 0) mbarrier_init_shared_cta_b64(at(kBar), 2);
+                         st_shared_f32(at(kData, 32), -1.0F);
                          fence_mbarrier_init_release_cluster();
                          barrier_cluster_arrive();
                          barrier_cluster_wait();
+                         float f;
                          if (here().thread == 0) {
                            // 16 bytes of each block to both, 4 bytes and an arrival to the other one.
                            mbarrier_arrive_expect_tx_shared_cta_b64(sink(), at(kBar), 36);
@@ -482,15 +346,22 @@ TEST(EmulatedPtx, ClustersShareMemory) {
                                at(data), static_cast<float>(rank + 1), at(bar));
                            mbarrier_arrive_shared_cluster_b64(sink(), at(bar));
                          }
+                         barrier_cluster_arrive();
+                         barrier_cluster_wait();
+                         ld_shared_f32(f, at(kData, 32));  // without a wait for the mbarrier
+                         EXPECT_EQ(f, late ? -1.0F : static_cast<float>(other + 1));
+                         barrier_cluster_arrive();
+                         barrier_cluster_wait();
                          wait_for(kBar, 0);
                          u32 v;
                          ld_shared_u32(v, at(kData, 12));
                          EXPECT_EQ(v, 4U);
                          ld_shared_u32(v, at(kData, 16));
                          EXPECT_EQ(v, 5U);
-                         float f;
                          ld_shared_f32(f, at(kData, 32));
                          EXPECT_EQ(f, static_cast<float>(other + 1));
+                         barrier_cluster_arrive();
+                         barrier_cluster_wait();
                          u32 remote;
                          mapa_shared_cluster_u32(remote, kData + 32, other);
                          ld_shared_cluster_u32(v, at(remote));
