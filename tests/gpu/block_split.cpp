@@ -104,7 +104,7 @@ TEST_F(GpuSplit, TracesHoldTheTimesOfEagerCalls) {
   BlockCase c(spec);
   const GpuWeights w = make_gpu_weights(context.get(), c.synthetic, RAMP_COPY, true);
   GpuBlock block(c, context.get());
-  const std::vector<uint8_t> timed = run_case(context.get(), c, block, w.handle.get(), 0);
+  const std::vector<uint8_t> timed = run_block(context.get(), c, block, w.handle.get(), 0);
   const DeviceBuffer scratch = block.workspace(w.handle.get());
   ramp_context_counters before = ramp_context_counters_init();
   require(ramp_context_get_counters(context.get(), &before));
@@ -141,7 +141,7 @@ TEST_F(GpuSplit, TracesHoldTheTimesOfEagerCalls) {
   for (size_t i = 0; i < us.size(); ++i) EXPECT_EQ(us[i] > 0, i <= before.records) << i;
   GpuBlock untimed(c, gpu());
   const GpuWeights v = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
-  EXPECT_EQ(run_case(gpu(), c, untimed, v.handle.get(), 0), timed);
+  EXPECT_EQ(run_block(gpu(), c, untimed, v.handle.get(), 0), timed);
 }
 
 // Every call writes what its ids say, replays of a graph too; bits are those of an untraced call.
