@@ -1,7 +1,7 @@
 // GEMM 2's epilogue of the prefill kernels where the call is in fast mode and the config says `sums`: rows
 // times their router weights are added to their tokens' fp32 sums in memory, in any order, instead of being
-// stored for combine. The sums are zero before GEMM 2 begins (prefill_zero.cu); combine converts them. Why so,
-// and who waits for what: docs/kernel-log.md.
+// stored for combine. The sums are zero before GEMM 2 begins (prefill_zero.cu); combine converts them. Why
+// so, and who waits for what: docs/kernel-log.md.
 //
 //   FAST   GEMM 2: 1: this epilogue; PrefillParams.rows are float sums, [tokens, out_stride]
 #pragma once

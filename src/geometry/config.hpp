@@ -33,8 +33,8 @@ struct KernelConfig {
   friend bool operator==(const KernelConfig&, const KernelConfig&) = default;
 };
 
-// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_b2", "_row", "_g8" or "_sum" where they differ from the default: short,
-// unique, parseable.
+// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_b2", "_row", "_g8" or "_sum" where they differ from the default:
+// short, unique, parseable.
 std::string config_name(const KernelConfig& c);
 KernelConfig parse_config(std::string_view name);  // throws Error
 const char* order_name(TaskOrder o) noexcept;      // "column", "row", "grouped"
