@@ -85,6 +85,25 @@ void check_sums(BlockCase& c) {
   EXPECT_TRUE(result.ok()) << result.text();
 }
 
+// For compute-sanitizer (tests/gpu/run.sh): a shared pair of row tiles and a tail, an odd number of slices.
+class GpuSmallFast : public GpuFast {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuSmallFast,
+                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                         RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL),
+                         [](const auto& p) { return std::string(format_name(p.param)); });
+TEST_P(GpuSmallFast, Block) {
+  for (const Ids ids : {Ids::kSingle, Ids::kMasked, Ids::kDuplicates}) {
+    CaseSpec s = fast_spec(GetParam(), 2, 2, 145, 384, 128);
+    s.ids = ids;
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+    GpuBlock block(c, gpu());
+    run_config(c, block, w.handle.get(), config_of(w.handle.get(), GetParam(), true));
+    check_sums(c);
+  }
+}
+
 // Rows of two experts around the tile sizes; every token has one of each. The sum of two has no order.
 TEST_P(GpuFast, RowsAroundTheTileSizes) {
   CaseSpec s = fast_spec(GetParam(), 4, 2, 1, 384, 256);
