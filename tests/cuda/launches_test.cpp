@@ -111,6 +111,7 @@ TEST_F(FakeLaunches, OfRoutingBeforeIt) {
 TEST_F(FakeLaunches, OfSums) {
   cuda::Combine combine(gpu, library);
   cuda::PrefillBlock prefill(gpu, library, prologue, combine);
+  const cuda::ScopedContext scope(*gpu);
   prefill.prepare(*weights, RAMP_BF16);
   core::BlockCall c = call(512);
   c.workspace = c.x.data;

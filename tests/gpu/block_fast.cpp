@@ -121,7 +121,9 @@ TEST_P(GpuFast, RowsAroundTheTileSizes) {
     check_sums(c);
     EXPECT_EQ(run_config(c, block, w.handle.get(), sums), bits);
     const std::vector<uint8_t> stored = run_config(c, block, w.handle.get(), rows_config);
-    if (GetParam() == RAMP_FORMAT_F16) EXPECT_EQ(stored, bits);
+    if (GetParam() == RAMP_FORMAT_F16) {
+      EXPECT_EQ(stored, bits);
+    }
   }
 }
 
