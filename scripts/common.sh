@@ -51,8 +51,8 @@ build() {
     cmake -S "$RAMP_ROOT" -B "$dir" -G Ninja -DCMAKE_BUILD_TYPE=Release "${args[@]}" >"$dir.configure.log" 2>&1 ||
       { cat "$dir.configure.log" >&2; rm -f "$dir.configure.log"; die "cmake failed"; }
     mkdir -p "$dir" && mv "$dir.configure.log" "$dir/configure.log" && printf '%s' "${args[*]}" >"$stamp"
+    grep -ho 'ramp: .*CUDA.*' "$dir/configure.log" | head -n 1 | sed 's/^ramp: //' | while read -r line; do say "$line"; done
   fi
-  grep -ho 'ramp: .*CUDA.*' "$dir/configure.log" | head -n 1 | sed 's/^ramp: //' | while read -r line; do say "$line"; done
   say "building $(basename "$dir")"
   if [ -t 2 ]; then
     cmake --build "$dir" --target "${targets[@]}" >&2 || die "the build failed"
