@@ -190,7 +190,8 @@ class ProfileRun {
     const core::Backend& backend = backend_of(context_);
     core::ConfigList list = o_.space == "whole" ? backend.space(c.model, c.format, activation_, false)
                                                 : backend.configs(c.model, c.format, activation_, false);
-    // What adds in any order runs as the same config without sums in other modes.
+    // What adds in any order runs as the same config without sums in other modes. These are the last of the
+    // list, so that the others' numbers stay what they are.
     if (determinism_ != RAMP_FAST)
       std::erase_if(list.legal, [](const core::KernelConfig& config) { return config.sums; });
     if (list.legal.size() < 2)

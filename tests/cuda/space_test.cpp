@@ -3,6 +3,7 @@
 // kernel that does not ship compiles.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -140,6 +141,8 @@ TEST(ConfigSpace, SumsAreOfferedAndNotShipped) {
     EXPECT_TRUE(core::config_name(c).ends_with("_sum"));
     const ConfigList list = space_of("olmoe", format);
     EXPECT_EQ(std::count(list.legal.begin(), list.legal.end(), c), 1) << static_cast<int>(format);
+    EXPECT_TRUE(std::is_partitioned(list.legal.begin(), list.legal.end(),
+                                    [](const KernelConfig& k) { return !k.sums; }));
     const std::vector<cuda::KernelProgram> sums = cuda::config_programs(c, format, kSilu);
     ASSERT_EQ(sums.size(), rows.size() + 1) << "zeros";
     // GEMM 2 alone is another one.

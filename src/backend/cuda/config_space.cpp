@@ -37,6 +37,7 @@ bool predicts_groups(const ModelShape& m) {
 
 }  // namespace
 
+// Configs with sums come last: who leaves them out keeps the others' numbers.
 ConfigList config_space(const ModelShape& model, ramp_format format, ramp_activation activation,
                         bool with_rejected) {
   Listing list(with_rejected);

@@ -256,10 +256,11 @@ std::string PrefillVariant::rejection() const {
 
 std::vector<PrefillVariant> prefill_space(bool many_groups) {
   std::vector<PrefillVariant> all;
-  for (const int32_t couples : {1, 2, 4, 8, 16, 32}) {
-    if (!many_groups && (couples == 2 || couples == 16)) continue;
-    for (int32_t stages = 2; stages <= 6; ++stages)
-      for (const bool sums : {false, true}) all.push_back({stages, couples, sums});
+  for (const bool sums : {false, true}) {
+    for (const int32_t couples : {1, 2, 4, 8, 16, 32}) {
+      if (!many_groups && (couples == 2 || couples == 16)) continue;
+      for (int32_t stages = 2; stages <= 6; ++stages) all.push_back({stages, couples, sums});
+    }
   }
   return all;
 }

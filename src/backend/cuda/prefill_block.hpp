@@ -30,7 +30,8 @@ struct PrefillVariant {
   [[nodiscard]] KernelConfig config() const noexcept;  // couples other than 8 as group_m row tiles
   [[nodiscard]] std::string rejection() const;         // "" where it can be run
 };
-// Every candidate of the whole space. many_groups: with all group sizes (where the regions predict GROUP_M).
+// Every candidate of the whole space, those with sums last. many_groups: with all group sizes (where the
+// regions predict GROUP_M).
 std::vector<PrefillVariant> prefill_space(bool many_groups);
 std::optional<PrefillVariant> prefill_variant(const KernelConfig& config);  // the legal one it stands for
 
