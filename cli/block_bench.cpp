@@ -47,6 +47,7 @@ void describe_layers(const std::vector<std::vector<int32_t>>& histograms, const 
     m.active += static_cast<double>(s.active) / layers;
     m.max_load += static_cast<double>(s.max_load) / layers;
     m.max_over_mean += s.max_over_mean / layers;
+    m.imbalance += s.imbalance / layers;
     m.entropy += s.normalised_entropy / layers;
     m.rows += static_cast<double>(s.rows) / layers;
   }

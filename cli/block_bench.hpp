@@ -37,7 +37,7 @@ struct Sampling {
 struct Measurement {
   int64_t tokens = 0;
   std::string routing, config;
-  double active = 0, max_load = 0, max_over_mean = 0, entropy = 0;
+  double active = 0, max_load = 0, max_over_mean = 0, imbalance = 0, entropy = 0;
   double rows = 0;          // token slots that reached an expert
   double weight_bytes = 0;  // of the active experts, scales included
   double flops = 0;         // 2 x multiply-adds of both GEMMs

@@ -41,6 +41,17 @@ LayerPlan plan_layers(const core::ModelShape& model, ramp_format format, ramp_ac
   return {layers, layers * layer, llc > 0 && layers * layer > llc};
 }
 
+void run_block(ramp_context* context, const ramp_expert_block_args& args, const Workspace& workspace,
+               void* stream, const BlockLaunch& launch) {
+  if (!launch) return check(ramp_expert_block(context, &args, workspace.data(), workspace.size(), stream));
+  ramp_block_call call = ramp_block_call_init();
+  call.args = &args;
+  call.workspace = workspace.data();
+  call.workspace_bytes = workspace.size();
+  call.stream = stream;
+  launch(args.config, call);
+}
+
 BlockTimer::BlockTimer(ramp_context* context, const std::vector<RunnableLayer>& layers,
                        const core::ModelShape& shape, ramp_format format, ramp_determinism determinism,
                        uint64_t seed)
@@ -114,7 +125,7 @@ double BlockTimer::tick(int32_t number) {
   args.topk_ids = ids_[rotation].view;
   args.topk_weights = weights_.view;
   const double start = now_us();
-  check(ramp_expert_block(context_, &args, workspace_.data(), workspace_.size(), nullptr));
+  run_block(context_, args, workspace_, nullptr, launch_);
   return now_us() - start;
 }
 

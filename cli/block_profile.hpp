@@ -12,20 +12,20 @@
 #include <vector>
 
 #include "cli/layer_source.hpp"
+#include "cli/profile_protocol.hpp"
 #include "cli/tensors.hpp"
 #include "cli/tick_source.hpp"
 
 namespace ramp::cli {
 
-// How many layers a profile makes, and what they weigh.
-struct LayerPlan {
-  int64_t layers = 1, bytes = 0;  // bytes: of all
-  bool beyond_cache = false;      // together more than the last-level cache
-};
 // wanted 0: as many as hold twice the last-level cache, 1 to 24. Throws Error(OUT_OF_MEMORY) when not even
 // one fits.
 LayerPlan plan_layers(const core::ModelShape& model, ramp_format format, ramp_activation activation,
                       int64_t wanted);
+
+// One call as a timer makes it: by `launch` where there is one, with the number that args.config holds.
+void run_block(ramp_context* context, const ramp_expert_block_args& args, const Workspace& workspace,
+               void* stream, const BlockLaunch& launch);
 
 class BlockTimer final : public TickSource {
  public:

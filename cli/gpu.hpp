@@ -73,6 +73,8 @@ size_t compile_configs(ramp_context* context, std::span<const core::KernelConfig
                        ramp_activation activation, const std::function<void(double)>& progress);
 // Blocks of each config that share an SM.
 std::vector<int32_t> residency_of(std::span<const core::KernelConfig> configs, ramp_format format);
+// Bytes of the L2 cache of the context's GPU, as its driver says.
+int64_t l2_bytes_of(ramp_context* context);
 // Driver, compiler and clocks of the context's GPU.
 void describe_gpu(ramp_context* context, core::Metadata& metadata);
 

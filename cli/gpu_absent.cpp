@@ -57,6 +57,9 @@ size_t compile_configs(ramp_context* /*context*/, std::span<const core::KernelCo
 std::vector<int32_t> residency_of(std::span<const core::KernelConfig> /*configs*/, ramp_format /*format*/) {
   absent();
 }
+int64_t l2_bytes_of(ramp_context* /*context*/) {
+  absent();
+}
 void describe_gpu(ramp_context* /*context*/, core::Metadata& /*metadata*/) {
   absent();
 }

@@ -44,6 +44,11 @@ std::vector<int32_t> residency_of(std::span<const core::KernelConfig> configs, r
   return blocks;
 }
 
+int64_t l2_bytes_of(ramp_context* context) {
+  const ramp_context& c = core::context_of(context);
+  return core::cuda::gpu_facts(c.device.index).l2_bytes;
+}
+
 void describe_gpu(ramp_context* context, core::Metadata& metadata) {
   const core::cuda::GpuFacts facts = core::cuda::gpu_facts(core::context_of(context).device.index);
   constexpr double kKhz = 1e-3;

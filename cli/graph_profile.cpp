@@ -11,12 +11,13 @@
 #include "base/error.hpp"
 #include "base/rng.hpp"
 #include "cli/block_bench.hpp"
+#include "cli/block_profile.hpp"
 #include "cli/peers.hpp"
 
 namespace ramp::cli {
 namespace {
 
-constexpr int64_t kMostLayers = 5, kLeastLayers = 2;
+constexpr int64_t kLeastLayers = 2;
 // A share of the free memory that weights may take; the rest is for activations and workspace.
 constexpr double kMemoryShare = 0.75;
 
@@ -32,21 +33,23 @@ std::vector<int32_t> relabelling(int64_t experts, size_t layer, uint64_t seed) {
 
 }  // namespace
 
-int64_t plan_gpu_layers(ramp_context* context, const core::ModelShape& model, ramp_format format,
-                        ramp_activation activation, int64_t wanted) {
-  const auto bytes = static_cast<double>(model.experts * core::expert_bytes(model, format, activation));
+LayerPlan plan_gpu_layers(ramp_context* context, const core::ModelShape& model, ramp_format format,
+                          ramp_activation activation, int64_t least_active, int64_t wanted) {
+  const int64_t expert = core::expert_bytes(model, format, activation);
+  const auto bytes = static_cast<double>(model.experts * expert);
   const auto free = static_cast<double>(device_memory_of(context)->free_bytes());
-  const auto fits = static_cast<int64_t>(kMemoryShare * free / bytes);
-  const int64_t protocol = Peers("").layers(model.name);
-  const int64_t most = wanted > 0 ? wanted : protocol > 0 ? protocol : kMostLayers;
-  const int64_t least = wanted > 0 ? wanted : std::min(most, kLeastLayers);
-  if (fits < least)
+  GpuLayerLimits limits{model.experts, expert, least_active, l2_bytes_of(context), 0, 0};
+  limits.fit = static_cast<int64_t>(kMemoryShare * free / bytes);
+  limits.protocol = Peers("").layers(model.name);
+  const int64_t protocol = limits.protocol > 0 ? limits.protocol : kGpuLayers;
+  const int64_t least = wanted > 0 ? wanted : std::min(protocol, kLeastLayers);
+  if (limits.fit < least)
     core::fail_argument(
         fmt::format("--model {}", model.name),
         fmt::format("{} layers of {} in {}", least, bytes_text(bytes), core::format_name(format)),
         fmt::format("at most {:.0f}% of the {} of free GPU memory", 100 * kMemoryShare, bytes_text(free)),
         "take fewer --layers, a smaller model or format", RAMP_ERROR_OUT_OF_MEMORY);
-  return std::min(most, fits);
+  return plan_gpu_layers(limits, wanted);
 }
 
 GraphTimer::GraphTimer(ramp_context* context, const std::vector<RunnableLayer>& layers,
@@ -101,7 +104,7 @@ void GraphTimer::enqueue(int32_t number, void* stream) const {
     args.topk_weights = device_router_weights_.view();
     args.y = x;
     args.y.data = layers_[l].y.get();
-    check(ramp_expert_block(context_, &args, workspace_.data(), workspace_.size(), stream));
+    run_block(context_, args, workspace_, stream, launch_);
   }
 }
 
@@ -125,7 +128,7 @@ std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
       failed.emplace(task.config, e.what());
     }
   }
-  const std::vector<double> us = graphs_.time(keys, [&] {
+  const auto meanwhile = [&] {
     for (const core::Profiler::Task& task : next) {
       // One that has never run runs first, and not beside what is being timed.
       if (!seen_.contains(numbers[task.config])) continue;
@@ -135,7 +138,19 @@ std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
         return;  // it will fail again, and be reported, in its turn
       }
     }
-  });
+  };
+  std::vector<double> us;
+  try {
+    us = graphs_.time(keys, meanwhile);
+  } catch (const core::Error& e) {
+    // A kernel that faults takes the context with it: nothing goes on, but the message may say where it was.
+    std::set<std::string> names;
+    for (const size_t key : keys) {
+      const char* const name = ramp_config_name(context_, weights_.front().handle.get(), numbers[key] - 1);
+      names.insert(name != nullptr ? name : "default");
+    }
+    core::fail(e.status(), fmt::format("T = {}, one of {}: {}", tokens_, fmt::join(names, ", "), e.what()));
+  }
   std::vector<Tick> ticks;
   size_t at_us = 0;
   for (const core::Profiler::Task& task : tasks) {

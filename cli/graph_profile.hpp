@@ -1,8 +1,9 @@
 // Timing configs of the expert block for `ramp profile` on a GPU. What a tick is: one replay of a CUDA graph
 // that runs L layers with distinct weights, over L, whole block, between events. All layers have the point's
 // histogram, each with the experts in another order (so that it is the histogram that was timed, and not the
-// mean of several). The layers' weights together are beyond the L2 cache at every point, so a replay never
-// finds its weights there; x is the same for all layers, as in the layers protocol of `ramp bench`.
+// mean of several). There are as many layers as it takes (LayerPlan::beyond_cache says whether there is room)
+// for the weights that one replay reads to be beyond the L2 cache at every point, so that none finds its
+// weights there; x is the same for all layers, as in the layers protocol of `ramp bench`.
 //
 // The graphs of a round are replayed one behind the other without a pause; those of the next batch are
 // captured meanwhile, which takes about as long.
@@ -17,14 +18,17 @@
 #include "cli/device_tensor.hpp"
 #include "cli/gpu.hpp"
 #include "cli/layer_source.hpp"
+#include "cli/profile_protocol.hpp"
 #include "cli/tensors.hpp"
 #include "cli/tick_source.hpp"
 
 namespace ramp::cli {
 
-// wanted 0: the layers protocol's number, else as many as fit, 2 to 5. Throws Error(OUT_OF_MEMORY).
-int64_t plan_gpu_layers(ramp_context* context, const core::ModelShape& model, ramp_format format,
-                        ramp_activation activation, int64_t wanted);
+// wanted 0: the layers protocol's number, else 2 to 5; more where least_active experts, the fewest of any
+// point, would leave a replay's weights within twice the L2 cache; as many as fit the memory. Throws
+// Error(OUT_OF_MEMORY).
+LayerPlan plan_gpu_layers(ramp_context* context, const core::ModelShape& model, ramp_format format,
+                          ramp_activation activation, int64_t least_active, int64_t wanted);
 
 class GraphTimer final : public TickSource {
  public:

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "base/error.hpp"
@@ -66,7 +67,12 @@ class LayerBench {
                            facts_.device));
     io_.print(ratio_text(rows_, peers_));
     Json list = Json::array();
-    for (const LayerRow& row : rows_) list.push_back(to_json(row, facts_));
+    const std::vector<double> regret = regrets(rows_);
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      Json j = to_json(rows_[i], facts_);
+      j["regret"] = std::isnan(regret[i]) ? Json() : Json(regret[i]);
+      list.push_back(std::move(j));
+    }
     if (failed_ > 0)
       say(fmt::format("check: got {} of {} points beyond their error bound, expected none", failed_,
                       rows_.size()));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 
 #include "cli/options.hpp"
@@ -51,6 +52,25 @@ double geometric_mean(const std::vector<Ratio>& list, int64_t low, int64_t high)
 
 }  // namespace
 
+std::vector<double> regrets(const std::vector<LayerRow>& rows) {
+  const auto key = [](const LayerRow& r) {
+    return fmt::format("{} {} {} {}", point_name(r), static_cast<int>(r.format),
+                       static_cast<int>(r.activation), static_cast<int>(r.mode));
+  };
+  std::map<std::string, std::pair<double, int>> best;
+  for (const LayerRow& r : rows) {
+    const auto [at, fresh] = best.emplace(key(r), std::pair{r.m.us.median, 0});
+    at->second.first = std::min(at->second.first, r.m.us.median);
+    ++at->second.second;
+  }
+  std::vector<double> list;
+  for (const LayerRow& r : rows) {
+    const auto [us, count] = best.at(key(r));
+    list.push_back(count > 1 && us > 0 ? r.m.us.median / us - 1 : std::numeric_limits<double>::quiet_NaN());
+  }
+  return list;
+}
+
 Json to_json(const LayerRow& r, const ContextFacts& facts) {
   const Measurement& m = r.m;
   const auto or_null = [](double v) { return v > 0 ? Json(v) : Json(); };
@@ -71,6 +91,7 @@ Json to_json(const LayerRow& r, const ContextFacts& facts) {
           {"active", m.active},
           {"max_load", m.max_load},
           {"max_over_mean", m.max_over_mean},
+          {"imbalance", m.imbalance},
           {"normalised_entropy", m.entropy},
           {"config", m.config},
           {"config_requested", r.requested},

@@ -28,6 +28,8 @@ struct LayerRow {
 };
 
 Json to_json(const LayerRow& row, const ContextFacts& facts);
+// Time of each row over the best of its point, format and mode, minus 1; NaN where it is the only one there.
+std::vector<double> regrets(const std::vector<LayerRow>& rows);
 std::string layer_table(const std::vector<LayerRow>& rows);
 // Geometric means by group of token counts, per mode and for the better mode of each point, with the goals
 // and the points below the least ratio; "" where no row has a peer.

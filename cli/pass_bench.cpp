@@ -163,6 +163,7 @@ struct Bench {
             {"active", m.active},
             {"max_load", m.max_load},
             {"max_over_mean", m.max_over_mean},
+            {"imbalance", m.imbalance},
             {"normalised_entropy", m.entropy},
             {"config", m.config},
             {"config_requested", row.requested},

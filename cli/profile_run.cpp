@@ -20,6 +20,7 @@
 #include "dispatch/block_fit.hpp"
 #include "dispatch/profile_file.hpp"
 #include "geometry/hardware.hpp"
+#include "routing/workload.hpp"
 
 namespace ramp::cli {
 namespace {
@@ -39,14 +40,35 @@ class ProfileRun {
         activation_(core::parse_activation(o.activation)),
         determinism_(parse_determinism(o.determinism)),
         gpu_(machine_.backend == "cuda"),
-        defaults_(gpu_ ? kGpuPoints : kCpuPoints) {}
+        defaults_(gpu_ ? kGpuPoints : kCpuPoints) {
+    if (gpu_ && o_.clock == "cpu")
+      core::fail_argument("--clock", "cpu", "wall on a GPU, where events between CUDA graphs tick",
+                          "leave --clock out");
+  }
 
   Json run(const ProfileCase& c) {
     const Clock::time_point begin = Clock::now();
     const core::ConfigList list = configs_of(c);
     const double compile_seconds = compile(c, list);
     const Clock::time_point weights_begin = Clock::now();
-    const LayerPlan plan = plan_of(c);
+    const std::vector<TimedPoint> points =
+        make_points(c.model, tokens_of("--tokens", o_.tokens, defaults_.tokens),
+                    routing_of(o_.routing, defaults_.routing), true, static_cast<uint64_t>(o_.seed));
+    const std::vector<TimedPoint> unseen = judge_points(c);
+    const LayerPlan plan = plan_of(c, points, unseen);
+    if (!plan.beyond_cache && gpu_)
+      io_.note(
+          fmt::format("{}: the weights of a replay may stay in the L2 cache, which no model's layers do; "
+                      "more --layers mend it",
+                      c.model.name));
+    core::Metadata metadata = core::block_metadata(machine_, c.format, activation_);
+    if (gpu_) describe_gpu(context_, metadata);
+    metadata.source =
+        fmt::format("ramp profile, {} layers, {}", plan.layers, bytes_text(static_cast<double>(plan.bytes)));
+    metadata.protocol = protocol_text(plan.layers, o_.clock, o_.quantile);
+    metadata.budget_seconds = o_.budget >= 0 ? o_.budget : defaults_.budget;
+    bool reopen = false;
+    const std::optional<core::Dataset> previous = resume(c, metadata, reopen);
     std::vector<RunnableLayer> layers;
     for (int64_t l = 0; l < plan.layers; ++l) {
       const RandomSource source(c.model, c.format, activation_,
@@ -54,21 +76,13 @@ class ProfileRun {
       layers.push_back(source.runnable(context_, true, io_));
     }
     const core::ConfigTable configs = table_of(c, list.legal);
-    const std::vector<TimedPoint> points =
-        make_points(c.model, tokens_of("--tokens", o_.tokens, defaults_.tokens),
-                    routing_of(o_.routing, defaults_.routing), true, static_cast<uint64_t>(o_.seed));
-    const std::vector<TimedPoint> unseen = judge_points(c);
     const std::unique_ptr<TickSource> timer = make_timer(c, layers, points, unseen);
     const double weights_seconds = seconds_since(weights_begin);
-    core::Metadata metadata = core::block_metadata(machine_, c.format, activation_);
-    if (gpu_) describe_gpu(context_, metadata);
-    metadata.source =
-        fmt::format("ramp profile, {} layers, {}", plan.layers, bytes_text(static_cast<double>(plan.bytes)));
-    const std::optional<core::Dataset> previous = resume(c, metadata);
 
     const Clock::time_point start = Clock::now();
-    core::ProfilerOptions options = profiler_options(o_.budget >= 0 ? o_.budget : defaults_.budget,
-                                                     static_cast<int32_t>(o_.repeats), plan.layers);
+    core::ProfilerOptions options =
+        profiler_options(metadata.budget_seconds, static_cast<int32_t>(o_.repeats), plan.layers);
+    options.reopen = reopen;
     if (gpu_) options.always = static_candidates(c);
     options.skip_after = gpu_ ? 0 : 4;  // a GPU's best at T = 1 are hopeless at 8192, and the other way round
     core::Profiler profiler(configs, c.model, work_of(points), options, previous ? &*previous : nullptr);
@@ -212,10 +226,13 @@ class ProfileRun {
     return seconds_since(start);
   }
 
-  [[nodiscard]] LayerPlan plan_of(const ProfileCase& c) const {
+  [[nodiscard]] LayerPlan plan_of(const ProfileCase& c, const std::vector<TimedPoint>& points,
+                                  const std::vector<TimedPoint>& unseen) const {
     if (!gpu_) return plan_layers(c.model, c.format, activation_, o_.layers);
-    const int64_t layers = plan_gpu_layers(context_, c.model, c.format, activation_, o_.layers);
-    return {layers, layers * c.model.experts * core::expert_bytes(c.model, c.format, activation_), true};
+    int64_t least = c.model.experts;
+    for (const auto* const list : {&points, &unseen})
+      for (const TimedPoint& p : *list) least = std::min(least, core::describe(p.work.histogram).active);
+    return plan_gpu_layers(context_, c.model, c.format, activation_, least, o_.layers);
   }
 
   [[nodiscard]] core::ConfigTable table_of(const ProfileCase& c,
@@ -316,12 +333,15 @@ class ProfileRun {
     });
   }
 
-  // What an earlier run measured, when it was this machine, kernel and shape.
-  std::optional<core::Dataset> resume(const ProfileCase& c, const core::Metadata& here) const {
+  // What an earlier run measured, when it was this machine, kernel and shape, in the same way. reopen: with
+  // another budget.
+  std::optional<core::Dataset> resume(const ProfileCase& c, const core::Metadata& here, bool& reopen) const {
     if (o_.fresh || !std::filesystem::exists(c.files.profile)) return std::nullopt;
     core::LoadedProfile loaded = core::read_profile(c.files.profile, here);
     for (const std::string& w : loaded.compatibility.warnings) io_.note(w);
     if (!loaded.compatibility.usable || loaded.profile.data.points.empty()) return std::nullopt;
+    check_protocol(loaded.profile.metadata, here, c.files.profile);
+    reopen = loaded.profile.metadata.budget_seconds != here.budget_seconds;
     core::restore_configs(loaded.profile.data.configs, c.files.profile);
     io_.note(fmt::format("{}: going on from there (--fresh starts over)", c.files.profile));
     return std::move(loaded.profile.data);

@@ -28,6 +28,8 @@ struct ProfileOptions {
   std::vector<std::string> judge_routing;
   int64_t judge_draws = 1;
   double judge_budget = -1;
+  // A shared library with a kernel of somebody's (cli/kernel_profile.hpp); "": ramp's own configs alone.
+  std::string kernel_library;
 };
 
 // Where the options leave them open. A GPU's points are closer: a hundred configs take turns there, and what

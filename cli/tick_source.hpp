@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dispatch/profiler.hpp"
+#include "ramp/dispatch.h"
 #include "routing/workload.hpp"
 
 namespace ramp::cli {
@@ -31,6 +32,9 @@ struct Tick {
   std::string failure;
 };
 
+// Runs the config of that number on the call of an expert block; throws.
+using BlockLaunch = std::function<void(int32_t number, ramp_block_call& call)>;
+
 class TickSource {
  public:
   TickSource() = default;
@@ -47,6 +51,12 @@ class TickSource {
   virtual std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
                                 std::span<const core::Profiler::Task> next,
                                 std::span<const int32_t> numbers) = 0;
+  // From now on numbers mean what `launch` takes them for, not ramp_expert_block: where kernels of others
+  // take part.
+  void launch_with(BlockLaunch launch) { launch_ = std::move(launch); }
+
+ protected:
+  BlockLaunch launch_;  // empty: ramp_expert_block
 };
 
 // Runs the state machine to its end. after_point: called when a point has been finished (to save); progress:

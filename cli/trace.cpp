@@ -39,6 +39,12 @@ void append(const ramp_trace_record* r, void* user) {
   for (int32_t c = 0; c < r->num_configs; ++c) j["configs"].push_back(r->configs[c]);
   j["chosen"] = r->chosen;
   j["predicted_us"] = r->predicted_us;
+  j["configs_us"] = std::vector<double>(r->configs_us, r->configs_us + r->num_configs);
+  if (r->measured_us > 0) j["measured_us"] = r->measured_us;
+  if (r->default_config != nullptr) {
+    j["default"] = r->default_config;
+    j["default_us"] = r->default_us;
+  }
   j["histogram"] = std::vector<int32_t>(r->histogram, r->histogram + r->num_experts);
   *static_cast<std::string*>(user) += j.dump() + "\n";
 }
@@ -49,6 +55,8 @@ void begin_trace(ramp_context* context) {
   const auto file = core::env("RAMP_TRACE");
   if (!file || facts_of(context).backend != "cuda") return;
   check(ramp_context_trace(context, kRecords));
+  const auto times = core::env("RAMP_TRACE_TIMES");
+  check(ramp_context_time_trace(context, times && *times != "0" ? 1 : 0));
   const std::lock_guard lock(g_mutex);
   g_files[context] = *file;
 }

@@ -1,5 +1,5 @@
 // RAMP_TRACE: a file that receives what the device decided, one line per layer call (docs/dispatch.md,
-// Traces).
+// Traces); RAMP_TRACE_TIMES=1: with the times of those that were no part of a graph.
 #pragma once
 
 #include "ramp/ramp.h"

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -51,6 +52,8 @@ TraceRecord record_of(const core::JsonView& v) {
   r.predicted_us = v.at("predicted_us").number(0, kMostUs);
   if (const auto measured = v.find("measured_us"); measured && !measured->is_null())
     r.measured_us = measured->number(0, kMostUs);
+  if (const auto name = v.find("default"); name && !name->is_null()) r.fallback = name->text(256);
+  if (const auto us = v.find("default_us"); us && !us->is_null()) r.fallback_us = us->number(0, kMostUs);
   const core::JsonView histogram = v.at("histogram");
   const auto experts = static_cast<size_t>(r.shape.experts);
   histogram.size("counts, one per expert", experts, experts);
@@ -112,7 +115,28 @@ void judge_record(const TraceRecord& r, const core::Dispatcher& dispatcher, Trac
 struct Sums {
   std::map<std::string, int64_t> chosen;
   int64_t predicted = 0, measured = 0, both = 0;
+  // Times of every config that was measured with a histogram.
+  struct Times {
+    double us = 0;
+    int64_t records = 0;
+    [[nodiscard]] double mean() const { return us / static_cast<double>(records); }
+  };
+  std::map<std::vector<int32_t>, std::map<std::string, Times>> times;
 };
+
+void regret_of_times(TraceGroup& g, const Sums& sums) {
+  for (const auto& [histogram, configs] : sums.times) {
+    if (configs.size() < 2) continue;
+    double best = std::numeric_limits<double>::infinity();
+    for (const auto& [name, t] : configs) best = std::min(best, t.mean());
+    for (const auto& [name, t] : configs) {
+      const double regret = t.mean() / best - 1;
+      g.rivalled += t.records;
+      g.measured_regret += regret * static_cast<double>(t.records);
+      g.max_measured_regret = std::max(g.max_measured_regret, regret);
+    }
+  }
+}
 
 void finish(TraceGroup& g, const Sums& sums) {
   const auto mean = [](double& sum, int64_t n) { sum = n > 0 ? sum / static_cast<double>(n) : 0; };
@@ -123,6 +147,10 @@ void finish(TraceGroup& g, const Sums& sums) {
   mean(g.measured_us, sums.measured);
   mean(g.misprediction, sums.both);
   mean(g.loss, g.judged);
+  mean(g.imbalance, g.with_rows);
+  mean(g.default_regret, g.compared);
+  regret_of_times(g, sums);
+  mean(g.measured_regret, g.rivalled);
   g.chosen.assign(sums.chosen.begin(), sums.chosen.end());
   std::stable_sort(g.chosen.begin(), g.chosen.end(),
                    [](const auto& a, const auto& b) { return a.second > b.second; });
@@ -201,7 +229,24 @@ TraceSummary summarize(const Trace& trace, const core::Fit* fit) {
     g.active += static_cast<double>(stats.active);
     g.max_over_mean += stats.max_over_mean;
     g.entropy += stats.normalised_entropy;
-    ++sum.chosen[r.configs[r.chosen]];
+    const std::string& chosen = r.configs[r.chosen];
+    ++sum.chosen[chosen];
+    if (stats.rows > 0) {
+      ++g.with_rows;
+      g.imbalance += stats.imbalance;
+      g.max_imbalance = std::max(g.max_imbalance, stats.imbalance);
+      g.changed += !r.fallback.empty() && r.fallback != chosen ? 1 : 0;
+    }
+    if (stats.rows > 0 && r.predicted_us > 0 && r.fallback_us > 0) {
+      const double regret = r.fallback_us / r.predicted_us - 1;
+      g.max_default_regret = ++g.compared == 1 ? regret : std::max(g.max_default_regret, regret);
+      g.default_regret += regret;
+    }
+    if (r.measured_us > 0) {
+      Sums::Times& t = sum.times[r.histogram][chosen];
+      t.us += r.measured_us;
+      ++t.records;
+    }
     if (r.predicted_us > 0) g.predicted_us += r.predicted_us, ++sum.predicted;
     if (r.measured_us > 0) g.measured_us += r.measured_us, ++sum.measured;
     if (r.predicted_us > 0 && r.measured_us > 0)
@@ -218,18 +263,27 @@ std::string trace_text(const TraceSummary& s) {
       fmt::format("{}{}: {} records of {} calls{}\n", s.device.empty() ? "unknown device" : s.device,
                   s.sm_count > 0 ? fmt::format(", {} SMs", s.sm_count) : "", s.records, s.calls,
                   s.lost > 0 ? fmt::format("; {} more were lost", s.lost) : "");
-  const bool judged =
-      std::any_of(s.groups.begin(), s.groups.end(), [](const TraceGroup& g) { return g.judged > 0; });
   std::vector<Table::Column> columns = {{"E,k,H,I", Table::Align::kLeft},
                                         {"format", Table::Align::kLeft},
                                         {"tokens"},
                                         {"records"},
                                         {"active"},
-                                        {"max/mean"},
+                                        {"imbalance"},
+                                        {"max"},
                                         {"entropy"},
                                         {"predicted us"},
                                         {"measured us"},
                                         {"off by %"}};
+  const auto any = [&](int64_t TraceGroup::*count) {
+    return std::any_of(s.groups.begin(), s.groups.end(), [&](const TraceGroup& g) { return g.*count > 0; });
+  };
+  const bool judged = any(&TraceGroup::judged);
+  const bool compared = any(&TraceGroup::compared);
+  const bool rivalled = any(&TraceGroup::rivalled);
+  if (compared)
+    for (const char* const title : {"default +%", "most %"}) columns.push_back({title});
+  if (rivalled)
+    for (const char* const title : {"regret %", "worst %"}) columns.push_back({title});
   if (judged)
     for (const char* const title : {"as the fit %", "loss %", "max %"}) columns.push_back({title});
   columns.push_back({"chosen", Table::Align::kLeft});
@@ -247,11 +301,17 @@ std::string trace_text(const TraceSummary& s) {
                                       std::to_string(g.tokens),
                                       std::to_string(g.records),
                                       count_text(g.active),
-                                      fmt::format("{:.2f}", g.max_over_mean),
+                                      fmt::format("{:.2f}", g.imbalance),
+                                      fmt::format("{:.2f}", g.max_imbalance),
                                       fmt::format("{:.2f}", g.entropy),
                                       or_dash(g.predicted_us),
                                       or_dash(g.measured_us),
                                       g.misprediction > 0 ? percent(g.misprediction) : "-"};
+    const auto pair = [&](int64_t count, double first, double second) {
+      for (const double v : {first, second}) cells.push_back(count > 0 ? percent(v) : "-");
+    };
+    if (compared) pair(g.compared, g.default_regret, g.max_default_regret);
+    if (rivalled) pair(g.rivalled, g.measured_regret, g.max_measured_regret);
     if (judged) {
       const bool mine = g.judged > 0;
       cells.push_back(mine ? percent(static_cast<double>(g.agreed) / static_cast<double>(g.judged))
@@ -264,9 +324,18 @@ std::string trace_text(const TraceSummary& s) {
   }
   text += table.text();
   text +=
-      "active, max/mean and entropy: means over records of experts with rows, of the fullest expert's rows "
+      "active, imbalance and entropy: means over records of experts with rows, of the fullest expert's rows "
       "over the "
-      "mean, and of\nentropy / ln E\n";
+      "mean of the\nexperts that have any (max: its largest), and of entropy / ln E\n";
+  if (compared)
+    text +=
+        "default: what runs without a fit, predicted time over that of the choice, minus 1: mean and "
+        "largest\n";
+  if (rivalled)
+    text +=
+        "regret: measured time of the choice over that of the fastest config measured with the same "
+        "histogram, "
+        "minus 1: mean and\nlargest\n";
   if (judged)
     text +=
         "as the fit: how often the choice is the fit's own; loss: predicted time of the choice over that of "
@@ -291,11 +360,22 @@ Json trace_json(const TraceSummary& s) {
               {"records", g.records},
               {"active", g.active},
               {"max_over_mean", g.max_over_mean},
+              {"imbalance", or_null(g.imbalance)},
+              {"max_imbalance", or_null(g.max_imbalance)},
               {"normalised_entropy", g.entropy},
               {"predicted_us", or_null(g.predicted_us)},
               {"measured_us", or_null(g.measured_us)},
               {"misprediction", or_null(g.misprediction)},
               {"chosen", chosen}};
+    j["default"] = g.compared == 0 ? Json()
+                                   : Json{{"records", g.compared},
+                                          {"changed", g.changed},
+                                          {"mean_regret", g.default_regret},
+                                          {"max_regret", g.max_default_regret}};
+    j["measured"] = g.rivalled == 0 ? Json()
+                                    : Json{{"records", g.rivalled},
+                                           {"mean_regret", g.measured_regret},
+                                           {"max_regret", g.max_measured_regret}};
     j["fit"] = g.judged == 0 ? Json()
                              : Json{{"records", g.judged},
                                     {"agreed", g.agreed},

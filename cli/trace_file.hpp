@@ -22,6 +22,8 @@ struct TraceRecord {
   std::vector<std::string> configs;  // candidates; `chosen` is one of them
   size_t chosen = 0;
   double predicted_us = 0, measured_us = 0;  // 0: not known
+  std::string fallback;                      // what runs without a fit; "": not known
+  double fallback_us = 0;                    // predicted; 0: not known
   std::vector<int32_t> histogram;
 };
 struct Trace {
@@ -40,8 +42,18 @@ struct TraceGroup {
   bool batched = false;
   int64_t tokens = 0, records = 0;
   double active = 0, max_over_mean = 0, entropy = 0;  // means
-  double predicted_us = 0, measured_us = 0;           // means over the records that have them; 0: none has
-  double misprediction = 0;                           // mean |predicted/measured - 1| over records with both
+  // Over records with rows: the fullest expert's rows over the mean of the experts that have any.
+  int64_t with_rows = 0;
+  double imbalance = 0, max_imbalance = 0;
+  // Over records with both times: what runs without a fit is predicted to take over what was chosen, minus 1.
+  int64_t compared = 0, changed = 0;  // changed: the choice is another one
+  double default_regret = 0, max_default_regret = 0;
+  // Over measured records whose histogram was measured with other configs too: the mean time of the chosen
+  // one with this histogram over that of the fastest one, minus 1.
+  int64_t rivalled = 0;
+  double measured_regret = 0, max_measured_regret = 0;
+  double predicted_us = 0, measured_us = 0;  // means over the records that have them; 0: none has
+  double misprediction = 0;                  // mean |predicted/measured - 1| over records with both
   std::vector<std::pair<std::string, int64_t>> chosen;  // most frequent first
   // Beside a fit of the shape: records whose choice the fit knows, how often it is the fit's own, and by how
   // much the chosen config is predicted to be slower than the fit's choice.

@@ -33,6 +33,7 @@ constexpr Variable kVariables[] = {
     {"RAMP_NUM_THREADS", "workers of the CPU backend, where --threads is not given"},
     {"RAMP_CPU_ISA", "ISA level of the CPU backend, where --isa is not given"},
     {"RAMP_TRACE", "a file for what the GPU decides, call by call (docs/dispatch.md)"},
+    {"RAMP_TRACE_TIMES", "1: that file also tells how long calls outside of graphs took"},
     {"RAMP_CACHE_DIR", "where compiled kernels are kept"},
     {"XDG_CACHE_HOME", "its ramp/ directory serves where RAMP_CACHE_DIR is not set"},
     {"HOME", "its .cache/ramp/ directory serves where neither is set"},

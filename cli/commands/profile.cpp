@@ -7,6 +7,7 @@
 #include "base/env.hpp"
 #include "base/error.hpp"
 #include "cli/command.hpp"
+#include "cli/kernel_profile.hpp"
 #include "cli/options.hpp"
 #include "cli/profile_run.hpp"
 #include "cli/progress.hpp"
@@ -55,7 +56,9 @@ int profile(Io& io, const ProfileOptions& o) {
   place_files(cases, o, machine, core::parse_activation(o.activation));
   Json list = Json::array();
   try {
-    for (const ProfileCase& c : cases) list.push_back(profile_case(io, o, context.get(), machine, c));
+    for (const ProfileCase& c : cases)
+      list.push_back(o.kernel_library.empty() ? profile_case(io, o, context.get(), machine, c)
+                                              : profile_kernel_case(io, o, context.get(), c));
   } catch (const Interrupted&) {
     io.note("what was measured is kept: the same command goes on from there");
     throw;
@@ -103,12 +106,15 @@ Body setup(CLI::App& app) {
   add_real(app, "--quantile", o->quantile, 0, 1, "Q",
            "which sample counts: 0.5 = the median; 0 = the fastest, where others use the machine meanwhile")
       ->group(kProtocol);
-  add_choice(app, "--clock", o->clock, {"wall", "cpu"},
-             "what ticks: wall time, or CPU time over workers where other programs take the cores away")
+  add_choice(
+      app, "--clock", o->clock, {"wall", "cpu"},
+      "what ticks: wall time, or CPU time over workers where other programs take the cores away (not on "
+      "a GPU)")
       ->group(kProtocol);
   add_integer(
       app, "--layers", o->layers, {1, 1000}, "L",
-      "layers of weights to rotate over (default: twice the last-level cache; on a GPU as 'ramp bench')")
+      "layers of weights to rotate over (default: twice the last-level cache; on a GPU as 'ramp bench', more "
+      "where they would stay in the L2 cache)")
       ->group(kProtocol);
   std::vector<std::string> names;
   for (const std::string_view n : core::cost_model_names()) names.emplace_back(n);
@@ -120,7 +126,15 @@ Body setup(CLI::App& app) {
   add_switch(app, "--report", o->report,
              "also an HTML page with plots beside the fit: best configs, regret, predictions, time spent")
       ->group(kProtocol);
-  add_switch(app, "--fresh", o->fresh, "measure everything again instead of going on from the profile file")
+  add_switch(
+      app, "--fresh", o->fresh,
+      "measure everything again instead of going on from the profile file, which must have been taken with "
+      "the same --layers, --clock and --quantile")
+      ->group(kProtocol);
+  add_text(
+      app, "--kernel-library", o->kernel_library, "FILE",
+      "time the configs of a shared library's kernel beside ramp's own, check its results, and fit both as "
+      "one table (docs/third-party.md)")
       ->group(kProtocol);
   constexpr const char* kJudge = "Judging";
   add_switch(app, "--judge", o->judge,

@@ -9,8 +9,9 @@
  * E experts, k top-k, H hidden size, I intermediate size, histogram = rows routed to each expert, config =
  * one set of compile-time parameters of the kernel.
  *
- * Concurrency: ramp_kernel_choose, ramp_kernel_dispatch, ramp_kernel_predict and the getters may run on one
- * kernel from any number of threads at once; they neither allocate (unless they fail), nor lock, nor block.
+ * Concurrency: ramp_kernel_choose, ramp_kernel_dispatch, ramp_kernel_launch, ramp_kernel_predict and the
+ * getters may run on one kernel from any number of threads at once; they neither allocate (unless they fail),
+ * nor lock, nor block, beside what the launched kernel does.
  * Everything that takes a non-const ramp_kernel is a writer: no other call on that kernel meanwhile.
  * Callbacks run on the calling thread; they must not call writers on the same kernel, and must not throw.
  */
@@ -91,6 +92,35 @@ RAMP_DEFINE_INIT(ramp_kernel_desc)
 RAMP_API ramp_status ramp_kernel_create(const ramp_kernel_desc* desc, ramp_kernel** out);
 RAMP_API void ramp_kernel_destroy(ramp_kernel* kernel);
 
+/* The expert block with a kernel of yours beside ramp's own: one table that begins with the configs that
+ * `context` has for `weights` (in the order of ramp_config_name; none on the reference backend) and goes on
+ * with those of desc, one dispatcher over both. Everything below works on it as on any other kernel: profile,
+ * fit, files, dispatch. */
+typedef struct ramp_block_call {
+  uint64_t struct_size;
+  const ramp_expert_block_args* args; /* its `config` is ignored */
+  void* workspace;                    /* for ramp's own configs, as in ramp_expert_block; may be NULL */
+  uint64_t workspace_bytes;
+  void* stream;
+} ramp_block_call;
+RAMP_DEFINE_INIT(ramp_block_call)
+
+/* `call` of every launch, here and in ramp_kernel_dispatch, ramp_kernel_launch and prepare, is a
+ * ramp_block_call*. One of ramp's configs runs ramp_expert_block with it: args->weights may be any layer of
+ * the shape, format and activation of `weights`, and its errors are those of the call. One of yours runs
+ * desc->launch, whose `config` counts from 0 among desc->configs; the pointer is passed through untouched.
+ *
+ * Of desc: num_configs may be 0; num_experts, hidden and intermediate are those of the weights and may be
+ * left 0; top_k must be set; default_config counts in the whole table; machine NULL is the context's (its
+ * device and workers). warps_n and the extra columns that say how many blocks share an SM are not taken: they
+ * would have to be known of ramp's configs too. A file of such a kernel belongs to the backend, ISA level,
+ * format and activation as well. Names must differ from those of ramp's configs.
+ *
+ * The context must outlive the kernel; of the weights only the kind is looked at. Errors: INVALID_ARGUMENT,
+ * UNSUPPORTED (weights that do not run on this context), OUT_OF_MEMORY. */
+RAMP_API ramp_status ramp_block_kernel_create(ramp_context* context, const ramp_weights* weights,
+                                              const ramp_kernel_desc* desc, ramp_kernel** out);
+
 typedef struct ramp_kernel_info {
   uint64_t struct_size;
   int32_t num_configs;
@@ -120,6 +150,8 @@ RAMP_API ramp_status ramp_kernel_choose(const ramp_kernel* kernel, const int32_t
  */
 RAMP_API ramp_status ramp_kernel_dispatch(const ramp_kernel* kernel, const int32_t* histogram,
                                           int64_t num_experts, void* call, int32_t* config);
+/* Runs that config (from 0) without choosing: for a measure callback, for a graph per config. */
+RAMP_API ramp_status ramp_kernel_launch(const ramp_kernel* kernel, int32_t config, void* call);
 /* Predicted microseconds per config, us: [num_configs]; +infinity = must not be chosen. */
 RAMP_API ramp_status ramp_kernel_predict(const ramp_kernel* kernel, const int32_t* histogram,
                                          int64_t num_experts, float* us, int32_t num_configs);
@@ -156,7 +188,8 @@ typedef struct ramp_profile_options {
                             there, and none at later points if it was that slow at the first four; 0 = 2 */
   int32_t keep_hopeless; /* 1: measure every config fully at every point */
   int32_t resume;        /* 1: keep what the kernel's profile (measured or loaded) already has */
-  ramp_kernel_prepare_fn prepare;         /* NULL: launch gets the ramp_workload* as `call` */
+  ramp_kernel_prepare_fn prepare;         /* NULL: launch gets the ramp_workload* as `call`
+                                             (ramp_block_kernel_create: must be given) */
   ramp_kernel_measure_fn measure;         /* NULL: the library's steady clock around launch (+ synchronize) */
   ramp_kernel_synchronize_fn synchronize; /* NULL: launch is synchronous */
   void* user;                             /* passed to prepare, measure and synchronize */
@@ -215,6 +248,32 @@ RAMP_API ramp_status ramp_kernel_save_fit(const ramp_kernel* kernel, const char*
  * is malformed is an error (IO, BAD_FILE). */
 RAMP_API ramp_status ramp_kernel_load_profile(ramp_kernel* kernel, const char* path, int32_t* used);
 RAMP_API ramp_status ramp_kernel_load_fit(ramp_kernel* kernel, const char* path, int32_t* used);
+
+/* ---------------------------------------------------------------- kernel libraries */
+
+/* A kernel for the expert block as a shared library, for `ramp profile --kernel-library FILE`: it exports one
+ * C function, named ramp_kernel_library, that fills in a ramp_kernel_desc for ramp_block_kernel_create. The
+ * command makes the layers, checks every config's results against fp64, times ramp's configs and the
+ * library's alike, and writes a profile and a fit; a program that registers the same name and table loads the
+ * fit and dispatches by it.
+ *
+ * The handles belong to the command: a library compares their addresses with args->weights of a call, to know
+ * the layer, and must not hand them to a libramp of its own. */
+typedef struct ramp_kernel_library_request {
+  uint64_t struct_size;
+  ramp_device device; /* where all tensors lie */
+  int32_t format, activation;
+  int64_t num_experts, top_k, hidden, intermediate;
+  int64_t max_tokens; /* of any call */
+  int64_t num_layers;
+  const ramp_weights* const* weights; /* [num_layers] args->weights of calls to come */
+  const ramp_weights_desc* const*
+      values; /* [num_layers] in checkpoint layout, for this call only: copy them */
+} ramp_kernel_library_request;
+
+/* Fills in name, configs, num_configs, extra columns, launch and user of desc, an initialised struct; all of
+ * it lives until the process ends. 0 = success; anything else: not for this shape, format or machine. */
+typedef int (*ramp_kernel_library_fn)(const ramp_kernel_library_request* request, ramp_kernel_desc* desc);
 
 #ifdef __cplusplus
 } /* extern "C" */

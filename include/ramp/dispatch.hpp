@@ -7,6 +7,9 @@
 //   kernel.fit();
 //   kernel.dispatch(histogram, &my_arguments);   // every step
 //
+// ramp::Kernel(context, weights, {...}) registers a kernel of yours beside ramp's own configs of the expert
+// block (ramp_block_kernel_create); `call` is then a ramp_block_call*.
+//
 // Everything else (concurrency, files, what is copied) is as in dispatch.h. Callables may throw: the
 // exception comes out of the call that ran them; while profiling, a launch or measure that throws counts as a
 // config that failed, unless it throws through prepare.
@@ -19,6 +22,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "ramp/dispatch.h"
@@ -72,6 +76,116 @@ struct ProfileOptions {
 class Kernel {
  public:
   explicit Kernel(KernelDesc desc) : launch_(std::make_unique<Launch>(std::move(desc.launch))) {
+    create(desc, [](const ramp_kernel_desc& d, ramp_kernel** out) { return ramp_kernel_create(&d, out); });
+  }
+  // ramp's own configs for these weights, then desc's; the context must outlive the kernel. Of desc only
+  // name, configs, top_k and launch must be set; its launch counts configs from 0 among its own.
+  Kernel(Context& context, const Weights& weights, KernelDesc desc)
+      : launch_(std::make_unique<Launch>(std::move(desc.launch))), block_(true) {
+    create(desc, [&](const ramp_kernel_desc& d, ramp_kernel** out) {
+      return ramp_block_kernel_create(context.get(), weights.get(), &d, out);
+    });
+  }
+
+  // ---- every step; const, any number of threads
+  [[nodiscard]] int32_t choose(std::span<const int32_t> histogram) const {
+    int32_t config = 0;
+    check(ramp_kernel_choose(get(), histogram.data(), static_cast<int64_t>(histogram.size()), &config));
+    return config;
+  }
+  // Chooses and launches; returns the config.
+  int32_t dispatch(std::span<const int32_t> histogram, void* call) const {
+    Call c = wrapped(call);
+    int32_t config = 0;
+    const ramp_status status =
+        ramp_kernel_dispatch(get(), histogram.data(), static_cast<int64_t>(histogram.size()), &c, &config);
+    if (c.error) std::rethrow_exception(c.error);
+    check(status);
+    return config;
+  }
+  // Runs that config without choosing.
+  void launch(int32_t config, void* call) const {
+    Call c = wrapped(call);
+    const ramp_status status = ramp_kernel_launch(get(), config, &c);
+    if (c.error) std::rethrow_exception(c.error);
+    check(status);
+  }
+  // Predicted microseconds per config.
+  [[nodiscard]] std::vector<float> predict(std::span<const int32_t> histogram) const {
+    std::vector<float> us(static_cast<size_t>(info().num_configs));
+    check(ramp_kernel_predict(get(), histogram.data(), static_cast<int64_t>(histogram.size()), us.data(),
+                              static_cast<int32_t>(us.size())));
+    return us;
+  }
+
+  // ---- writers
+  void profile(const ProfileOptions& options) {
+    std::vector<ramp_workload> workloads;
+    for (const Workload& w : options.workloads) {
+      ramp_workload c = ramp_workload_init();
+      c.name = w.name.empty() ? nullptr : w.name.c_str();
+      c.tokens = w.tokens;
+      if (static_cast<int64_t>(w.histogram.size()) != info().num_experts)
+        throw Error(RAMP_ERROR_INVALID_ARGUMENT,
+                    "workload '" + w.name + "': got " + std::to_string(w.histogram.size()) +
+                        " counts, expected one per expert: " + std::to_string(info().num_experts));
+      c.histogram = w.histogram.data();
+      workloads.push_back(c);
+    }
+    Run run{*this, options, {}, nullptr};
+    ramp_profile_options o = ramp_profile_options_init();
+    o.workloads = workloads.data();
+    o.num_workloads = static_cast<int64_t>(workloads.size());
+    o.max_tokens = options.max_tokens;
+    o.seed = options.seed;
+    o.warmup = options.warmup;
+    o.repeats = options.repeats;
+    o.hopeless_ratio = options.hopeless_ratio;
+    o.keep_hopeless = options.keep_hopeless ? 1 : 0;
+    o.resume = options.resume ? 1 : 0;
+    if (options.prepare || !block_) o.prepare = &Kernel::run_prepare;
+    if (options.measure) o.measure = &Kernel::run_measure;
+    if (options.synchronize) o.synchronize = &Kernel::run_synchronize;
+    o.user = &run;
+    const ramp_status status = ramp_kernel_profile(get(), &o);
+    if (run.error) std::rethrow_exception(run.error);
+    check(status);
+  }
+  void fit(const char* cost_model = nullptr) { check(ramp_kernel_fit(get(), cost_model)); }
+  void save_profile(const std::string& path) const { check(ramp_kernel_save_profile(get(), path.c_str())); }
+  void save_fit(const std::string& path) const { check(ramp_kernel_save_fit(get(), path.c_str())); }
+  // False: the file belongs to another machine, kernel or library series; warnings() says which.
+  bool load_profile(const std::string& path) {
+    int32_t used = 0;
+    check(ramp_kernel_load_profile(get(), path.c_str(), &used));
+    return used != 0;
+  }
+  bool load_fit(const std::string& path) {
+    int32_t used = 0;
+    check(ramp_kernel_load_fit(get(), path.c_str(), &used));
+    return used != 0;
+  }
+
+  // ---- getters
+  [[nodiscard]] ramp_kernel_info info() const {
+    ramp_kernel_info value = ramp_kernel_info_init();
+    check(ramp_kernel_get_info(get(), &value));
+    return value;
+  }
+  [[nodiscard]] const char* config_name(int32_t index) const noexcept {
+    return ramp_kernel_config_name(get(), index);
+  }
+  [[nodiscard]] std::vector<std::string> warnings() const {
+    std::vector<std::string> lines;
+    for (int32_t i = 0; const char* line = ramp_kernel_warning(get(), i); ++i) lines.emplace_back(line);
+    return lines;
+  }
+  [[nodiscard]] ramp_kernel* get() const noexcept { return handle_.get(); }
+
+ private:
+  using Launch = std::function<int(int32_t, void*)>;
+  template <typename Make>
+  void create(const KernelDesc& desc, const Make& make) {
     std::vector<ramp_kernel_config> configs;
     for (const KernelConfig& c : desc.configs) {
       if (c.extra.size() != desc.extra_columns.size())
@@ -114,106 +228,23 @@ class Kernel {
     d.log = desc.log;
     d.log_user = desc.log_user;
     ramp_kernel* handle = nullptr;
-    check(ramp_kernel_create(&d, &handle));
+    check(make(d, &handle));
     handle_.reset(handle);
   }
-
-  // ---- every step; const, any number of threads
-  [[nodiscard]] int32_t choose(std::span<const int32_t> histogram) const {
-    int32_t config = 0;
-    check(ramp_kernel_choose(get(), histogram.data(), static_cast<int64_t>(histogram.size()), &config));
-    return config;
-  }
-  // Chooses and launches; returns the config.
-  int32_t dispatch(std::span<const int32_t> histogram, void* call) const {
-    Call c{call, nullptr};
-    int32_t config = 0;
-    const ramp_status status =
-        ramp_kernel_dispatch(get(), histogram.data(), static_cast<int64_t>(histogram.size()), &c, &config);
-    if (c.error) std::rethrow_exception(c.error);
-    check(status);
-    return config;
-  }
-  // Predicted microseconds per config.
-  [[nodiscard]] std::vector<float> predict(std::span<const int32_t> histogram) const {
-    std::vector<float> us(static_cast<size_t>(info().num_configs));
-    check(ramp_kernel_predict(get(), histogram.data(), static_cast<int64_t>(histogram.size()), us.data(),
-                              static_cast<int32_t>(us.size())));
-    return us;
-  }
-
-  // ---- writers
-  void profile(const ProfileOptions& options) {
-    std::vector<ramp_workload> workloads;
-    for (const Workload& w : options.workloads) {
-      ramp_workload c = ramp_workload_init();
-      c.name = w.name.empty() ? nullptr : w.name.c_str();
-      c.tokens = w.tokens;
-      if (static_cast<int64_t>(w.histogram.size()) != info().num_experts)
-        throw Error(RAMP_ERROR_INVALID_ARGUMENT,
-                    "workload '" + w.name + "': got " + std::to_string(w.histogram.size()) +
-                        " counts, expected one per expert: " + std::to_string(info().num_experts));
-      c.histogram = w.histogram.data();
-      workloads.push_back(c);
-    }
-    Run run{options, {}, nullptr};
-    ramp_profile_options o = ramp_profile_options_init();
-    o.workloads = workloads.data();
-    o.num_workloads = static_cast<int64_t>(workloads.size());
-    o.max_tokens = options.max_tokens;
-    o.seed = options.seed;
-    o.warmup = options.warmup;
-    o.repeats = options.repeats;
-    o.hopeless_ratio = options.hopeless_ratio;
-    o.keep_hopeless = options.keep_hopeless ? 1 : 0;
-    o.resume = options.resume ? 1 : 0;
-    o.prepare = &Kernel::run_prepare;
-    if (options.measure) o.measure = &Kernel::run_measure;
-    if (options.synchronize) o.synchronize = &Kernel::run_synchronize;
-    o.user = &run;
-    const ramp_status status = ramp_kernel_profile(get(), &o);
-    if (run.error) std::rethrow_exception(run.error);
-    check(status);
-  }
-  void fit(const char* cost_model = nullptr) { check(ramp_kernel_fit(get(), cost_model)); }
-  void save_profile(const std::string& path) const { check(ramp_kernel_save_profile(get(), path.c_str())); }
-  void save_fit(const std::string& path) const { check(ramp_kernel_save_fit(get(), path.c_str())); }
-  // False: the file belongs to another machine, kernel or library series; warnings() says which.
-  bool load_profile(const std::string& path) {
-    int32_t used = 0;
-    check(ramp_kernel_load_profile(get(), path.c_str(), &used));
-    return used != 0;
-  }
-  bool load_fit(const std::string& path) {
-    int32_t used = 0;
-    check(ramp_kernel_load_fit(get(), path.c_str(), &used));
-    return used != 0;
-  }
-
-  // ---- getters
-  [[nodiscard]] ramp_kernel_info info() const {
-    ramp_kernel_info value = ramp_kernel_info_init();
-    check(ramp_kernel_get_info(get(), &value));
-    return value;
-  }
-  [[nodiscard]] const char* config_name(int32_t index) const noexcept {
-    return ramp_kernel_config_name(get(), index);
-  }
-  [[nodiscard]] std::vector<std::string> warnings() const {
-    std::vector<std::string> lines;
-    for (int32_t i = 0; const char* line = ramp_kernel_warning(get(), i); ++i) lines.emplace_back(line);
-    return lines;
-  }
-  [[nodiscard]] ramp_kernel* get() const noexcept { return handle_.get(); }
-
- private:
-  using Launch = std::function<int(int32_t, void*)>;
-  // What the C callbacks get as `call`: the caller's pointer, and where an exception waits.
+  // What the C callbacks get as `call`: the caller's pointer, and where an exception waits. `block` stands
+  // first, for ramp's own configs read it there.
   struct Call {
+    ramp_block_call block;
     void* call;
     std::exception_ptr error;
   };
+  static_assert(std::is_standard_layout_v<Call>);
+  [[nodiscard]] Call wrapped(void* call) const {
+    return {block_ && call != nullptr ? *static_cast<const ramp_block_call*>(call) : ramp_block_call_init(),
+            call, nullptr};
+  }
   struct Run {
+    const Kernel& kernel;
     const ProfileOptions& options;
     Call call;
     std::exception_ptr error;
@@ -230,7 +261,11 @@ class Kernel {
   static int run_prepare(void* user, const ramp_workload* point, void** call) noexcept {
     auto& r = *static_cast<Run*>(user);
     try {
-      r.call = {r.options.prepare ? r.options.prepare(*point) : const_cast<ramp_workload*>(point), nullptr};
+      if (r.options.prepare) {
+        r.call = r.kernel.wrapped(r.options.prepare(*point));
+      } else {
+        r.call = {ramp_block_call_init(), const_cast<ramp_workload*>(point), nullptr};
+      }
       *call = &r.call;
       return 0;
     } catch (...) {
@@ -257,6 +292,7 @@ class Kernel {
   }
 
   std::unique_ptr<Launch> launch_;  // address known to the handle
+  bool block_ = false;
   std::unique_ptr<ramp_kernel, detail::Deleter<ramp_kernel_destroy>> handle_;
 };
 

@@ -294,6 +294,10 @@ typedef struct ramp_trace_record {
   const char* const* configs;
   const int32_t* histogram; /* [num_experts] rows */
   double predicted_us;      /* 0 where no cost is known */
+  double measured_us;       /* 0: not timed (ramp_context_time_trace) */
+  const double* configs_us; /* [num_configs] predicted, all rows with that config; 0 where no cost is known */
+  const char* default_config; /* what config 0 runs without a fit; NULL where that is none of the traced */
+  double default_us;          /* predicted for it; 0 where its cost is not known */
 } ramp_trace_record;
 RAMP_DEFINE_INIT(ramp_trace_record)
 typedef void (*ramp_trace_fn)(const ramp_trace_record* record, void* user);
@@ -301,8 +305,40 @@ typedef void (*ramp_trace_fn)(const ramp_trace_record* record, void* user);
  * each); graphs that are captured now go on doing so. 0: calls made from now on write none. The number stays
  * what it was first. A traced call has one candidate at least and never takes the few-token kernel. */
 RAMP_API ramp_status ramp_context_trace(ramp_context* context, uint64_t records);
-/* Waits for the device and hands out the records written since the last time, oldest first. */
+/* on = 1: from now on traced calls that are not captured are timed too, by an event in front of the layer's
+ * first kernel and one behind its last, which keeps the layer from overlapping its neighbours on the stream.
+ * Records of captured calls stay unmeasured, and so do those of all but the last 65536 timed calls. Nothing
+ * waits, neither host nor stream. 0: no more. */
+RAMP_API ramp_status ramp_context_time_trace(ramp_context* context, int32_t on);
+/* Waits for the device (no stream may be capturing) and hands out the records written since the last time,
+ * oldest first. */
 RAMP_API ramp_status ramp_context_read_trace(ramp_context* context, ramp_trace_fn take, void* user);
+
+/* What the trace says, in counts and sums over its records, and the largest values of any of them.
+ *   imbalance       rows of the fullest expert / mean rows of the experts that have any, >= 1
+ *   default regret  predicted time of the config that runs without a fit / predicted time of what was chosen,
+ *                   minus 1: what going without the fit is predicted to cost; below 0, to gain
+ *   error           |predicted / measured - 1| */
+typedef struct ramp_context_counters {
+  uint64_t struct_size;
+  uint64_t records; /* counted: all of the trace, but for `lost` */
+  uint64_t lost;    /* gave way to others before they were counted */
+  uint64_t active;  /* of records: an expert had rows. Only of these are there ... */
+  double imbalance_sum, imbalance_max;
+  uint64_t changed;             /* ... choices other than the default, */
+  uint64_t compared;            /* ... pairs of predicted times, the default's and that of what was chosen, */
+  double chosen_us, default_us; /* sums of them, */
+  double default_regret_sum, default_regret_max;
+  uint64_t measured;  /* ... measured times, */
+  double measured_us; /* a sum, */
+  uint64_t judged;    /* ... measured times beside predicted ones: */
+  double error_sum;
+} ramp_context_counters;
+RAMP_DEFINE_INIT(ramp_context_counters)
+/* Counts the records written since the last time, then fills in *out. Waits for the device where there is a
+ * trace (no stream may be capturing); all zeros where there never was one. Records stay for
+ * ramp_context_read_trace, and those that it hands out are counted there. */
+RAMP_API ramp_status ramp_context_get_counters(ramp_context* context, ramp_context_counters* out);
 
 /* ---------------------------------------------------------------- expert weights */
 

@@ -312,6 +312,22 @@ class Context {
     check(ramp_context_load_fit(get(), path, &used));
     return used;
   }
+  // Traces and their counters: see ramp_context_trace and what follows it. take(const ramp_trace_record&)
+  // must not throw.
+  void trace(uint64_t records) { check(ramp_context_trace(get(), records)); }
+  void time_trace(bool on) { check(ramp_context_time_trace(get(), on ? 1 : 0)); }
+  template <typename Take>
+  void read_trace(Take&& take) {
+    using Function = std::remove_reference_t<Take>;
+    check(ramp_context_read_trace(
+        get(), [](const ramp_trace_record* r, void* user) { (*static_cast<Function*>(user))(*r); },
+        const_cast<void*>(static_cast<const void*>(std::addressof(take)))));
+  }
+  [[nodiscard]] ramp_context_counters counters() {
+    ramp_context_counters value = ramp_context_counters_init();
+    check(ramp_context_get_counters(get(), &value));
+    return value;
+  }
   // Name of config number `index` (from 0) for these weights; nullptr past the last.
   [[nodiscard]] const char* config_name(const Weights& weights, int32_t index) const noexcept {
     return ramp_config_name(get(), weights.get(), index);

@@ -6,6 +6,7 @@
 //   Y  dtype of y (ramp_dtype): 1 f32, 2 f16, 3 bf16
 // Entries ..._k2 take rows two at a time: fewer registers, hence more threads, which is what keeps loads in
 // flight where a token has few rows.
+#include "common/dependent.cuh"
 #include "common/types.cuh"
 #include "params/block.hpp"
 
@@ -103,22 +104,6 @@ __device__ __forceinline__ void add_addend(const CombineParams& p, i64 at, float
   for (int i = 0; i < 8; ++i) v[i] += r.get(i);
 }
 
-// Waits until what the kernel in front writes is visible; nothing before sm_90, where launches do not
-// overlap.
-__device__ __forceinline__ void dependency_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Lets the kernel behind this one take its place on the SMs while GEMM 2 ends. It waits for this kernel's
-// end, which comes after that of all before it.
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // index / divisor; the 64-bit division only where it is needed (the branch is uniform).
 __device__ __forceinline__ u64 quotient(u64 index, u32 divisor) {
   return index >> 32 == 0 ? (u32)index / divisor : index / divisor;
@@ -126,6 +111,8 @@ __device__ __forceinline__ u64 quotient(u64 index, u32 divisor) {
 
 template <int ROWS, int kFlight>
 __device__ __forceinline__ void combine(const CombineParams& p) {
+  // The kernel behind this one may take its place on the SMs while GEMM 2 ends. It waits for this kernel's
+  // end, which comes after that of all before it.
   launch_dependents();
   const u32 vectors = (u32)p.hidden / kVector;
   const u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;

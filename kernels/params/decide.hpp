@@ -10,6 +10,7 @@
 //
 // 0 where it is given none. The time of an option is the sum over its candidates. ns() is a curve through
 // points: by steps of 8 rows up to 256 rows, from there on four points per octave and straight lines between.
+// Sums saturate at 2^32 - 1 ns, so that a cost far above real ones never looks cheap.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -28,6 +29,9 @@ constexpr unsigned kFinePoints = 33;
 constexpr unsigned kFineRows = 256;
 constexpr unsigned kLastOctave = 16;
 constexpr unsigned kCostPoints = kFinePoints + 4 * (kLastOctave - 8 + 1);
+
+// The most that a point of a curve may be (the host sees to it): the 64 experts of a warp stay below 2^32.
+constexpr unsigned kMostCurveNs = (1U << 26) - 1;
 
 // Shared memory of a deciding block in 4-byte words: curves, two sums per option and candidate and warp, a
 // scan's sums. (Warps: params/prologue.hpp.)
@@ -65,7 +69,10 @@ struct DecideParams {
   unsigned trace_words;       // of a record
   unsigned trace_records;     // that fit
   unsigned trace_call;        // number of the call, as the host counts
+  unsigned trace_tag;         // of this launch alone, where the host times it; else 0
 };
+// Words in front of a record's counts: number + 1 (0: never written), call, option, predicted ns, tag.
+constexpr unsigned kTraceHeader = 5;
 
 // Rows at which point i lies.
 RAMP_DECIDE_FN unsigned point_rows(unsigned i) {
@@ -97,14 +104,27 @@ RAMP_DECIDE_FN unsigned candidate_of(const DecideOption& option, unsigned rows) 
 RAMP_DECIDE_FN unsigned tiles_of(unsigned rows, unsigned tile_m) {
   return (rows + tile_m - 1) / tile_m;
 }
+// a + b, at most 2^32 - 1: whatever the order of a sum, the same.
+RAMP_DECIDE_FN unsigned saturating_sum(unsigned a, unsigned b) {
+  const unsigned sum = a + b;
+  return sum < a ? 0xffffffffU : sum;
+}
 RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsigned active, unsigned tiles) {
+  using Wide = unsigned long long;
   if (tiles == 0) return 0;
-  const unsigned weights = active * c.active_ns;
-  unsigned ns = c.base_ns + sum + weights - (sum < weights ? sum : weights) / 256 * c.overlap;
+  const Wide weights = static_cast<Wide>(active) * c.active_ns;
+  const unsigned hidden = sum < weights ? sum : static_cast<unsigned>(weights);
+  Wide ns = c.base_ns + (sum + weights) - static_cast<Wide>(hidden / 256 * c.overlap);
   // No places: no cost is known (a fit of a model that the GPU cannot evaluate).
-  for (unsigned g = 0; g < 2; ++g)
-    if (c.places[g] != 0) ns += c.wave_ns[g] * ((tiles * c.units[g] + c.places[g] - 1) / c.places[g]);
-  return ns;
+  for (unsigned g = 0; g < 2; ++g) {
+    if (c.places[g] == 0) continue;
+    const Wide units = static_cast<Wide>(tiles) * c.units[g];
+    const unsigned most = 0U - c.places[g];  // rounds up within 32 bits
+    const unsigned waves =
+        ((units < most ? static_cast<unsigned>(units) : most) + c.places[g] - 1) / c.places[g];
+    ns += static_cast<Wide>(waves) * c.wave_ns[g];
+  }
+  return ns < 0xffffffffU ? static_cast<unsigned>(ns) : 0xffffffffU;
 }
 
 #if !defined(__CUDACC__)
@@ -120,12 +140,13 @@ inline unsigned decide_on_host(const DecideParams& d, const int* histogram, unsi
       if (histogram[e] <= 0) continue;
       const auto rows = static_cast<unsigned>(histogram[e]);
       const unsigned c = candidate_of(d.option[o], rows);
-      sum[c] += curve_ns(d.cost[c].ns, rows);
+      sum[c] = saturating_sum(sum[c], curve_ns(d.cost[c].ns, rows));
       active[c] += 1;
       tiles[c] += tiles_of(rows, d.plan[c].tile_m);
     }
     unsigned total = 0;
-    for (unsigned c = 0; c < d.candidates; ++c) total += candidate_ns(d.cost[c], sum[c], active[c], tiles[c]);
+    for (unsigned c = 0; c < d.candidates; ++c)
+      total = saturating_sum(total, candidate_ns(d.cost[c], sum[c], active[c], tiles[c]));
     if (o != 0 && total >= time_ns) continue;
     time_ns = total;
     best = o;

@@ -46,7 +46,7 @@ struct SortParams {
 };
 
 // Where a row of GEMM1's input comes from.
-enum RowSource : unsigned {
+enum InputRows : unsigned {
   kRowsAreTokens = 0,   // row t is x[t]
   kRowsAreSlots = 1,    // row t*k + j is x[t] times the router weight of the slot
   kRowsAreBatched = 2,  // row e*max_tokens + r is x[e][r], for r < counts[e]

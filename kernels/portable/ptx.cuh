@@ -2,6 +2,7 @@
 // dependent launches. Shared-memory addresses are 32-bit (shared_address).
 #pragma once
 
+#include "common/dependent.cuh"
 #include "common/types.cuh"
 
 // FP8 products by the tensor cores themselves; elsewhere codes are decoded to f16 in registers. sm_90 has
@@ -134,19 +135,4 @@ __device__ __forceinline__ float divide(float a, float b) {
   r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.0f), r);
   const float q = __fmul_rn(a, r);
   return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
-}
-
-// ---------------------------------------------------------------- dependent launches
-
-// Waits until the kernels in front have completed and their writes are visible; nothing before sm_90, where
-// launches do not overlap.
-__device__ __forceinline__ void dependency_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }

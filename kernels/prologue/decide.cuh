@@ -76,10 +76,11 @@ __device__ __forceinline__ u32 decide(const DecideParams& d, const DecideShared&
       u32 sum = 0, count = 0;
       for (u32 w = 0; w < warps; ++w) {
         const u32* const from = s.sums + w * kDecideSums + 2 * (lane * kMostCandidates + c);
-        sum += from[0];
+        sum = saturating_sum(sum, from[0]);
         count += from[1];
       }
-      total += candidate_ns(d.cost[c], sum, count >> kActiveShift, count & ((1u << kActiveShift) - 1u));
+      total = saturating_sum(
+          total, candidate_ns(d.cost[c], sum, count >> kActiveShift, count & ((1u << kActiveShift) - 1u)));
     }
   }
   time_ns = __reduce_min_sync(kAllLanes, total);
@@ -158,9 +159,8 @@ __device__ __forceinline__ PlanTiles scan_plans(const DecideParams& d, const Sor
   return {{(u32)(all[0] >> 32), (u32)all[1], (u32)(all[1] >> 32)}};
 }
 
-// A trace: how many records have been written, and behind it a ring of them, d.trace_words words each:
-// number + 1 (0: never written), call, option, predicted ns, rows of every expert.
-constexpr u32 kTraceHeader = 4;
+// A trace: how many records have been written, and behind it a ring of them, d.trace_words words each: the
+// header (kTraceHeader), then the rows of every expert.
 __device__ __forceinline__ void write_record(const DecideParams& d, const SortShared& s, u32 experts,
                                              u32 option, u32 time_ns) {
   if (threadIdx.x == 0) s.sums[0] = atomicAdd(d.trace, 1ull);
@@ -175,6 +175,7 @@ __device__ __forceinline__ void write_record(const DecideParams& d, const SortSh
   record[1] = d.trace_call;
   record[2] = option;
   record[3] = time_ns;
+  record[4] = d.trace_tag;
 }
 
 // The plans of all candidates: what sort_block() and the batched entry ask of a plan (sort.cuh: OnePlan).

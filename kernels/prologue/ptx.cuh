@@ -1,6 +1,7 @@
 // The PTX instructions of the prologue's kernels, one per wrapper.
 #pragma once
 
+#include "common/dependent.cuh"
 #include "common/types.cuh"
 
 struct Words4 {
@@ -38,23 +39,17 @@ __device__ __forceinline__ u32 e4m3_pair(float lo, float hi) {
 }
 #endif
 
+// v, and what is computed from it is computed after this: the compiler moves none of it out of a loop that
+// comes here once, to be kept in registers all along.
+__device__ __forceinline__ u32 not_before(u32 v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // Dependent launches. Every kernel here waits on every path before it ends, and, but for the prologue's
 // `early` rows, before it reads what another kernel may have written and before it writes global memory. It
 // lets its dependents start only after that: so whoever runs behind two of these knows that all in front of
 // the first has completed.
-#if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void dependency_wait() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-// Lets dependents start; gives them no visibility.
-__device__ __forceinline__ void launch_dependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-#else
-__device__ __forceinline__ void dependency_wait() {}
-__device__ __forceinline__ void launch_dependents() {}
-#endif
-
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ u32 cluster_rank() {
   u32 r;

@@ -10,6 +10,7 @@
 // are all inside the row or all outside.
 #pragma once
 
+#include "common/quotient.cuh"
 #include "params/prologue.hpp"
 #include "prologue/ptx.cuh"
 #include "prologue/values.cuh"
@@ -141,17 +142,6 @@ __device__ __forceinline__ u32 signs(const float* v) {
   const u32 low = __byte_perm(__float_as_uint(v[0]), __float_as_uint(v[1]), 0x0073);
   const u32 high = __byte_perm(__float_as_uint(v[2]), __float_as_uint(v[3]), 0x0073);
   return __byte_perm(low, high, 0x5410) & 0x80808080u;
-}
-// a / scale, for a >= 0, given inverse = 1/scale rounded correctly: the division's own Newton step, with the
-// reciprocal taken out of the loop. One correction leaves an error below one unit, so that a code can only
-// differ from the exact quotient's where that lies within one unit of a boundary between two codes, and there
-// it does not: checked for all 2^23 mantissas of scale, all 16 mantissas of a boundary and the 7 values of a
-// around their product (tests/weights/quotient_test.cpp). Needs scale and inverse normal and a < 1025 scale.
-// If a is below 2^-100 the remainder may underflow; with scale >= 2^-60 the result is then still below 2^-39,
-// whose code is 0 like the quotient's.
-__device__ __forceinline__ float quotient(float a, float scale, float inverse) {
-  const float q = __fmul_rn(a, inverse);
-  return __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
 }
 // 16 codes. A NaN keeps its sign. `bound`: magnitudes that this may exceed (static scales) are cut there.
 __device__ __forceinline__ void encode(const float (&v)[kLaneColumns], float scale, float bound,

@@ -171,8 +171,10 @@ __device__ __forceinline__ void prefix_warps(const SortShared& s, u32 experts) {
 // and base. Returns the number of tiles. Contains one barrier; another must follow before others read.
 __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u32 tile_m, u32 count0,
                                             u32 count1, u32 before0, u32 before1) {
-  const u32 lane = threadIdx.x % 32;
-  const u32 warp = threadIdx.x / 32;
+  // sort_block()'s loop comes here in its first round alone.
+  const u32 thread = not_before(threadIdx.x);
+  const u32 lane = thread % 32;
+  const u32 warp = thread / 32;
   const u32 tiles0 = (count0 + tile_m - 1) / tile_m;
   const u32 tiles1 = (count1 + tile_m - 1) / tile_m;
   // Rows in the low half, tiles in the high one; both stay below 2^31.
@@ -194,7 +196,7 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
   const u64 all = __shfl_sync(kAllLanes, warps, kPrologueWarps - 1);
   const u64 earlier = __shfl_sync(kAllLanes, warps, warp == 0 ? 0 : warp - 1);
   const u64 start = sum - mine + (warp == 0 ? 0 : earlier);
-  const u32 e = 2 * threadIdx.x;
+  const u32 e = 2 * thread;
   const u32 row = (u32)start;
   const u32 tile = (u32)(start >> 32);
   if (e < experts) {
@@ -207,7 +209,7 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
     s.tile[e + 1] = tile + tiles0;
     s.base[e + 1] = row + count0 + before1;
   }
-  if (threadIdx.x == 0) s.first[experts] = (u32)all;
+  if (thread == 0) s.first[experts] = (u32)all;
   return (u32)(all >> 32);
 }
 

@@ -4,6 +4,7 @@
 
 #include "sm90/flat_silu.cuh"
 #include "sm90/prefill_flat_math.cuh"
+#include "sm90/prefill_store.cuh"
 
 constexpr u32 kFlatStaging = 4096;  // per math warp: 16 rows of 256 bytes
 
@@ -165,20 +166,12 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
   const u32 lane = threadIdx.x % 32;
   const u32 base = warp_row<SLICES>(group);
   const u32 staging = s.staging + threadIdx.x / 32 * kFlatStaging;
-  // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1.
   const u32 to = staging + lane % 16 * 256;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
     const u32 slice = 2 * (u32)item.pair + (SLICES == 2 ? i : group);
     if (slice >= (u32)p.slices) break;
-#pragma unroll
-    for (u32 j = 0; j < 16; j += 2) {
-      const float* const v = &sum[64 * i + 4 * j];
-      store_matrices(to + ((j + lane / 16) ^ (lane % 8)) * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
-                     bf16_pair(v[2] * weight[1], v[3] * weight[1]),
-                     bf16_pair(v[4] * weight[0], v[5] * weight[0]),
-                     bf16_pair(v[6] * weight[1], v[7] * weight[1]));
-    }
+    stage_slice(to, sum + 64 * i, weight);
     __syncwarp();
     // All loads before the first store, so that their latency is met once.
     uint4 words[8];

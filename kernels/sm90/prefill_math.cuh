@@ -4,6 +4,7 @@
 #include "sm90/prefill_bring.cuh"
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_queue.cuh"
+#include "sm90/prefill_store.cuh"
 #include "sm90/wgmma.cuh"
 
 // This warp has done with a slot: the lanes that have read scales from it say so here, one of them to the
@@ -186,8 +187,7 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
   const u32 lane = threadIdx.x % 32;
   const u32 base = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16;
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
-  // Lane l names row l % 16 of the 8 columns of n8 block j (l < 16) or j + 1; it stores 16 bytes of row l /
-  // 16 and of every second one below.
+  // This lane stores 16 bytes of row lane / 16 and of every second one below.
   const u32 to = staging + lane % 16 * 256;
   const u32 from = staging + lane / 16 * 256;
   const int left = item.rows - (int)(base + lane / 16);
@@ -197,14 +197,7 @@ __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared&
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
     if (2 * item.pair + (SLICES == 2 ? i : (int)group) >= p.slices) break;
-#pragma unroll
-    for (u32 j = 0; j < 16; j += 2) {
-      const float* const v = &sum[i][4 * j];
-      store_matrices(to + ((j + lane / 16) ^ (lane % 8)) * 16, bf16_pair(v[0] * weight[0], v[1] * weight[0]),
-                     bf16_pair(v[2] * weight[1], v[3] * weight[1]),
-                     bf16_pair(v[4] * weight[0], v[5] * weight[0]),
-                     bf16_pair(v[6] * weight[1], v[7] * weight[1]));
-    }
+    stage_slice(to, sum[i], weight);
     __syncwarp();
     uint4 words[8];
 #pragma unroll

@@ -2,8 +2,9 @@
 // the arithmetic of its epilogues (twins of the stream kernel's: the same bits).
 #pragma once
 
+#include "common/quotient.cuh"
 #include "common/types.cuh"
-#include "sm90/silu.cuh"
+#include "sm90/activate.cuh"
 
 __device__ __forceinline__ float load_float(u32 address) {
   float v;
@@ -144,22 +145,4 @@ __device__ __forceinline__ void registers_take() {
 template <int COUNT>
 __device__ __forceinline__ void registers_release() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
-}
-
-// a / scale as far as its code shows, given inverse = 1/scale rounded correctly: prologue/quantize.cuh.
-__device__ __forceinline__ float quotient(float a, float scale, float inverse) {
-  const float q = __fmul_rn(a, inverse);
-  return __fmaf_rn(__fmaf_rn(-scale, q, a), inverse, q);
-}
-
-// The stream kernel's: the same bits.
-__device__ __forceinline__ float activate(float g, float u) {
-#if ACTIVATION == 0
-  return __fmul_rn(silu(g), u);
-#elif ACTIVATION == 1
-  return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-#else
-  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-  return 0.5f * g * (1.0f + tanhf(z)) * u;
-#endif
 }

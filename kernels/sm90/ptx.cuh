@@ -2,6 +2,7 @@
 // clusters, wgmma's bookkeeping, dependent launches. Shared-memory addresses are 32-bit (shared_address).
 #pragma once
 
+#include "common/dependent.cuh"
 #include "common/types.cuh"
 
 __device__ __forceinline__ u32 shared_address(const void* p) {
@@ -184,16 +185,4 @@ __device__ __forceinline__ void wgmma_wait() {
 // bytes of depth are descriptor + 2.
 __device__ __forceinline__ u64 descriptor(u32 address) {
   return (u64)((address & 0x3ffffu) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
-
-// ---------------------------------------------------------------- dependent launches
-
-// Waits until the kernels that this one depends on have completed and their writes are visible. Every kernel
-// that is launched as a dependent one waits on every path, and writes to global memory only after it.
-__device__ __forceinline__ void dependency_wait() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-// Lets dependents start; gives them no visibility.
-__device__ __forceinline__ void launch_dependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

@@ -6,7 +6,7 @@
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/stream.hpp"
-#include "sm90/silu.cuh"
+#include "sm90/activate.cuh"
 
 using namespace ramp::core::cuda;
 
@@ -60,15 +60,4 @@ __device__ __forceinline__ u32 source_row(int source, const StreamParams& p, int
 // packed input. The tile before ends at or before it, since rounding its rows up adds less than STEP.
 __device__ __forceinline__ u64 packed_row(const Item& item) {
   return (u64)(((u32)item.first + STEP - 1) / STEP + (u32)item.number) * STEP;
-}
-
-__device__ __forceinline__ float activate(float g, float u) {
-#if ACTIVATION == 0
-  return __fmul_rn(silu(g), u);
-#elif ACTIVATION == 1
-  return 0.5f * g * (1.0f + erff(g * 0.70710678f)) * u;
-#else
-  const float z = 0.79788456f * (g + 0.044715f * g * g * g);
-  return 0.5f * g * (1.0f + tanhf(z)) * u;
-#endif
 }

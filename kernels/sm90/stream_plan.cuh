@@ -24,7 +24,12 @@ __device__ __forceinline__ u32 load_word(u32 address) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
   return v;
 }
-// From L2: L1 may hold what was there before.
+// From L2. No acquire is needed: whoever wrote ids and map had completed before this grid began. Every block
+// of the prologue has waited for what is in front of it (griddepcontrol.wait: its writes are performed for
+// all of the GPU) before it lets this grid begin or ends itself. What is left is an L1 that holds a line from
+// before that write, and these loads do not look there. (To the PTX memory model .cg is a hint; the
+// instruction that ptxas makes of it for sm_90, LDG.STRONG.GPU, is that of ld.relaxed.gpu, the strong load
+// which the model asks for.)
 __device__ __forceinline__ int load_fresh(const int* p) {
   int v;
   asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p));
@@ -120,6 +125,21 @@ __device__ __forceinline__ int own_slot(u32 table, int row) {
 }
 
 // ---------------------------------------------------------------- either plan
+//
+// The prologue's plan is read by ordinary loads before this grid's dependency_wait() where GEMM 1 runs beside
+// another plan's GEMM 1 (StreamParams::beside) and by GEMM 2, which wants its weights early. Both begin when
+// every block of a GEMM 1 in front has waited for the prologue, so its writes are performed for all of the
+// GPU. Could L1 still hold a line of the plan from before? It would have been read on this SM in front of the
+// prologue's write, by another call's kernels, and have stayed:
+//   - where a block of that GEMM 1 has run on this SM, its griddepcontrol.wait has made the prologue's writes
+//     visible to ordinary loads through this very L1, so the line is gone; its grid is persistent and as
+//     large as the GPU, so that is every SM, unless the GPU is shared or a GPC has an odd number of SMs;
+//   - elsewhere the launch of this grid has emptied L1, as that of any grid whose blocks read by ordinary
+//     loads what kernels in front have written. It comes after the prologue's end, since the blocks that let
+//     this grid begin have waited for that.
+// The PTX memory model does not promise the second (launch_dependents orders nothing). Where it matters,
+// loads as load_fresh() are the way out; they would take L1 from the block's ten warps, which all find the
+// same item. The words of the prefill kernels' queue (prefill_queue.cuh) are acquired and need none of this.
 
 __device__ __forceinline__ Item find_item(const StreamParams& p, const Work& work, u32 unit) {
   if (OWN_PLAN && work.own != 0) return own_item(work.own, unit, work.slices);

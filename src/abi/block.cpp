@@ -14,8 +14,10 @@ namespace {
 constexpr std::string_view kBlockQuery = "ramp_expert_block_workspace";
 constexpr std::string_view kBatchedQuery = "ramp_expert_block_batched_workspace";
 
-void run_block(ramp_context& context, const ramp_expert_block_args& args, void* workspace, uint64_t bytes,
-               void* stream) {
+}  // namespace
+
+void run_expert_block(ramp_context& context, const ramp_expert_block_args& args, void* workspace,
+                      uint64_t bytes, void* stream) {
   const ramp_weights& handle = weights_of(args.weights);
   check_stream(context, stream);
   check_runs_on(context, handle);
@@ -77,6 +79,8 @@ void run_block(ramp_context& context, const ramp_expert_block_args& args, void* 
     context.backend->expert_block(call);
   });
 }
+
+namespace {
 
 void run_batched(ramp_context& context, const ramp_batched_args& args, void* workspace, uint64_t bytes,
                  void* stream) {
@@ -175,7 +179,7 @@ ramp_status ramp_expert_block(ramp_context* context, const ramp_expert_block_arg
                               uint64_t workspace_bytes, void* stream) {
   return border([&] {
     ramp_context& c = context_of(context);
-    run_block(c, read_sized(args, "ramp_expert_block_args"), workspace, workspace_bytes, stream);
+    run_expert_block(c, read_sized(args, "ramp_expert_block_args"), workspace, workspace_bytes, stream);
   });
 }
 

@@ -220,6 +220,38 @@ ramp_status ramp_context_trace(ramp_context* context, uint64_t records) {
   return border([&] { context_of(context).backend->begin_trace(records); });
 }
 
+ramp_status ramp_context_time_trace(ramp_context* context, int32_t on) {
+  return border([&] {
+    ramp_context& c = context_of(context);
+    if (on != 0 && on != 1) fail_argument("on", std::to_string(on), "0 or 1");
+    c.backend->time_trace(on != 0);
+  });
+}
+
+ramp_status ramp_context_get_counters(ramp_context* context, ramp_context_counters* out) {
+  return border([&] {
+    ramp_context& c = context_of(context);
+    const TraceCounters n = c.backend->counters();
+    ramp_context_counters value = ramp_context_counters_init();
+    value.records = n.records;
+    value.lost = n.lost;
+    value.active = n.active;
+    value.imbalance_sum = n.imbalance_sum;
+    value.imbalance_max = n.imbalance_max;
+    value.changed = n.changed;
+    value.compared = n.compared;
+    value.chosen_us = n.chosen_us;
+    value.default_us = n.default_us;
+    value.default_regret_sum = n.default_regret_sum;
+    value.default_regret_max = n.default_regret_max;
+    value.measured = n.measured;
+    value.measured_us = n.measured_us;
+    value.judged = n.judged;
+    value.error_sum = n.error_sum;
+    write_sized(out, value, "ramp_context_counters");
+  });
+}
+
 ramp_status ramp_context_read_trace(ramp_context* context, ramp_trace_fn take, void* user) {
   return border([&] {
     ramp_context& c = context_of(context);
@@ -244,6 +276,11 @@ ramp_status ramp_context_read_trace(ramp_context* context, ramp_trace_fn take, v
       out.configs = configs.data();
       out.histogram = r.histogram.data();
       out.predicted_us = r.predicted_us;
+      out.measured_us = r.measured_us;
+      out.configs_us = r.configs_us.data();
+      const std::string fallback = r.fallback != nullptr ? config_name(*r.fallback) : std::string();
+      out.default_config = r.fallback != nullptr ? fallback.c_str() : nullptr;
+      out.default_us = r.fallback_us;
       take(&out, user);
     });
   });

@@ -1,5 +1,5 @@
 // The dispatcher's C ABI: registration, choosing, launching, fits and files. Profiling is in
-// dispatch_profile.cpp.
+// dispatch_profile.cpp, ramp's own configs beside somebody's in dispatch_block.cpp.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -35,6 +35,8 @@ uint64_t element_bytes(const void* array) noexcept {
   std::memcpy(&stride, array, sizeof stride);
   return stride;
 }
+
+}  // namespace
 
 ConfigTable read_configs(const ramp_kernel_desc& desc) {
   constexpr int32_t kMost = 1 << 16;
@@ -116,6 +118,8 @@ void read_machine(const ramp_machine* user, KernelDescription& k) {
   k.machine.sm_count = k.hardware.sm_count;
 }
 
+namespace {
+
 KernelDescription read_description(const ramp_kernel_desc& desc) {
   KernelDescription k;
   if (desc.name == nullptr) fail_argument("name", "NULL", "the kernel's name");
@@ -147,6 +151,20 @@ std::span<const int32_t> check_histogram(const ramp_kernel& k, const int32_t* hi
   for (const int32_t c : h) signs |= c;
   if (signs < 0) fail_argument("histogram", "a negative count", "counts >= 0");
   return h;
+}
+
+void check_launches(const ramp_kernel& k) {
+  if (!launches(k))
+    fail_argument("kernel", "one registered without a launch callback", "one with launch set",
+                  "set ramp_kernel_desc.launch, or use ramp_kernel_choose");
+}
+
+void launch_or_fail(const ramp_kernel& k, int32_t config, void* call) {
+  const int code = launch_config(k, config, call);
+  if (code == 0) return;
+  const KernelDescription& d = k.kernel->description();
+  fail(RAMP_ERROR_DEVICE, fmt::format("kernel '{}': launch of config '{}' returned {}, expected 0", d.name,
+                                      d.configs.names[static_cast<size_t>(config)], code));
 }
 
 }  // namespace
@@ -224,17 +242,21 @@ ramp_status ramp_kernel_dispatch(const ramp_kernel* kernel, const int32_t* histo
   return border([&] {
     const ramp_kernel& k = kernel_of(kernel);
     const auto h = check_histogram(k, histogram, num_experts);
-    if (k.launch == nullptr)
-      fail_argument("kernel", "one registered without a launch callback", "one with launch set",
-                    "set ramp_kernel_desc.launch, or use ramp_kernel_choose");
+    check_launches(k);
     const auto chosen = static_cast<int32_t>(k.kernel->dispatcher().choose(h));
     if (config != nullptr) *config = chosen;
-    const int code = k.launch(k.user, chosen, call);
-    if (code != 0) {
-      const KernelDescription& d = k.kernel->description();
-      fail(RAMP_ERROR_DEVICE, fmt::format("kernel '{}': launch of config '{}' returned {}, expected 0",
-                                          d.name, d.configs.names[static_cast<size_t>(chosen)], code));
-    }
+    launch_or_fail(k, chosen, call);
+  });
+}
+
+ramp_status ramp_kernel_launch(const ramp_kernel* kernel, int32_t config, void* call) {
+  return border([&] {
+    const ramp_kernel& k = kernel_of(kernel);
+    const auto configs = static_cast<int32_t>(k.kernel->dispatcher().configs());
+    if (config < 0 || config >= configs)
+      fail_argument("config", fmt::format("{}", config), fmt::format("0 to {}", configs - 1));
+    check_launches(k);
+    launch_or_fail(k, config, call);
   });
 }
 

@@ -99,7 +99,12 @@ class Loop {
       return code == 0 ? std::string() : fmt::format("measure returned {}", code);
     }
     const Clock::time_point start = Clock::now();
-    int code = kernel_.launch(kernel_.user, config, call_);
+    int code = 0;
+    try {
+      code = launch_config(kernel_, config, call_);
+    } catch (const Error& e) {  // one of ramp's own
+      return printable(e.what(), 200);
+    }
     if (code != 0) return fmt::format("launch returned {}", code);
     if (options_.synchronize != nullptr) code = options_.synchronize(options_.user);
     const Clock::time_point end = Clock::now();
@@ -127,9 +132,12 @@ ramp_status ramp_kernel_profile(ramp_kernel* kernel, const ramp_profile_options*
     ramp_kernel& k = kernel_of(kernel);
     const ramp_profile_options o =
         options != nullptr ? read_sized(options, "ramp_profile_options") : ramp_profile_options_init();
-    if (k.launch == nullptr && o.measure == nullptr)
+    if (o.measure == nullptr && !launches(k))
       fail_argument("kernel", "neither a launch nor a measure callback", "one of them",
                     "set ramp_kernel_desc.launch or ramp_profile_options.measure");
+    if (k.block && o.prepare == nullptr)
+      fail_argument("prepare", "NULL", "a callback that makes the ramp_block_call of a point",
+                    "ramp's own configs run nothing else");
     const std::unique_ptr<Profiler> profiler = make_profiler(*k.kernel, options);
     const auto keep = [&] {
       if (profiler->progress().points_done > 0) k.kernel->set_profile(profiler->data(), profiler->notes());

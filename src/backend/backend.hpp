@@ -97,10 +97,26 @@ struct TraceRecord {
   ramp_format format = RAMP_FORMAT_NONE;
   int64_t tokens = 0;
   bool batched = false;
-  std::span<const KernelConfig> configs;  // the candidates
-  size_t chosen = 0;                      // one of them
-  double predicted_us = 0;                // 0: no cost is known
+  std::span<const KernelConfig> configs;   // the candidates
+  size_t chosen = 0;                       // one of them
+  double predicted_us = 0;                 // 0: no cost is known
+  double measured_us = 0;                  // 0: not timed
+  std::span<const double> configs_us;      // predicted for each candidate; 0: no cost is known
+  const KernelConfig* fallback = nullptr;  // what runs without a fit; nullptr: none that traces know
+  double fallback_us = 0;                  // predicted; 0: its cost is not known
   std::span<const int32_t> histogram;
+};
+// Sums over records: fields as ramp_context_counters (ramp.h) defines them.
+struct TraceCounters {
+  uint64_t records = 0, lost = 0, active = 0;
+  double imbalance_sum = 0, imbalance_max = 0;
+  uint64_t changed = 0, compared = 0;
+  double chosen_us = 0, default_us = 0, default_regret_sum = 0, default_regret_max = 0;
+  uint64_t measured = 0;
+  double measured_us = 0;
+  uint64_t judged = 0;
+  double error_sum = 0;
+  void add(const TraceRecord& r) noexcept;
 };
 
 class Backend {
@@ -132,12 +148,10 @@ class Backend {
   [[nodiscard]] virtual FitList* fits() noexcept { return nullptr; }
 
   // Tracing of calls whose histogram the host does not see. begin_trace(0): calls from now on write nothing.
-  virtual void begin_trace(uint64_t /*records*/) {
-    fail(RAMP_ERROR_UNSUPPORTED, "trace: the " + info().name +
-                                     " backend sees every histogram on the host and keeps no trace; trace "
-                                     "calls on backend cuda");
-  }
+  virtual void begin_trace(uint64_t /*records*/) { fail_trace(); }
+  virtual void time_trace(bool /*on*/) { fail_trace(); }
   virtual void read_trace(const std::function<void(const TraceRecord&)>& /*take*/) {}
+  [[nodiscard]] virtual TraceCounters counters() { return {}; }
 
   // The device's memory; nullptr: it is the host's.
   [[nodiscard]] virtual const DeviceMemory* memory() const noexcept { return nullptr; }
@@ -169,6 +183,13 @@ class Backend {
   virtual void routed_block(const RouteCall& routing, const BlockCall& block) {
     route(routing);
     expert_block(block);
+  }
+
+ private:
+  [[noreturn]] void fail_trace() const {
+    fail(RAMP_ERROR_UNSUPPORTED, "trace: the " + info().name +
+                                     " backend sees every histogram on the host and keeps no trace; trace "
+                                     "calls on backend cuda");
   }
 };
 

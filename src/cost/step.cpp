@@ -24,9 +24,8 @@ using TermVector = Eigen::Matrix<double, kTerms, 1>;
 using TermMatrix = Eigen::Matrix<double, kTerms, kTerms>;
 
 constexpr double kNsPerUs = 1000;
-// No term may make a sum of 32 bits overflow at 1024 experts.
+// Of a term; sums of them saturate (params/decide.hpp).
 constexpr double kMostNs = 1 << 22;
-constexpr double kMostCurveNs = 1 << 27;
 constexpr std::array<double, 5> kOverlaps = {0, 0.25, 0.5, 0.75, 1};
 constexpr std::array<double, 4> kResidencies = {1, 2, 3, 4};
 
@@ -182,7 +181,7 @@ cuda::CandidateCost make_cost(const StepTerms& t, const KernelConfig& config, co
     const int64_t rows = cuda::point_rows(i);
     c.ns[i] = to_ns(t.tile * static_cast<double>(ceil_div(rows, config.tile_m)) +
                         t.row * static_cast<double>(ceil_div(rows, 8) * 8),
-                    kMostCurveNs);
+                    cuda::kMostCurveNs);
   }
   return c;
 }
@@ -195,7 +194,7 @@ uint32_t step_ns(const cuda::CandidateCost& cost, uint32_t tile_m,
   for (const int32_t c : histogram) {
     if (c <= 0) continue;
     const auto rows = static_cast<uint32_t>(c);
-    sum += cuda::curve_ns(cost.ns, rows);
+    sum = cuda::saturating_sum(sum, cuda::curve_ns(cost.ns, rows));
     active += 1;
     tiles += cuda::tiles_of(rows, tile_m);
   }

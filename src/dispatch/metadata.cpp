@@ -29,16 +29,19 @@ bool far_apart(double a, double b) {
 }  // namespace
 
 nlohmann::json metadata_to_json(const Metadata& m) {
-  return {{"library_version", m.library_version},
-          {"kernel", m.kernel},
-          {"device", m.device},
-          {"sm_count", m.sm_count},
-          {"sm_clock_mhz", m.sm_clock_mhz},
-          {"memory_clock_mhz", m.memory_clock_mhz},
-          {"driver", m.driver},
-          {"cuda", m.cuda},
-          {"date_utc", m.date_utc},
-          {"source", m.source}};
+  nlohmann::json j = {{"library_version", m.library_version},
+                      {"kernel", m.kernel},
+                      {"device", m.device},
+                      {"sm_count", m.sm_count},
+                      {"sm_clock_mhz", m.sm_clock_mhz},
+                      {"memory_clock_mhz", m.memory_clock_mhz},
+                      {"driver", m.driver},
+                      {"cuda", m.cuda},
+                      {"date_utc", m.date_utc},
+                      {"source", m.source}};
+  if (!m.protocol.empty()) j["protocol"] = m.protocol;
+  if (m.budget_seconds >= 0) j["budget_seconds"] = m.budget_seconds;
+  return j;
 }
 
 Metadata metadata_from_json(const JsonView& v) {
@@ -61,6 +64,8 @@ Metadata metadata_from_json(const JsonView& v) {
   m.cuda = text("cuda");
   m.date_utc = text("date_utc");
   m.source = text("source");
+  m.protocol = text("protocol");
+  if (const auto budget = v.find("budget_seconds")) m.budget_seconds = budget->number(0, 1e9);
   return m;
 }
 

@@ -24,6 +24,10 @@ struct Metadata {
   std::string cuda;
   std::string date_utc;  // when it was measured: "2026-11-20T12:00:00Z"
   std::string source;    // the data it was made from: a directory or file
+  // How configs were timed ("5 layers, wall clock, quantile 0.5"): timings of two protocols are not compared,
+  // so a profile goes on under its own alone. Choices do not depend on it.
+  std::string protocol;
+  double budget_seconds = -1;  // that the timing might take; 0: no limit, -1: not known
 };
 
 nlohmann::json metadata_to_json(const Metadata& m);

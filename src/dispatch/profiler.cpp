@@ -133,8 +133,9 @@ void Profiler::adopt(const Dataset& previous) {
           // Points are written whole: where one has timings, a config without was left out.
           const auto row = previous.us.begin() + static_cast<std::ptrdiff_t>(q * theirs.size());
           settled_[p * data_.configs.size() + c] =
-              options_.budget_us > 0 && std::any_of(row, row + static_cast<std::ptrdiff_t>(theirs.size()),
-                                                    [](double us) { return !std::isnan(us); });
+              options_.budget_us > 0 && !options_.reopen &&
+              std::any_of(row, row + static_cast<std::ptrdiff_t>(theirs.size()),
+                          [](double us) { return !std::isnan(us); });
         }
       }
     }

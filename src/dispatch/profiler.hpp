@@ -55,6 +55,9 @@ struct ProfilerOptions {
   // With a budget: the budget leaves nobody out and everybody gets judge_after samples (judging needs all of
   // them). What neighbour_ratio leaves out stays out.
   bool everybody = false;
+  // What an earlier run with a budget has left out is measured now, as far as the budget goes: where this
+  // budget is another one.
+  bool reopen = false;
   // us: median of the even samples, us_repeat: of the odd ones (configs with one sample have no repeat):
   // what a guard and a noise floor need. Off: us is the median of all.
   bool halves = false;
@@ -100,7 +103,7 @@ class Profiler {
   // Everything measured so far, point by point (a point that is under way is not in it): NaN = not measured.
   // All points are training points.
   // A pair that has been dropped by the budget is NaN; when such a profile is resumed with a budget, it stays
-  // so.
+  // so but for ProfilerOptions::reopen.
   [[nodiscard]] const Dataset& data() const noexcept { return data_; }
   // One line per failed config.
   [[nodiscard]] const std::vector<std::string>& notes() const noexcept { return notes_; }

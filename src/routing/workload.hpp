@@ -44,6 +44,7 @@ Routing make_routing(const WorkloadSpec& spec, int64_t experts, int64_t top_k, i
 struct HistogramStats {
   int64_t experts = 0, rows = 0, active = 0, max_load = 0;
   double max_over_mean = 0;       // max c_e / (rows / E); 0 when there are no rows
+  double imbalance = 0;           // max c_e / (rows / active); 0 when there are no rows
   double normalised_entropy = 0;  // beta = entropy(c)/ln E in [0,1]; 1 when E == 1; 0 when there are no rows
 };
 HistogramStats describe(std::span<const int32_t> histogram) noexcept;

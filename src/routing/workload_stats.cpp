@@ -32,6 +32,7 @@ HistogramStats describe(std::span<const int32_t> histogram) noexcept {
   if (s.rows == 0) return s;
   const auto rows = static_cast<double>(s.rows);
   s.max_over_mean = static_cast<double>(s.max_load) * static_cast<double>(s.experts) / rows;
+  s.imbalance = static_cast<double>(s.max_load) * static_cast<double>(s.active) / rows;
   if (s.experts == 1) {
     s.normalised_entropy = 1.0;
     return s;

@@ -65,6 +65,20 @@ TEST(Hpp, OptionsReachTheContext) {
   EXPECT_EQ(ramp::Context().info().backend, RAMP_BACKEND_CPU);
 }
 
+TEST(Hpp, TracesAndCounters) {
+  ramp::Context context({.backend = RAMP_BACKEND_REFERENCE});
+  EXPECT_THROW(context.trace(8), ramp::Error) << "only where the host does not see histograms";
+  EXPECT_THROW(context.time_trace(true), ramp::Error);
+  int records = 0;
+  context.read_trace([&](const ramp_trace_record&) { ++records; });
+  const auto count = [&](const ramp_trace_record&) { ++records; };
+  context.read_trace(count);
+  EXPECT_EQ(records, 0);
+  const ramp_context_counters counters = context.counters();
+  EXPECT_EQ(counters.records, 0U);
+  EXPECT_EQ(counters.error_sum, 0);
+}
+
 TEST(Hpp, WeightsAndBlock) {
   ramp::Context context({.num_threads = 2});
   const Model m(RAMP_FORMAT_F32, RAMP_ACTIVATION_RELU2, 4, 64, 32, 5, true);

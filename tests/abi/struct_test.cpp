@@ -16,7 +16,10 @@ static_assert(sizeof(ramp_device) == 8 && sizeof(ramp_tensor) == 88 && sizeof(ra
 static_assert(offsetof(ramp_tensor, shape) == 16 && offsetof(ramp_tensor, stride) == 48 &&
               offsetof(ramp_tensor, device) == 80);
 static_assert(sizeof(ramp_context_options) == 64 && offsetof(ramp_context_options, isa) == 56);
-static_assert(sizeof(ramp_trace_record) == 104 && offsetof(ramp_trace_record, configs) == 80);
+static_assert(sizeof(ramp_trace_record) == 136 && offsetof(ramp_trace_record, configs) == 80 &&
+              offsetof(ramp_trace_record, measured_us) == 104);
+static_assert(sizeof(ramp_context_counters) == 128 && offsetof(ramp_context_counters, active) == 24 &&
+              offsetof(ramp_context_counters, error_sum) == 120);
 static_assert(sizeof(ramp_context_info) == 48 && sizeof(ramp_weights_info) == 56);
 static_assert(sizeof(ramp_weights_desc) == 48 + 6 * 88 && offsetof(ramp_weights_desc, w13) == 48);
 static_assert(sizeof(ramp_expert_block_args) == 32 + 8 * 88 && offsetof(ramp_expert_block_args, x) == 32);
@@ -244,8 +247,25 @@ TEST(OutputStruct, NewerCallerGetsZerosInFieldsUnknownHere) {
   for (size_t i = newer; i < sizeof buffer; ++i) ASSERT_EQ(buffer[i], std::byte{0xee}) << i;
 }
 
+TEST(OutputStruct, CountersOfAContextWithoutATrace) {
+  World w;
+  ramp_context_counters counters;
+  std::memset(&counters, 0xee, sizeof counters);
+  counters.struct_size = sizeof counters;
+  ASSERT_EQ(ramp_context_get_counters(w.context.get(), &counters), RAMP_OK);
+  const ramp_context_counters none = ramp_context_counters_init();
+  EXPECT_EQ(std::memcmp(&counters, &none, sizeof none), 0);
+  expect_error(ramp_context_time_trace(w.context.get(), 2), RAMP_ERROR_INVALID_ARGUMENT, {"on", "0 or 1"});
+  expect_error(ramp_context_time_trace(w.context.get(), 1), RAMP_ERROR_UNSUPPORTED, {"trace", "cuda"});
+  expect_error(ramp_context_trace(w.context.get(), 1), RAMP_ERROR_UNSUPPORTED, {"trace", "cuda"});
+}
+
 TEST(OutputStruct, UninitialisedSizeIsAnError) {
   World w;
+  ramp_context_counters counters{};
+  expect_error(ramp_context_get_counters(w.context.get(), &counters), RAMP_ERROR_INVALID_ARGUMENT,
+               {"ramp_context_counters_init()"});
+  expect_error(ramp_context_get_counters(nullptr, &counters), RAMP_ERROR_INVALID_ARGUMENT, {"context"});
   ramp_context_info info{};
   expect_error(ramp_context_get_info(w.context.get(), &info), RAMP_ERROR_INVALID_ARGUMENT,
                {"ramp_context_info.struct_size", "ramp_context_info_init()"});

@@ -115,6 +115,42 @@ TEST(CliProfile, JudgesAndWritesADataset) {
   EXPECT_EQ(e.parsed()["overall"]["n_test"], 3);
 }
 
+TEST(CliProfile, GoesOnUnderItsOwnProtocolAlone) {
+  const Scratch s;
+  const std::vector<std::string> once =
+      std::vector<std::string>{"profile"} + kQuick + std::vector<std::string>{"-o", s.path("f.fit.json")};
+  const Result first = ramp(once);
+  ASSERT_EQ(first.code, 0) << first.err;
+  const std::string before = read_file(s.path("f.profile.json"));
+  const json metadata = json::parse(before)["metadata"];
+  EXPECT_NE(metadata["protocol"].get<std::string>().find(" layers, wall clock, quantile"), std::string::npos);
+  EXPECT_GE(metadata["budget_seconds"].get<double>(), 0);
+  std::vector<std::string> layers = once;
+  *(std::find(layers.begin(), layers.end(), "--layers") + 1) = "7";
+  for (const std::vector<std::string>& other : {layers, once + std::vector<std::string>{"--clock", "cpu"},
+                                                once + std::vector<std::string>{"--quantile", "0.25"}}) {
+    const Result r = ramp(other);
+    EXPECT_EQ(r.code, 2) << r.err;
+    EXPECT_TRUE(house_lines(r.err)) << r.err;
+    EXPECT_NE(r.err.find(s.path("f.profile.json")), std::string::npos) << r.err;
+    EXPECT_NE(r.err.find("--fresh"), std::string::npos) << r.err;
+    EXPECT_EQ(read_file(s.path("f.profile.json")), before) << "what is there stays";
+  }
+  EXPECT_EQ(ramp(layers + std::vector<std::string>{"--fresh"}).code, 0);
+}
+
+#ifdef RAMP_FAKE_DRIVER_DIR
+// On a GPU events tick: the process's CPU time says nothing. (With the stand-in for libcuda.)
+TEST(CliProfile, AGpuHasItsOwnClock) {
+  const Result r = shell("LD_LIBRARY_PATH='" RAMP_FAKE_DRIVER_DIR
+                         ":'\"$LD_LIBRARY_PATH\" \"$RAMP\" "
+                         "profile --backend cuda --model 8,2,128,128 --clock cpu");
+  EXPECT_EQ(r.code, 2) << r.err;
+  EXPECT_TRUE(house_lines(r.err)) << r.err;
+  EXPECT_NE(r.err.find("--clock: got cpu, expected wall on a GPU"), std::string::npos) << r.err;
+}
+#endif
+
 TEST(CliProfile, RefusesWhatMakesNoSense) {
   const Scratch s;
   EXPECT_EQ(ramp({"profile"}).code, 2);

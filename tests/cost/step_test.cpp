@@ -114,6 +114,122 @@ TEST(StepDecision, EqualsAnIndependentOne) {
   }
 }
 
+// As the device adds up: 64 experts by plain sums of 32 bits, their warps by saturating ones.
+unsigned by_warps(const DecideParams& d, const std::vector<int32_t>& histogram, unsigned& time_ns) {
+  unsigned best = 0;
+  time_ns = 0xffffffffU;
+  for (unsigned o = 0; o < d.options; ++o) {
+    unsigned total = 0;
+    for (unsigned c = 0; c < d.candidates; ++c) {
+      unsigned sum = 0;
+      unsigned active = 0;
+      unsigned tiles = 0;
+      for (size_t warp = 0; warp < histogram.size(); warp += 64) {
+        unsigned here = 0;
+        uint64_t exact = 0;
+        for (size_t e = warp; e < std::min(warp + 64, histogram.size()); ++e) {
+          const auto rows = static_cast<unsigned>(histogram[e]);
+          if (rows == 0 || cuda::candidate_of(d.option[o], rows) != c) continue;
+          here += cuda::curve_ns(d.cost[c].ns, rows);
+          exact += cuda::curve_ns(d.cost[c].ns, rows);
+          ++active;
+          tiles += cuda::tiles_of(rows, d.plan[c].tile_m);
+        }
+        EXPECT_EQ(here, exact) << "a warp's sum has wrapped";
+        sum = cuda::saturating_sum(sum, here);
+      }
+      total = cuda::saturating_sum(total, cuda::candidate_ns(d.cost[c], sum, active, tiles));
+    }
+    if (o != 0 && total >= time_ns) continue;
+    time_ns = total;
+    best = o;
+  }
+  return best;
+}
+
+// Costs up to everything that the structs hold: sums are those of wide arithmetic, or 2^32 - 1.
+TEST(StepDecision, SumsSaturate) {
+  std::mt19937 rng(11);
+  const auto below = [&](uint64_t n) { return static_cast<uint32_t>(rng() % n); };
+  constexpr uint64_t kMost = 0xffffffffU;
+  size_t saturated = 0;
+  for (int round = 0; round < 2000; ++round) {
+    DecideParams d{};
+    d.candidates = 1 + below(3);
+    d.options = 1 + below(cuda::kMostOptions);
+    // From real costs to the most that there is.
+    const uint64_t scale = uint64_t{1} << (13 + below(20));
+    for (unsigned c = 0; c < d.candidates; ++c) {
+      CandidateCost& cost = d.cost[c];
+      d.plan[c].tile_m = 8 * (1 + below(16));
+      cost.base_ns = below(scale);
+      cost.active_ns = below(scale);
+      cost.overlap = below(257);
+      for (size_t g = 0; g < 2; ++g) {
+        cost.wave_ns[g] = below(scale);
+        cost.units[g] = 1 + below(64);
+        cost.places[g] = 1 + below(400);
+      }
+      const uint64_t step = std::min<uint64_t>(scale, 2 * (cuda::kMostCurveNs / kCostPoints));
+      for (unsigned i = 1; i < kCostPoints; ++i)
+        cost.ns[i] = std::min(cuda::kMostCurveNs, cost.ns[i - 1] + below(step));
+    }
+    for (unsigned o = 0; o < d.options; ++o) {
+      d.option[o].above[0] = d.candidates > 1 ? below(400) : cuda::kNeverAbove;
+      d.option[o].above[1] = d.candidates > 2 ? d.option[o].above[0] + below(400) : cuda::kNeverAbove;
+    }
+    std::vector<int32_t> histogram(1 + below(1024));
+    for (int32_t& rows : histogram) rows = below(3) == 0 ? 0 : static_cast<int32_t>(below(4096));
+    uint64_t least = ~uint64_t{0};
+    unsigned first = 0;
+    for (unsigned o = 0; o < d.options; ++o) {
+      std::vector<int32_t> parts[3];
+      for (const int32_t rows : histogram)
+        if (rows > 0) parts[cuda::candidate_of(d.option[o], static_cast<uint32_t>(rows))].push_back(rows);
+      uint64_t total = 0;
+      for (unsigned c = 0; c < d.candidates; ++c)
+        total += reference_ns(d.cost[c], d.plan[c].tile_m, parts[c]);
+      total = std::min(total, kMost);
+      if (total >= least) continue;
+      least = total;
+      first = o;
+    }
+    saturated += least == kMost ? 1 : 0;
+    unsigned ns = 0;
+    ASSERT_EQ(cuda::decide_on_host(d, histogram.data(), histogram.size(), ns), first) << "round " << round;
+    ASSERT_EQ(ns, least) << "round " << round;
+    ASSERT_EQ(by_warps(d, histogram, ns), first) << "round " << round;
+    ASSERT_EQ(ns, least) << "round " << round;
+  }
+  EXPECT_GT(saturated, 200U);
+  EXPECT_LT(saturated, 1800U);
+}
+
+// What once wrapped to nothing: 1024 experts of 4.2 ms each.
+TEST(StepDecision, HopelessIsNeverFree) {
+  DecideParams d{};
+  d.candidates = d.options = 2;
+  for (unsigned c = 0; c < 2; ++c) {
+    d.plan[c].tile_m = 8;
+    d.cost[c].places[0] = d.cost[c].places[1] = 1;
+    d.cost[c].active_ns = c == 0 ? 1U << 22 : 1000;
+    d.cost[c].base_ns = 500;
+    d.option[c].above[0] = d.option[c].above[1] = c == 0 ? cuda::kNeverAbove : 0;
+  }
+  d.option[1].above[1] = cuda::kNeverAbove;
+  const std::vector<int32_t> histogram(1024, 1);
+  unsigned ns = 0;
+  EXPECT_EQ(cuda::decide_on_host(d, histogram.data(), histogram.size(), ns), 1U);
+  EXPECT_EQ(ns, 500U + 1024U * 1000U);
+  // A warp of experts at the end of the curve, tiles times units beyond 32 bits.
+  CandidateCost most{};
+  most.units[0] = 1U << 12;
+  most.places[0] = 1;
+  most.wave_ns[0] = 1;
+  EXPECT_EQ(cuda::candidate_ns(most, 0, 1, 1U << 21), 0xffffffffU);
+  EXPECT_EQ(uint64_t{64} * cuda::kMostCurveNs >> 32, 0U);
+}
+
 TEST(StepFit, FilesReadBackToTheSameChoices) {
   const auto& model = find_cost_model("step");
   for (int32_t m = 0; m < 4; ++m) {

@@ -99,6 +99,9 @@ CUresult pack_tiles(const ramp::core::cuda::PackParams& p) {
 struct FakeModule {
   std::map<std::string, std::string> functions;
 };
+struct FakeEvent {
+  int us = -1;  // not recorded
+};
 // Owned here: those that nobody could unload, their context being gone, are freed with the process.
 std::map<CUmodule, std::unique_ptr<FakeModule>> modules;
 
@@ -157,6 +160,9 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice dev
     case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
       *value = 0;
       return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
+      *value = 232448;  // of sm_90: what kernels ask for depends on it
+      return CUDA_SUCCESS;
     case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
     case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE:
       return CUDA_ERROR_NOT_SUPPORTED;
@@ -185,8 +191,35 @@ CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
   return CUDA_SUCCESS;
 }
 CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
-  *status = CU_STREAM_CAPTURE_STATUS_NONE;
+  *status = fake_state.capturing != 0 ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
   return CUDA_SUCCESS;
+}
+CUresult cuCtxSynchronize() {
+  return fake_state.capturing != 0 ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : ready();
+}
+CUresult cuEventCreate(CUevent* event, unsigned) {
+  if (ready() != CUDA_SUCCESS) return ready();
+  *event = reinterpret_cast<CUevent>(new FakeEvent);
+  ++fake_state.events;
+  return CUDA_SUCCESS;
+}
+CUresult cuEventDestroy(CUevent event) {
+  if (ready() != CUDA_SUCCESS) return ready();
+  delete reinterpret_cast<FakeEvent*>(event);
+  --fake_state.events;
+  return CUDA_SUCCESS;
+}
+CUresult cuEventRecord(CUevent event, CUstream) {
+  if (ready() != CUDA_SUCCESS) return ready();
+  reinterpret_cast<FakeEvent*>(event)->us = fake_state.clock_us;
+  return CUDA_SUCCESS;
+}
+CUresult cuEventElapsedTime(float* ms, CUevent from, CUevent to) {
+  const int start = reinterpret_cast<FakeEvent*>(from)->us;
+  const int stop = reinterpret_cast<FakeEvent*>(to)->us;
+  if (start < 0 || stop < 0) return CUDA_ERROR_INVALID_HANDLE;
+  *ms = static_cast<float>(stop - start) / 1000;
+  return ready();
 }
 CUresult cuCtxGetCurrent(CUcontext* context) {
   *context = stack.empty() ? nullptr : stack.back();
@@ -254,6 +287,12 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned, unsigned, un
                static_cast<size_t>(std::stoi(name.substr(5))));
   return CUDA_SUCCESS;
 }
+// By shared memory alone, as sm_90 has it.
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, int, size_t shared) {
+  *blocks = static_cast<int>(233472 / (shared + 1024));
+  return ready();
+}
+
 CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) {
   return ready();
 }

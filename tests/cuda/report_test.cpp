@@ -12,14 +12,8 @@ namespace ramp::cuda_test {
 namespace {
 namespace cuda = core::cuda;
 
-// Kernels that may spill, and why that is right. "program/kernel/arch".
-// One register of 64, over counting and scanning: stored and loaded once each in a launch's sorting blocks,
-// outside of their loops, where the blocks that convert rows take what time there is.
-const char* const kOnceASort = "4 bytes, once each in a sorting block";
-const std::map<std::string, std::string> kMaySpill = {
-    {"prologue_fp8_channel_f16/prologue/sm_90a", kOnceASort},
-    {"prologue_fp8_channel_f32/prologue/sm_90a", kOnceASort},
-};
+// Kernels that may spill, and why that is right: "program/kernel/arch". None does.
+const std::map<std::string, std::string> kMaySpill;
 
 std::vector<cuda::ReportRow> all_rows() {
   std::vector<cuda::ReportRow> rows;

@@ -1,12 +1,16 @@
 // Which kernels a call of packed weights is captured with, from a fit: also from one of a model that the GPU
-// cannot evaluate, which leaves one kernel and no costs. Host code alone.
+// cannot evaluate, which leaves one kernel and no costs; and of a shard of the experts. Host code alone.
 #include "backend/cuda/step_choice.hpp"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
+#include "backend/cuda/expected_rows.hpp"
+#include "backend/cuda/flat_block.hpp"
+#include "backend/cuda/flat_prefill_block.hpp"
 #include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/stream_block.hpp"
 #include "cost/support.hpp"
@@ -17,14 +21,20 @@ namespace {
 namespace cuda = core::cuda;
 
 // A fit for OLMoE's shape, whatever its columns were measured on.
-std::unique_ptr<core::FitList::Entry> fit_of(const char* model) {
+std::unique_ptr<core::FitList::Entry> fit_of(const char* model, ramp_format format = RAMP_FORMAT_FP8_BLOCK) {
   const core::Dataset& d = core::measured();
   core::FitReport report;
   std::shared_ptr<const core::Predictor> p =
       core::find_cost_model(model).fit(d, 0, core::select_points(d, 0, true), core::h200(), report);
   std::vector<core::KernelConfig> configs;
-  for (const cuda::StreamVariant& v : cuda::stream_variants()) configs.push_back(v.config());
-  configs.push_back(cuda::prefill_config());
+  if (format == RAMP_FORMAT_FP8_BLOCK) {
+    for (const cuda::StreamVariant& v : cuda::stream_variants()) configs.push_back(v.config());
+    configs.push_back(cuda::prefill_config());
+  } else {
+    for (const cuda::FlatVariant& v : cuda::flat_variants(format, 2048, 1024))
+      configs.push_back(v.config(format));
+    configs.push_back(cuda::flat_prefill_config(format));
+  }
   while (configs.size() < p->configs().size()) {
     configs.push_back(configs.front());
     configs.back().stages = 90 + static_cast<int32_t>(configs.size());  // runs nowhere
@@ -32,9 +42,8 @@ std::unique_ptr<core::FitList::Entry> fit_of(const char* model) {
   configs.resize(p->configs().size());
   const core::ModelShape& m = p->model();
   return std::make_unique<core::FitList::Entry>(
-      core::WeightKind{m.experts, m.hidden, m.intermediate, RAMP_FORMAT_FP8_BLOCK,
-                       RAMP_ACTIVATION_SILU_AND_MUL},
-      m.top_k, "a file", core::Dispatcher(p), configs);
+      core::WeightKind{m.experts, m.hidden, m.intermediate, format, RAMP_ACTIVATION_SILU_AND_MUL}, m.top_k,
+      "a file", core::Dispatcher(p), configs);
 }
 
 TEST(StepChoice, TakesFitsOfEveryModel) {
@@ -63,6 +72,84 @@ TEST(StepChoice, TakesFitsOfEveryModel) {
     }
     const cuda::StepSet& one = choice.one(fits, w, m.top_k, {true, 0});
     EXPECT_EQ(cuda::decided(one, std::vector<int32_t>(64, 5)), 0U);
+  }
+}
+
+// Flat formats have no prologue that decides: one kernel, by a fit of any model.
+TEST(StepChoice, FlatFormatsTakeOneKernelByAFit) {
+  for (const ramp_format format :
+       {RAMP_FORMAT_BF16, RAMP_FORMAT_F16, RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL}) {
+    for (const char* const model : {"wave", "ramp4", "step"}) {
+      core::FitList fits;
+      fits.add(fit_of(model, format));
+      core::ExpertWeights w;
+      w.experts = 64;
+      w.hidden = 2048;
+      w.intermediate = 1024;
+      w.format = format;
+      w.activation = RAMP_ACTIVATION_SILU_AND_MUL;
+      cuda::StepChoice choice;
+      const core::FitList::Entry* const entry =
+          fits.find({64, 2048, 1024, format, RAMP_ACTIVATION_SILU_AND_MUL}, 8);
+      ASSERT_NE(entry, nullptr);
+      for (const int64_t tokens : {1, 7, 100, 4096}) {
+        for (const bool batched : {false, true}) {
+          const cuda::StepSet* const set = choice.find(fits, w, tokens, batched ? 1 : 8, batched);
+          ASSERT_NE(set, nullptr);
+          ASSERT_EQ(set->candidates.size(), 1U) << model;
+          const core::KernelConfig config = set->candidates.front().config();
+          EXPECT_NE(std::find(entry->configs.begin(), entry->configs.end(), config), entry->configs.end());
+        }
+      }
+      w.format = RAMP_FORMAT_FP8_BLOCK;
+      EXPECT_EQ(choice.find(fits, w, 8, 8, false), nullptr) << "a fit is one format's";
+    }
+  }
+}
+
+// Of a map's experts a shard holds some; the slots of the others bring it no rows.
+TEST(StepChoice, AShardExpectsItsShareOfTheRows) {
+  core::ExpertWeights w;
+  w.hidden = 7168;
+  w.intermediate = 2048;
+  w.format = RAMP_FORMAT_FP8_BLOCK;
+  w.activation = RAMP_ACTIVATION_SILU_AND_MUL;
+  std::vector<int32_t> map(256, -1);
+  core::BlockCall call;
+  call.weights = &w;
+  struct Case {
+    int64_t experts, top_k, tokens, expected;
+  };
+  for (const Case& c : {Case{32, 8, 128, 16}, Case{32, 8, 1, 1}, Case{32, 8, 8192, 1024}, Case{32, 8, 0, 0},
+                        Case{4, 8, 1024, 32},  // 128 rows, four of a token at most
+                        Case{256, 8, 128, 128}, Case{1, 8, 512, 16}}) {
+    w.experts = c.experts;
+    call.tokens = c.tokens;
+    call.top_k = c.top_k;
+    call.expert_map = map;
+    EXPECT_EQ(core::cuda::expected_tokens(call), c.expected) << c.experts << " experts, T = " << c.tokens;
+    EXPECT_EQ(core::cuda::expected_top_k(call), std::min(c.top_k, c.experts));
+    call.expert_map = {};
+    EXPECT_EQ(core::cuda::expected_tokens(call), c.tokens) << "no map: every id is one of these experts";
+    EXPECT_EQ(core::cuda::expected_top_k(call), c.top_k);
+  }
+  // DSv3 over eight GPUs: 1024 slots at T = 128, of which 128 come here, four to an expert. Every slot would
+  // make it a prefill step.
+  w.experts = 32;
+  call.tokens = 128;
+  call.top_k = 8;
+  EXPECT_TRUE(cuda::default_candidate(call).prefill);
+  call.expert_map = map;
+  const cuda::StepCandidate few = cuda::default_candidate(call);
+  EXPECT_FALSE(few.prefill);
+  call.expert_map = {};
+  call.tokens = 16;
+  EXPECT_EQ(cuda::default_candidate(call), few) << "as for so many rows without a map";
+  // Rows of the histograms by which a fit's kernels are chosen.
+  for (const std::vector<int32_t>& h : cuda::likely_histograms(32, 8, 16, false)) {
+    int64_t rows = 0;
+    for (const int32_t c : h) rows += c;
+    EXPECT_NEAR(static_cast<double>(rows), 128, 8);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "cli/judgement.hpp"
+#include "cli/profile_protocol.hpp"
 #include "cli/profile_report.hpp"
 #include "cli/tick_source.hpp"
 #include "dispatch/fit_file.hpp"
@@ -288,6 +289,57 @@ TEST(ProfileRounds, ContendersJudgementAndReport) {
   report.judged.reset();
   report.defaults.assign(few.points.size(), few.configs.size());
   EXPECT_NE(cli::profile_html(report).find("</html>"), std::string::npos);
+}
+
+// How many layers a GPU's profile needs for its weights to be beyond the L2 cache, and whether they are.
+TEST(ProfileProtocol, LayersBeyondTheCache) {
+  constexpr int64_t kMb = 1000000;
+  // OLMoE: 8 of 64 experts of 6.3 MB; five layers of the protocol read 252 MB.
+  cli::GpuLayerLimits limits{64, 63 * kMb / 10, 8, 50 * kMb, 1000, 5};
+  cli::LayerPlan plan = cli::plan_gpu_layers(limits, 0);
+  EXPECT_EQ(plan.layers, 5);
+  EXPECT_TRUE(plan.beyond_cache);
+  EXPECT_EQ(plan.bytes, 5 * 64 * 63 * kMb / 10);
+  // A small layer at T = 1: 4 experts of 1.5 MB.
+  limits = {32, 15 * kMb / 10, 4, 50 * kMb, 1000, 0};
+  plan = cli::plan_gpu_layers(limits, 0);
+  EXPECT_EQ(plan.layers, 17);
+  EXPECT_TRUE(plan.beyond_cache);
+  plan = cli::plan_gpu_layers(limits, 5);
+  EXPECT_EQ(plan.layers, 5);
+  EXPECT_FALSE(plan.beyond_cache) << "asked for, and said to be in the cache";
+  limits.fit = 6;
+  plan = cli::plan_gpu_layers(limits, 0);
+  EXPECT_EQ(plan.layers, 6);
+  EXPECT_FALSE(plan.beyond_cache);
+  limits = {8, kMb / 10, 1, 50 * kMb, 1000, 0};
+  EXPECT_EQ(cli::plan_gpu_layers(limits, 0).layers, 24) << "a limit";
+  EXPECT_FALSE(cli::plan_gpu_layers(limits, 0).beyond_cache);
+  limits.l2_bytes = 0;  // a driver that does not tell
+  EXPECT_EQ(cli::plan_gpu_layers(limits, 0).layers, 5);
+  EXPECT_FALSE(cli::plan_gpu_layers(limits, 0).beyond_cache);
+}
+
+TEST(ProfileProtocol, TimingsOfTwoAreNotMixed) {
+  Metadata here;
+  here.protocol = cli::protocol_text(5, "wall", 0.5);
+  here.source = "ramp profile, 5 layers, 2.0 GB";
+  Metadata theirs = here;
+  EXPECT_NO_THROW(cli::check_protocol(theirs, here, "f.json"));
+  for (const std::string& other : {cli::protocol_text(2, "wall", 0.5), cli::protocol_text(5, "cpu", 0.5),
+                                   cli::protocol_text(5, "wall", 0)}) {
+    theirs.protocol = other;
+    const std::string message =
+        error_of([&] { cli::check_protocol(theirs, here, "f.json"); }, RAMP_ERROR_INVALID_ARGUMENT);
+    expect_has(message, {"f.json", other.c_str(), here.protocol.c_str(), "--layers", "--fresh"});
+  }
+  // Of a version that did not record it.
+  theirs.protocol = "";
+  EXPECT_NO_THROW(cli::check_protocol(theirs, here, "f.json"));
+  theirs.source = "ramp profile, 2 layers, 2.0 GB";
+  error_of([&] { cli::check_protocol(theirs, here, "f.json"); }, RAMP_ERROR_INVALID_ARGUMENT);
+  theirs.source = "a directory";
+  EXPECT_NO_THROW(cli::check_protocol(theirs, here, "f.json"));
 }
 
 }  // namespace

@@ -298,6 +298,17 @@ TEST(Profiler, WhatTheBudgetLeavesOutWasSlowNextDoor) {
   options.budget_us = 0;
   Profiler rest(configs, toy_model(), points, options, &p.data());
   EXPECT_TRUE(rest.next().has_value());
+  // And with another budget, as far as that goes: all of it here. What was measured is kept.
+  options.budget_us = 1e9;
+  options.reopen = true;
+  Profiler rich(configs, toy_model(), points, options, &p.data());
+  EXPECT_FALSE(run(rich, clock).empty());
+  for (size_t i = 0; i < p.data().us.size(); ++i) {
+    EXPECT_FALSE(std::isnan(rich.data().us[i])) << i;
+    if (!std::isnan(p.data().us[i])) {
+      EXPECT_EQ(rich.data().us[i], p.data().us[i]);
+    }
+  }
 }
 
 TEST(Profiler, EverybodyMeansTwoSamplesEach) {

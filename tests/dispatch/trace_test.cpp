@@ -75,6 +75,8 @@ TEST(Trace, RefusesWhatItDoesNotSay) {
   bad(with("top_k", 0), {"top_k"});
   bad(with("top_k", (1 << 20) + 1), {"top_k"});  // more than the local experts is a shard's right
   bad(with("predicted_us", -1), {"predicted_us"});
+  bad(with("default", 1), {"default"});
+  bad(with("default_us", -1), {"default_us"});
   nlohmann::json missing = record(0, 4, {1, 1, 1, 1, 1, 1, 1, 1});
   missing.erase("format");
   bad(text_of({missing}), {"t.jsonl:2", "format"});
@@ -109,7 +111,54 @@ TEST(Trace, Summarizes) {
   const cli::Json j = cli::trace_json(s);
   EXPECT_EQ(j["groups"].size(), 2U);
   EXPECT_TRUE(j["groups"][0]["fit"].is_null());
+  EXPECT_TRUE(j["groups"][0]["default"].is_null());
+  EXPECT_TRUE(j["groups"][0]["measured"].is_null()) << "one time alone";
   EXPECT_TRUE(j["groups"][1]["predicted_us"].is_null());
+}
+
+// Regret of the default by predictions, and of choices by times measured with the same histogram; imbalance
+// over the experts that have rows.
+TEST(Trace, RegretAndImbalance) {
+  const std::vector<int32_t> even = {1, 1, 1, 1, 1, 1, 1, 1};
+  const std::vector<int32_t> skewed = {6, 2, 0, 0, 0, 0, 0, 0};
+  const auto timed = [](int64_t number, const std::vector<int32_t>& h, int chosen, double us) {
+    nlohmann::json r = record(number, 4, h);
+    r["chosen"] = chosen;
+    r["measured_us"] = us;
+    return r;
+  };
+  nlohmann::json first = timed(0, even, 0, 10);
+  first["default"] = "c1";
+  first["default_us"] = 12.0;  // predicted for the choice: 10
+  nlohmann::json second = timed(1, even, 1, 15);
+  second["default"] = "c1";
+  second["default_us"] = 9.5;
+  nlohmann::json empty = record(5, 4, {0, 0, 0, 0, 0, 0, 0, 0});
+  empty["default"] = "c1";
+  empty["default_us"] = 90.0;
+  const cli::Trace t = cli::parse_trace(text_of({first, second, timed(2, even, 1, 17),
+                                                 timed(3, skewed, 0, 30), timed(4, skewed, 0, 40), empty}),
+                                        "t");
+  EXPECT_EQ(t.records[0].fallback, "c1");
+  EXPECT_EQ(t.records[0].fallback_us, 12);
+  const cli::TraceSummary s = cli::summarize(t, nullptr);
+  ASSERT_EQ(s.groups.size(), 1U);
+  const cli::TraceGroup& g = s.groups[0];
+  EXPECT_EQ(g.with_rows, 5);
+  EXPECT_DOUBLE_EQ(g.imbalance, (3 * 1 + 2 * 1.5) / 5);  // 6 over a mean of 4
+  EXPECT_DOUBLE_EQ(g.max_imbalance, 1.5);
+  EXPECT_EQ(g.compared, 2) << "an empty step compares nothing";
+  EXPECT_EQ(g.changed, 1);
+  EXPECT_DOUBLE_EQ(g.default_regret, (0.2 - 0.05) / 2);
+  EXPECT_DOUBLE_EQ(g.max_default_regret, 12.0 / 10 - 1);
+  EXPECT_EQ(g.rivalled, 3) << "the skewed histogram was measured with one config alone";
+  EXPECT_DOUBLE_EQ(g.measured_regret, (0 + 0.6 + 0.6) / 3);
+  EXPECT_DOUBLE_EQ(g.max_measured_regret, 16.0 / 10 - 1);
+  expect_has(cli::trace_text(s), {"imbalance", "default +%", "20.0", "regret %", "60.0"});
+  const cli::Json j = cli::trace_json(s)["groups"][0];
+  EXPECT_EQ(j["default"]["changed"], 1);
+  EXPECT_DOUBLE_EQ(j["measured"]["max_regret"], 0.6);
+  EXPECT_DOUBLE_EQ(j["max_imbalance"], 1.5);
 }
 
 TEST(Trace, BesideAFit) {

@@ -10,22 +10,15 @@
 #include "backend/cuda/gpu.hpp"
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
-#include "gpu/support.hpp"
+#include "gpu/runs.hpp"
 
 namespace ramp::core::test {
 namespace {
 
 CaseSpec few_spec(int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden, int64_t intermediate,
                   Ids ids = Ids::kDistinct) {
-  CaseSpec s;
-  s.format = RAMP_FORMAT_FP8_BLOCK;
-  s.experts = experts;
-  s.top_k = top_k;
-  s.tokens = tokens;
-  s.hidden = hidden;
-  s.intermediate = intermediate;
+  CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, experts, top_k, tokens, hidden, intermediate);
   s.ids = ids;
-  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden);
   return s;
 }
 
@@ -35,14 +28,7 @@ ramp_context* few_gpu() {
 }
 
 void expect_right(BlockCase& c) {
-  constexpr int64_t kMostProducts = 200'000'000;
-  const int64_t per_token = c.spec.top_k * 3 * c.spec.hidden * c.spec.intermediate;
-  CheckOptions options = check_options();
-  const std::vector<int64_t> tokens =
-      spread_tokens(c.spec.tokens, std::max<int64_t>(2, kMostProducts / per_token));
-  options.tokens = tokens;
-  const CheckResult result = c.check(options);
-  EXPECT_TRUE(result.ok()) << case_name(c.spec) << "\n" << result.text();
+  check_some(c, 200'000'000);
 }
 
 // Once, and `again` times more for the same bits.
@@ -60,15 +46,7 @@ void run_case(const CaseSpec& s, int again) {
   }
 }
 
-class GpuFew : public testing::Test {
- protected:
-  void SetUp() override {
-    ramp_context_info info = ramp_context_info_init();
-    require(ramp_context_get_info(gpu(), &info));
-    if (std::string(info.isa) != "sm90")
-      GTEST_SKIP() << "the few-token kernels need sm_90a, this is " << info.isa;
-  }
-};
+class GpuFew : public Sm90<> {};
 
 constexpr Ids kKinds[] = {Ids::kDistinct, Ids::kSkewed,    Ids::kSingle,    Ids::kDuplicates,
                           Ids::kMasked,   Ids::kAllMasked, Ids::kOutOfRange};
@@ -224,49 +202,9 @@ TEST_F(GpuFew, GraphsFollowTheirInputs) {
 // Layers that each read what the one before wrote, all in one workspace: whatever launches overlap, the bits
 // are those of layers that wait for each other.
 TEST_F(GpuFew, LayersInOneWorkspace) {
-  constexpr int64_t kLayers = 4;
   for (const int64_t tokens : {1, 2, 8, 16}) {
     SCOPED_TRACE(tokens);
-    std::vector<std::unique_ptr<BlockCase>> cases;
-    std::vector<GpuWeights> weights;
-    std::vector<std::unique_ptr<GpuBlock>> blocks;
-    for (int64_t l = 0; l < kLayers; ++l) {
-      CaseSpec s = few_spec(16, 8, tokens, 1024, 640, l % 2 == 0 ? Ids::kDistinct : Ids::kSkewed);
-      s.seed = 40 + static_cast<uint64_t>(l);
-      s.counters = false;
-      cases.push_back(std::make_unique<BlockCase>(s));
-      weights.push_back(make_gpu_weights(few_gpu(), cases.back()->synthetic, RAMP_COPY, true));
-      blocks.push_back(std::make_unique<GpuBlock>(*cases.back(), few_gpu()));
-    }
-    const DeviceBuffer scratch = blocks[0]->workspace(weights[0].handle.get());
-    const auto enqueue = [&](void* stream, bool wait) {
-      for (size_t l = 0; l < blocks.size(); ++l) {
-        ramp_expert_block_args a = blocks[l]->args(weights[l].handle.get());
-        if (l > 0) a.x = blocks[l - 1]->y.view();
-        require(ramp_expert_block(few_gpu(), &a, scratch.data(), scratch.bytes(), stream));
-        if (wait) memory(few_gpu()).synchronize(stream);
-      }
-    };
-    const auto bits = [&] {
-      memory(few_gpu()).synchronize_all();
-      blocks.back()->y.download();
-      return cases.back()->y_bits();
-    };
-    enqueue(nullptr, true);
-    const std::vector<uint8_t> expected = bits();
-    cli::Graph graph(few_gpu(), [&](void* stream) { enqueue(stream, false); });
-    for (int i = 0; i < 300; ++i) {
-      if (i % 20 == 0) {
-        scratch.poison();
-        for (const auto& b : blocks) b->y.poison();
-      }
-      if (i % 2 == 0)
-        graph.replay();
-      else
-        enqueue(nullptr, false);
-      ASSERT_EQ(bits(), expected) << "round " << i;
-    }
-    EXPECT_TRUE(scratch.guard_intact());
+    expect_layers_agree(few_gpu(), few_spec(16, 8, tokens, 1024, 640), 300);
   }
 }
 

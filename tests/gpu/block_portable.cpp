@@ -9,7 +9,7 @@
 
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
-#include "gpu/support.hpp"
+#include "gpu/runs.hpp"
 
 namespace ramp::core::test {
 namespace {
@@ -31,14 +31,8 @@ std::vector<std::string> configs_of(const ramp_weights* w) {
 
 CaseSpec make_spec(ramp_format format, int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden,
                    int64_t intermediate) {
-  CaseSpec s;
-  s.format = format;
-  s.experts = experts;
-  s.top_k = top_k;
-  s.tokens = tokens;
-  s.hidden = hidden;
-  s.intermediate = intermediate;
-  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden) + 1000 * static_cast<uint64_t>(format);
+  CaseSpec s = block_spec(format, experts, top_k, tokens, hidden, intermediate);
+  s.seed += 1000 * static_cast<uint64_t>(format);
   return s;
 }
 
@@ -296,46 +290,7 @@ TEST(GpuPortableScales, OddOnes) {
 TEST_P(GpuPortable, LayersInOneWorkspace) {
   for (const int64_t tokens : {1, 8, 96}) {
     SCOPED_TRACE(tokens);
-    std::vector<std::unique_ptr<BlockCase>> cases;
-    std::vector<GpuWeights> weights;
-    std::vector<std::unique_ptr<GpuBlock>> blocks;
-    for (int64_t l = 0; l < 4; ++l) {
-      CaseSpec s = make_spec(GetParam(), 16, 4, tokens, 544, 352);
-      s.seed = 40 + static_cast<uint64_t>(l);
-      s.ids = l % 2 == 0 ? Ids::kDistinct : Ids::kSkewed;
-      s.counters = false;
-      cases.push_back(std::make_unique<BlockCase>(s));
-      weights.push_back(make_gpu_weights(portable(), cases.back()->synthetic, RAMP_COPY, true));
-      blocks.push_back(std::make_unique<GpuBlock>(*cases.back(), portable()));
-    }
-    const DeviceBuffer scratch = blocks[0]->workspace(weights[0].handle.get());
-    const auto enqueue = [&](void* stream, bool wait) {
-      for (size_t l = 0; l < blocks.size(); ++l) {
-        ramp_expert_block_args a = blocks[l]->args(weights[l].handle.get());
-        if (l > 0) a.x = blocks[l - 1]->y.view();
-        require(ramp_expert_block(portable(), &a, scratch.data(), scratch.bytes(), stream));
-        if (wait) memory(portable()).synchronize(stream);
-      }
-    };
-    const auto bits = [&] {
-      memory(portable()).synchronize_all();
-      blocks.back()->y.download();
-      return cases.back()->y_bits();
-    };
-    enqueue(nullptr, true);
-    const std::vector<uint8_t> expected = bits();
-    cli::Graph graph(portable(), [&](void* stream) { enqueue(stream, false); });
-    for (int i = 0; i < 100; ++i) {
-      if (i % 20 == 0) {
-        scratch.poison();
-        for (const auto& b : blocks) b->y.poison();
-      }
-      if (i % 2 == 0)
-        graph.replay();
-      else
-        enqueue(nullptr, false);
-      ASSERT_EQ(bits(), expected) << "round " << i;  // waits: one workspace, two streams
-    }
+    expect_layers_agree(portable(), make_spec(GetParam(), 16, 4, tokens, 544, 352), 100);
   }
 }
 

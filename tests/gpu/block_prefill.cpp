@@ -7,23 +7,15 @@
 
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
-#include "gpu/support.hpp"
+#include "gpu/runs.hpp"
 
 namespace ramp::core::test {
 namespace {
 
-template <typename Base>
-class Sm90 : public Base {
- protected:
-  void SetUp() override {
-    ramp_context_info info = ramp_context_info_init();
-    require(ramp_context_get_info(gpu(), &info));
-    if (std::string(info.isa) != "sm90")
-      GTEST_SKIP() << "the prefill kernels need sm_90a, this is " << info.isa;
-  }
-};
+constexpr int64_t kMostProducts = 50'000'000;  // of a check
+
 class GpuPrefill : public Sm90<testing::TestWithParam<ramp_format>> {};
-class GpuPrefillInOrder : public Sm90<testing::Test> {};
+class GpuPrefillInOrder : public Sm90<> {};
 
 INSTANTIATE_TEST_SUITE_P(Formats, GpuPrefill,
                          testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
@@ -41,46 +33,10 @@ int32_t prefill_config_of(const ramp_weights* w) {
   return 0;
 }
 
-CaseSpec prefill_spec(ramp_format format, int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden,
-                      int64_t intermediate) {
-  CaseSpec s;
-  s.format = format;
-  s.experts = experts;
-  s.top_k = top_k;
-  s.tokens = tokens;
-  s.hidden = hidden;
-  s.intermediate = intermediate;
-  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden);
-  return s;
-}
-
-std::vector<uint8_t> run_config(BlockCase& c, GpuBlock& block, const ramp_weights* w, int32_t config) {
-  const DeviceBuffer scratch = block.workspace(w);
-  scratch.poison();
-  block.begin();
-  ramp_expert_block_args a = block.args(w);
-  a.config = config;
-  require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
-  block.finish();
-  EXPECT_TRUE(scratch.guard_intact()) << c.spec;
-  return c.y_bits();
-}
-
-void check_some(BlockCase& c) {
-  constexpr int64_t kMostProducts = 50'000'000;
-  const int64_t per_token = c.spec.top_k * 3 * c.spec.hidden * c.spec.intermediate;
-  CheckOptions options = check_options();
-  const std::vector<int64_t> tokens =
-      spread_tokens(c.spec.tokens, std::max<int64_t>(6, kMostProducts / per_token));
-  options.tokens = tokens;
-  const CheckResult result = c.check(options);
-  EXPECT_TRUE(result.ok()) << result.text();
-}
-
 // Every row goes to one expert of four, fewer than are put in order first: GEMM 1 gathers. The checker has a
 // look around the tile sizes.
 TEST_P(GpuPrefill, EveryNumberOfRowsGivesTheStreamKernelsBits) {
-  CaseSpec s = prefill_spec(GetParam(), 4, 1, 1, 384, 256);
+  CaseSpec s = block_spec(GetParam(), 4, 1, 1, 384, 256);
   s.ids = Ids::kSingle;
   const BlockCase first(s);
   const GpuWeights w = make_gpu_weights(gpu(), first.synthetic, RAMP_COPY, true);
@@ -90,15 +46,15 @@ TEST_P(GpuPrefill, EveryNumberOfRowsGivesTheStreamKernelsBits) {
     s.tokens = rows;
     BlockCase c(s);
     GpuBlock block(c, gpu());
-    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
-    ASSERT_EQ(run_config(c, block, w.handle.get(), prefill), expected);
-    if (rows % 64 <= 1) check_some(c);
+    const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
+    ASSERT_EQ(run_block(gpu(), c, block, w.handle.get(), prefill), expected);
+    if (rows % 64 <= 1) check_some(c, kMostProducts);
   }
 }
 
 // fp8_block, as many tokens for two experts as are put in order first, of which so many reach one.
 TEST_F(GpuPrefillInOrder, EveryNumberOfRows) {
-  CaseSpec s = prefill_spec(RAMP_FORMAT_FP8_BLOCK, 2, 1, 300, 384, 256);
+  CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, 2, 1, 300, 384, 256);
   s.ids = Ids::kSingle;
   BlockCase c(s);
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
@@ -110,9 +66,9 @@ TEST_F(GpuPrefillInOrder, EveryNumberOfRows) {
     if (rows < s.tokens) ids[rows] = -1;
     c.expected_masked = s.tokens - rows;
     block.upload();
-    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
-    ASSERT_EQ(run_config(c, block, w.handle.get(), prefill), expected);
-    if (rows % 64 <= 1) check_some(c);
+    const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
+    ASSERT_EQ(run_block(gpu(), c, block, w.handle.get(), prefill), expected);
+    if (rows % 64 <= 1) check_some(c, kMostProducts);
   }
 }
 
@@ -133,17 +89,17 @@ TEST_P(GpuPrefill, ShapesAndRoutings) {
   };
   for (const Shape& shape : shapes) {
     CaseSpec s =
-        prefill_spec(GetParam(), shape.experts, shape.top_k, shape.tokens, shape.hidden, shape.intermediate);
+        block_spec(GetParam(), shape.experts, shape.top_k, shape.tokens, shape.hidden, shape.intermediate);
     s.ids = shape.ids;
     SCOPED_TRACE(case_name(s));
     BlockCase c(s);
     const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
     GpuBlock block(c, gpu());
     const int32_t prefill = prefill_config_of(w.handle.get());
-    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
+    const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
     for (int i = 0; i < 5; ++i)
-      ASSERT_EQ(run_config(c, block, w.handle.get(), prefill), expected) << "repetition " << i;
-    check_some(c);
+      ASSERT_EQ(run_block(gpu(), c, block, w.handle.get(), prefill), expected) << "repetition " << i;
+    check_some(c, kMostProducts);
   }
 }
 
@@ -154,48 +110,55 @@ TEST_P(GpuPrefill, OddNumberOfSlicesInW13) {
   // I = 64 is the least: one slice in GEMM 1, one step in GEMM 2.
   for (const auto& [tokens, intermediate] :
        {std::pair{50, 320}, std::pair{200, 320}, std::pair{390, 320}, std::pair{700, 64}}) {
-    CaseSpec s = prefill_spec(GetParam(), 2, 1, tokens, intermediate == 64 ? 128 : 256, intermediate);
+    CaseSpec s = block_spec(GetParam(), 2, 1, tokens, intermediate == 64 ? 128 : 256, intermediate);
     s.ids = Ids::kSingle;
     SCOPED_TRACE(case_name(s));
     BlockCase c(s);
     const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
     GpuBlock block(c, gpu());
-    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
-    ASSERT_EQ(run_config(c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
-    check_some(c);
+    const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
+    ASSERT_EQ(run_block(gpu(), c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
+    check_some(c, kMostProducts);
   }
 }
 
-// Gates of some hundreds: silu's denominator overflows, its quotients come near the smallest normal numbers.
-// The bits, since fp16 overflows; bf16's values too.
-TEST_P(GpuPrefill, LargeGates) {
-  for (const float factor : {8.0F, 64.0F, 512.0F, 1e8F}) {
-    SCOPED_TRACE(factor);
-    const CaseSpec s = prefill_spec(GetParam(), 2, 1, 300, 256, 256);
-    BlockCase c(s);
-    for (int64_t t = 0; t < s.tokens; ++t)
-      for (int64_t h = 0; h < s.hidden; ++h) c.x.set(t, h, factor * c.x.get(t, h));
-    const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
-    GpuBlock block(c, gpu());
-    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
-    ASSERT_EQ(run_config(c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
-    if (GetParam() == RAMP_FORMAT_BF16) check_some(c);
+// Gates of some hundreds: silu's denominator overflows, its quotients come near the smallest normal numbers,
+// and both gelus reach the ends of erf and tanh; tiny ones, where they are straight lines. The bits, since
+// fp16 overflows; silu's values too in bf16.
+TEST_P(GpuPrefill, GatesOfEveryMagnitude) {
+  for (const ramp_activation activation :
+       {RAMP_ACTIVATION_SILU_AND_MUL, RAMP_ACTIVATION_GELU_AND_MUL, RAMP_ACTIVATION_GELU_TANH_AND_MUL}) {
+    for (const float factor : {1e-6F, 0.1F, 8.0F, 64.0F, 512.0F, 1e8F}) {
+      SCOPED_TRACE(factor);
+      CaseSpec s = block_spec(GetParam(), 2, 1, 300, 256, 256);
+      s.activation = activation;
+      SCOPED_TRACE(case_name(s));
+      BlockCase c(s);
+      for (int64_t t = 0; t < s.tokens; ++t)
+        for (int64_t h = 0; h < s.hidden; ++h) c.x.set(t, h, factor * c.x.get(t, h));
+      const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+      GpuBlock block(c, gpu());
+      const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
+      ASSERT_EQ(run_block(gpu(), c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
+      if (GetParam() == RAMP_FORMAT_BF16 && activation == RAMP_ACTIVATION_SILU_AND_MUL && factor > 1)
+        check_some(c, kMostProducts);
+    }
   }
 }
 
 TEST_P(GpuPrefill, Activations) {
   for (const ramp_activation activation : {RAMP_ACTIVATION_GELU_AND_MUL, RAMP_ACTIVATION_GELU_TANH_AND_MUL}) {
     for (const int64_t rows : {1, 63, 65, 128, 129, 192, 193, 300}) {
-      CaseSpec s = prefill_spec(GetParam(), 2, 1, rows, 384, 256);
+      CaseSpec s = block_spec(GetParam(), 2, 1, rows, 384, 256);
       s.ids = Ids::kSingle;
       s.activation = activation;
       SCOPED_TRACE(case_name(s));
       BlockCase c(s);
       const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
       GpuBlock block(c, gpu());
-      const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
-      ASSERT_EQ(run_config(c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
-      if (rows == 193) check_some(c);
+      const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
+      ASSERT_EQ(run_block(gpu(), c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
+      if (rows == 193) check_some(c, kMostProducts);
     }
   }
 }
@@ -203,7 +166,7 @@ TEST_P(GpuPrefill, Activations) {
 // Options that change where rows and their values come from.
 TEST_P(GpuPrefill, Options) {
   for (int variant = 0; variant < 4; ++variant) {
-    CaseSpec s = prefill_spec(GetParam(), 4, 2, 190, 384, 256);
+    CaseSpec s = block_spec(GetParam(), 4, 2, 190, 384, 256);
     s.router_weight_on_input = variant == 0;
     s.strided = variant == 1;
     s.expert_map = variant == 2;
@@ -215,16 +178,16 @@ TEST_P(GpuPrefill, Options) {
     BlockCase c(s);
     const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
     GpuBlock block(c, gpu());
-    const std::vector<uint8_t> expected = run_config(c, block, w.handle.get(), 1);
-    ASSERT_EQ(run_config(c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
-    check_some(c);
+    const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
+    ASSERT_EQ(run_block(gpu(), c, block, w.handle.get(), prefill_config_of(w.handle.get())), expected);
+    check_some(c, kMostProducts);
   }
 }
 
 // Counts around the tile sizes; the first of the experts has none.
 TEST_P(GpuPrefill, Batched) {
   const int32_t counts[] = {0, 63, 64, 65, 128, 129, 192, 193, 200};
-  CaseSpec s = prefill_spec(GetParam(), std::size(counts), 1, 200, 256, 384);
+  CaseSpec s = block_spec(GetParam(), std::size(counts), 1, 200, 256, 384);
   const auto run = [&](bool prefill) {
     BatchedCase c(s);
     std::copy(std::begin(counts), std::end(counts), static_cast<int32_t*>(c.counts.view.data));
@@ -237,40 +200,16 @@ TEST_P(GpuPrefill, Batched) {
   ASSERT_EQ(run(true), run(false));
 }
 
-// One graph over changing routings, in a workspace that is all NaN before each replay.
 TEST_P(GpuPrefill, GraphsFollowTheRouting) {
-  CaseSpec spec = prefill_spec(GetParam(), 16, 4, 700, 512, 384);
-  spec.ids = Ids::kDistinct;
-  BlockCase c(spec);
+  BlockCase c(block_spec(GetParam(), 16, 4, 700, 512, 384));
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
-  GpuBlock block(c, gpu());
-  const DeviceBuffer scratch = block.workspace(w.handle.get());
-  ramp_expert_block_args a = block.args(w.handle.get());
-  a.config = prefill_config_of(w.handle.get());
-  cli::Graph graph(gpu(), [&](void* stream) {
-    require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream));
-  });
-  const Ids routings[] = {Ids::kDistinct, Ids::kSingle,    Ids::kSkewed,
-                          Ids::kMasked,   Ids::kAllMasked, Ids::kDistinct};
-  for (size_t i = 0; i < std::size(routings); ++i) {
-    SCOPED_TRACE(i);
-    CaseSpec other = spec;
-    other.seed = 100 + i;
-    other.ids = routings[i];
-    BlockCase from(other);
-    std::copy_n(static_cast<const int32_t*>(from.ids.view.data), spec.tokens * spec.top_k,
-                static_cast<int32_t*>(c.ids.view.data));
-    c.expected_masked = from.expected_masked;
-    block.upload();
-    scratch.poison();
-    block.begin();
-    graph.replay();
-    block.finish();
-    const std::vector<uint8_t> replayed = c.y_bits();
-    EXPECT_TRUE(scratch.guard_intact());
-    check_some(c);
-    EXPECT_EQ(run_config(c, block, w.handle.get(), 1), replayed);
-  }
+  GpuBlock one(c, gpu());
+  expect_graph_follows_routing(gpu(), c, w.handle.get(), prefill_config_of(w.handle.get()),
+                               [&](const std::vector<uint8_t>& replayed) {
+                                 check_some(c, kMostProducts);
+                                 one.upload();
+                                 EXPECT_EQ(run_block(gpu(), c, one, w.handle.get(), 1), replayed);
+                               });
 }
 
 }  // namespace

@@ -7,47 +7,18 @@
 
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
-#include "gpu/support.hpp"
+#include "gpu/runs.hpp"
 
 namespace ramp::core::test {
 namespace {
 
-class GpuSplit : public testing::Test {
- protected:
-  void SetUp() override {
-    ramp_context_info info = ramp_context_info_init();
-    require(ramp_context_get_info(gpu(), &info));
-    if (std::string(info.isa) != "sm90")
-      GTEST_SKIP() << "steps are divided among kernels that need sm_90a, this is " << info.isa;
-  }
-};
+class GpuSplit : public Sm90<> {};
 
 CaseSpec split_spec(int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden, int64_t intermediate,
                     Ids ids) {
-  CaseSpec s;
-  s.format = RAMP_FORMAT_FP8_BLOCK;
-  s.experts = experts;
-  s.top_k = top_k;
-  s.tokens = tokens;
-  s.hidden = hidden;
-  s.intermediate = intermediate;
+  CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, experts, top_k, tokens, hidden, intermediate);
   s.ids = ids;
-  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden);
   return s;
-}
-
-// The narrowest stream kernel for everything, or (config 0) what the context's family does.
-std::vector<uint8_t> run_case(ramp_context* context, BlockCase& c, GpuBlock& block, const ramp_weights* w,
-                              int32_t config) {
-  const DeviceBuffer scratch = block.workspace(w);
-  scratch.poison();
-  block.begin();
-  ramp_expert_block_args a = block.args(w);
-  a.config = config;
-  require(ramp_expert_block(context, &a, scratch.data(), scratch.bytes(), nullptr));
-  block.finish();
-  EXPECT_TRUE(scratch.guard_intact()) << c.spec;
-  return c.y_bits();
 }
 
 TEST_F(GpuSplit, GivesTheBitsOfOneKernel) {
@@ -68,48 +39,23 @@ TEST_F(GpuSplit, GivesTheBitsOfOneKernel) {
     BlockCase c(s);
     const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
     GpuBlock one(c, gpu());
-    const std::vector<uint8_t> expected = run_case(gpu(), c, one, w.handle.get(), 1);
+    const std::vector<uint8_t> expected = run_block(gpu(), c, one, w.handle.get(), 1);
     const GpuWeights v = make_gpu_weights(split, c.synthetic, RAMP_COPY, true);
     GpuBlock several(c, split);
     for (int i = 0; i < 5; ++i)
-      ASSERT_EQ(run_case(split, c, several, v.handle.get(), 0), expected) << "repetition " << i;
+      ASSERT_EQ(run_block(split, c, several, v.handle.get(), 0), expected) << "repetition " << i;
   }
 }
 
-// One graph over changing routings, in a workspace that is all NaN before each replay.
 TEST_F(GpuSplit, GraphsFollowTheRouting) {
   ramp_context* const split = gpu("sm90_split");
-  const CaseSpec spec = split_spec(32, 4, 700, 512, 384, Ids::kDistinct);
-  BlockCase c(spec);
+  BlockCase c(split_spec(32, 4, 700, 512, 384, Ids::kDistinct));
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
   const GpuWeights v = make_gpu_weights(split, c.synthetic, RAMP_COPY, true);
-  GpuBlock block(c, split);
-  const DeviceBuffer scratch = block.workspace(v.handle.get());
-  ramp_expert_block_args a = block.args(v.handle.get());
-  cli::Graph graph(split, [&](void* stream) {
-    require(ramp_expert_block(split, &a, scratch.data(), scratch.bytes(), stream));
-  });
-  const Ids routings[] = {Ids::kDistinct, Ids::kSingle,    Ids::kSkewed,
-                          Ids::kMasked,   Ids::kAllMasked, Ids::kDistinct};
-  for (size_t i = 0; i < std::size(routings); ++i) {
-    SCOPED_TRACE(i);
-    CaseSpec other = spec;
-    other.seed = 100 + i;
-    other.ids = routings[i];
-    BlockCase from(other);
-    std::copy_n(static_cast<const int32_t*>(from.ids.view.data), spec.tokens * spec.top_k,
-                static_cast<int32_t*>(c.ids.view.data));
-    c.expected_masked = from.expected_masked;
-    block.upload();
-    scratch.poison();
-    block.begin();
-    graph.replay();
-    block.finish();
-    const std::vector<uint8_t> replayed = c.y_bits();
-    EXPECT_TRUE(scratch.guard_intact());
+  expect_graph_follows_routing(split, c, v.handle.get(), 0, [&](const std::vector<uint8_t>& replayed) {
     GpuBlock one(c, gpu());
-    EXPECT_EQ(run_case(gpu(), c, one, w.handle.get(), 1), replayed);
-  }
+    EXPECT_EQ(run_block(gpu(), c, one, w.handle.get(), 1), replayed);
+  });
 }
 
 // Counts are the device's: the same call with few rows and with full experts, by the default choice (several
@@ -149,6 +95,55 @@ struct Traced {
   std::vector<int32_t> histogram;
 };
 
+// Eager calls are timed where that is asked for, captured ones are not; bits and graphs stay what they are.
+TEST_F(GpuSplit, TracesHoldTheTimesOfEagerCalls) {
+  const ContextPtr context = make_gpu_context();
+  require(ramp_context_trace(context.get(), 64));
+  require(ramp_context_time_trace(context.get(), 1));
+  const CaseSpec spec = split_spec(16, 4, 300, 256, 128, Ids::kSkewed);
+  BlockCase c(spec);
+  const GpuWeights w = make_gpu_weights(context.get(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, context.get());
+  const std::vector<uint8_t> timed = run_case(context.get(), c, block, w.handle.get(), 0);
+  const DeviceBuffer scratch = block.workspace(w.handle.get());
+  ramp_context_counters before = ramp_context_counters_init();
+  require(ramp_context_get_counters(context.get(), &before));
+  EXPECT_GT(before.records, 0U);
+  EXPECT_EQ(before.measured, before.records) << "all of them eager";
+  EXPECT_GT(before.measured_us, 0);
+  EXPECT_GE(before.imbalance_max, 1);
+  {
+    ramp_expert_block_args a = block.args(w.handle.get());
+    cli::Graph graph(context.get(), [&](void* stream) {  // once as it is, then captured
+      require(ramp_expert_block(context.get(), &a, scratch.data(), scratch.bytes(), stream));
+    });
+    block.begin();
+    for (int i = 0; i < 5; ++i) graph.replay();
+    block.finish();
+  }
+  ramp_context_counters after = ramp_context_counters_init();
+  require(ramp_context_get_counters(context.get(), &after));
+  EXPECT_EQ(after.records, before.records + 6);
+  EXPECT_EQ(after.measured, before.measured + 1);
+  EXPECT_EQ(after.lost, 0U);
+  std::vector<double> us;
+  require(ramp_context_read_trace(
+      context.get(),
+      [](const ramp_trace_record* r, void* user) {
+        static_cast<std::vector<double>*>(user)->push_back(r->measured_us);
+        EXPECT_GT(r->configs_us[r->chosen], 0);
+        EXPECT_DOUBLE_EQ(r->configs_us[r->chosen], r->predicted_us);
+        EXPECT_STREQ(r->default_config, r->configs[r->chosen]);  // no fit: the default alone
+        EXPECT_DOUBLE_EQ(r->default_us, r->predicted_us);
+      },
+      &us));
+  ASSERT_EQ(us.size(), after.records);
+  for (size_t i = 0; i < us.size(); ++i) EXPECT_EQ(us[i] > 0, i <= before.records) << i;
+  GpuBlock untimed(c, gpu());
+  const GpuWeights v = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
+  EXPECT_EQ(run_case(gpu(), c, untimed, v.handle.get(), 0), timed);
+}
+
 // Every call writes what its ids say, replays of a graph too; bits are those of an untraced call.
 TEST_F(GpuSplit, TracesHoldTheHistogramOfEveryCall) {
   const ContextPtr context = make_gpu_context();
@@ -158,7 +153,7 @@ TEST_F(GpuSplit, TracesHoldTheHistogramOfEveryCall) {
   BlockCase c(spec);
   const GpuWeights w = make_gpu_weights(context.get(), c.synthetic, RAMP_COPY, true);
   GpuBlock block(c, context.get());
-  const std::vector<uint8_t> traced = run_case(context.get(), c, block, w.handle.get(), 0);
+  const std::vector<uint8_t> traced = run_block(context.get(), c, block, w.handle.get(), 0);
   const DeviceBuffer scratch = block.workspace(w.handle.get());
   {
     ramp_expert_block_args a = block.args(w.handle.get());
@@ -196,7 +191,7 @@ TEST_F(GpuSplit, TracesHoldTheHistogramOfEveryCall) {
   EXPECT_TRUE(records.empty());
   GpuBlock untraced(c, gpu());
   const GpuWeights v = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
-  EXPECT_EQ(run_case(gpu(), c, untraced, v.handle.get(), 0), traced);
+  EXPECT_EQ(run_block(gpu(), c, untraced, v.handle.get(), 0), traced);
 }
 
 }  // namespace

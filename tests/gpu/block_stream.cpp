@@ -8,10 +8,12 @@
 
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
-#include "gpu/support.hpp"
+#include "gpu/runs.hpp"
 
 namespace ramp::core::test {
 namespace {
+
+constexpr int64_t kMostProducts = 100'000'000;  // of a check
 
 // Number of configs of these weights; each is then 1 + its index in a call.
 int32_t configs_of(const ramp_weights* w) {
@@ -22,40 +24,6 @@ int32_t configs_of(const ramp_weights* w) {
 
 constexpr ramp_format kStreamFormats[] = {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
                                           RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
-
-CaseSpec stream_spec(ramp_format format, int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden,
-                     int64_t intermediate) {
-  CaseSpec s;
-  s.format = format;
-  s.experts = experts;
-  s.top_k = top_k;
-  s.tokens = tokens;
-  s.hidden = hidden;
-  s.intermediate = intermediate;
-  s.seed = static_cast<uint64_t>(experts + 7 * tokens + hidden);
-  return s;
-}
-
-void run_config(BlockCase& c, GpuBlock& block, const ramp_weights* w, int32_t config) {
-  block.begin();
-  ramp_expert_block_args a = block.args(w);
-  a.config = config;
-  const DeviceBuffer scratch = block.workspace(w);
-  require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr));
-  block.finish();
-  EXPECT_TRUE(scratch.guard_intact()) << c.spec;
-}
-
-void check_some(BlockCase& c) {
-  constexpr int64_t kMostProducts = 100'000'000;
-  const int64_t per_token = c.spec.top_k * 3 * c.spec.hidden * c.spec.intermediate;
-  CheckOptions options = check_options();
-  const std::vector<int64_t> tokens =
-      spread_tokens(c.spec.tokens, std::max<int64_t>(6, kMostProducts / per_token));
-  options.tokens = tokens;
-  const CheckResult result = c.check(options);
-  EXPECT_TRUE(result.ok()) << result.text();
-}
 
 struct StreamCase {
   const char* name;
@@ -109,7 +77,7 @@ INSTANTIATE_TEST_SUITE_P(All, GpuStream, testing::ValuesIn(stream_cases()), [](c
 
 TEST_P(GpuStream, EveryConfigIsRightAndGivesTheSameBits) {
   const StreamCase& p = GetParam();
-  CaseSpec s = stream_spec(p.format, p.experts, p.top_k, p.tokens, p.hidden, p.intermediate);
+  CaseSpec s = block_spec(p.format, p.experts, p.top_k, p.tokens, p.hidden, p.intermediate);
   s.ids = p.ids;
   BlockCase c(s);
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
@@ -119,12 +87,12 @@ TEST_P(GpuStream, EveryConfigIsRightAndGivesTheSameBits) {
   std::vector<uint8_t> first;
   for (int32_t n = 1; n <= configs; ++n) {
     SCOPED_TRACE(ramp_config_name(gpu(), w.handle.get(), n - 1));
-    run_config(c, block, w.handle.get(), n);
-    check_some(c);
+    run_block(gpu(), c, block, w.handle.get(), n);
+    check_some(c, kMostProducts);
     if (n == 1) first = c.y_bits();
     EXPECT_EQ(c.y_bits(), first) << "the config depends on T, the bits must not";
     for (int i = 0; i < 10; ++i) {
-      run_config(c, block, w.handle.get(), n);
+      run_block(gpu(), c, block, w.handle.get(), n);
       ASSERT_EQ(c.y_bits(), first) << "repetition " << i;
     }
   }
@@ -138,16 +106,16 @@ INSTANTIATE_TEST_SUITE_P(All, GpuStreamOptions, testing::ValuesIn(kStreamFormats
 // checker, the others against its bits.
 TEST_P(GpuStreamOptions, EveryNumberOfRows) {
   for (int64_t rows = 1; rows <= 129; ++rows) {
-    CaseSpec s = stream_spec(GetParam(), 1, 1, rows, 256, 128);
+    CaseSpec s = block_spec(GetParam(), 1, 1, rows, 256, 128);
     s.ids = Ids::kSingle;
     BlockCase c(s);
     const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
     GpuBlock block(c, gpu());
     std::vector<uint8_t> first;
     for (int32_t n = 1; n <= configs_of(w.handle.get()); ++n) {
-      run_config(c, block, w.handle.get(), n);
+      run_block(gpu(), c, block, w.handle.get(), n);
       if (n == 1) {
-        check_some(c);
+        check_some(c, kMostProducts);
         first = c.y_bits();
       }
       ASSERT_EQ(c.y_bits(), first) << rows << " rows, " << ramp_config_name(gpu(), w.handle.get(), n - 1);
@@ -158,7 +126,7 @@ TEST_P(GpuStreamOptions, EveryNumberOfRows) {
 TEST_P(GpuStreamOptions, EveryConfigTakesThem) {
   const ramp_dtype quantised = is_fp8(GetParam()) ? RAMP_E4M3 : RAMP_F16;
   for (int variant = 0; variant < 6; ++variant) {
-    CaseSpec s = stream_spec(GetParam(), 8, 3, 37, 384, 256);
+    CaseSpec s = block_spec(GetParam(), 8, 3, 37, 384, 256);
     s.activation = static_cast<ramp_activation>(variant % 3);
     s.ids = Ids::kMasked;
     s.x_dtype = variant == 0 || variant == 3 ? quantised : variant == 4 ? RAMP_F32 : RAMP_BF16;
@@ -173,15 +141,15 @@ TEST_P(GpuStreamOptions, EveryConfigTakesThem) {
     const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_IN_PLACE, true);
     GpuBlock block(c, gpu());
     for (int32_t n = 1; n <= configs_of(w.handle.get()); ++n) {
-      run_config(c, block, w.handle.get(), n);
-      check_some(c);
+      run_block(gpu(), c, block, w.handle.get(), n);
+      check_some(c, kMostProducts);
     }
   }
 }
 
 TEST_P(GpuStreamOptions, Batched) {
   for (const int64_t max_tokens : {1, 8, 65, 130}) {
-    CaseSpec s = stream_spec(GetParam(), 6, 1, max_tokens, 384, 256);
+    CaseSpec s = block_spec(GetParam(), 6, 1, max_tokens, 384, 256);
     s.x_dtype = max_tokens == 65 && is_fp8(GetParam()) ? RAMP_E4M3 : RAMP_BF16;
     s.router_weight_on_input = max_tokens == 8;
     s.strided = max_tokens == 130;
@@ -199,7 +167,7 @@ TEST_P(GpuStreamOptions, FewSlots) {
   for (const int64_t tokens : {1, 2, 3, 7, 8, 13}) {
     for (const int64_t k : {1, 2, 5, 8, 21, 33, 64}) {
       if (tokens * k > 66) continue;
-      CaseSpec s = stream_spec(GetParam(), k % 2 == 0 ? 70 : 9, k, tokens, 384, 256);
+      CaseSpec s = block_spec(GetParam(), k % 2 == 0 ? 70 : 9, k, tokens, 384, 256);
       s.ids = k > 9 && k % 2 == 1 ? Ids::kDuplicates
               : tokens == 7       ? Ids::kSkewed
               : k == 8            ? Ids::kOutOfRange
@@ -216,9 +184,9 @@ TEST_P(GpuStreamOptions, FewSlots) {
       GpuBlock block(c, gpu());
       std::vector<uint8_t> first;
       for (int32_t n = 1; n <= configs_of(w.handle.get()); ++n) {
-        run_config(c, block, w.handle.get(), n);
+        run_block(gpu(), c, block, w.handle.get(), n);
         if (n == 1) {
-          check_some(c);
+          check_some(c, kMostProducts);
           first = c.y_bits();
         }
         ASSERT_EQ(c.y_bits(), first) << ramp_config_name(gpu(), w.handle.get(), n - 1);
@@ -229,7 +197,7 @@ TEST_P(GpuStreamOptions, FewSlots) {
 
 // With one row its stride is never used, whatever it is.
 TEST_P(GpuStreamOptions, OneRowOfAnyStride) {
-  CaseSpec s = stream_spec(GetParam(), 4, 2, 1, 256, 128);
+  CaseSpec s = block_spec(GetParam(), 4, 2, 1, 256, 128);
   if (is_fp8(GetParam())) s.x_dtype = RAMP_E4M3;
   BlockCase c(s);
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
@@ -242,13 +210,13 @@ TEST_P(GpuStreamOptions, OneRowOfAnyStride) {
   ASSERT_EQ(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), nullptr), RAMP_OK)
       << ramp_last_error();
   block.finish();
-  check_some(c);
+  check_some(c, kMostProducts);
 }
 
 // A NaN stays in its group's tokens; an infinity makes all of its token that its group reaches NaN; 0 * NaN
 // is NaN; slots without an expert do not even give that.
 TEST_P(GpuStreamOptions, NaNAndInfinityStayWithTheirToken) {
-  CaseSpec s = stream_spec(GetParam(), 4, 2, 40, 384, 256);
+  CaseSpec s = block_spec(GetParam(), 4, 2, 40, 384, 256);
   s.y_dtype = RAMP_F32;
   BlockCase c(s);
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
@@ -256,7 +224,7 @@ TEST_P(GpuStreamOptions, NaNAndInfinityStayWithTheirToken) {
     SCOPED_TRACE(n);
     BlockCase clean(s);
     GpuBlock before(clean, gpu());
-    run_config(clean, before, w.handle.get(), n);
+    run_block(gpu(), clean, before, w.handle.get(), n);
     BlockCase odd(s);
     odd.x.set(3, 130, std::numeric_limits<float>::quiet_NaN());
     odd.x.set(5, 0, std::numeric_limits<float>::infinity());
@@ -268,7 +236,7 @@ TEST_P(GpuStreamOptions, NaNAndInfinityStayWithTheirToken) {
     odd.x.set(9, 1, std::numeric_limits<float>::quiet_NaN());
     odd.expected_masked = s.top_k;
     GpuBlock block(odd, gpu());
-    run_config(odd, block, w.handle.get(), n);
+    run_block(gpu(), odd, block, w.handle.get(), n);
     for (int64_t t = 0; t < s.tokens; ++t) {
       for (int64_t h = 0; h < s.hidden; ++h) {
         const float got = odd.y.get(t, h);
@@ -289,50 +257,9 @@ TEST_P(GpuStreamOptions, NaNAndInfinityStayWithTheirToken) {
 // prologue, GEMMs and combine of neighbours overlap as far as dependent launches let them. What comes out is
 // what layers that wait for each other give.
 TEST_P(GpuStreamOptions, LayersInOneWorkspace) {
-  constexpr int64_t kLayers = 4;
   for (const int64_t tokens : {1, 8, 96}) {
     SCOPED_TRACE(tokens);
-    std::vector<std::unique_ptr<BlockCase>> cases;
-    std::vector<GpuWeights> weights;
-    std::vector<std::unique_ptr<GpuBlock>> blocks;
-    for (int64_t l = 0; l < kLayers; ++l) {
-      CaseSpec s = stream_spec(GetParam(), 16, 4, tokens, 512, 384);
-      s.seed = 40 + static_cast<uint64_t>(l);
-      s.ids = l % 2 == 0 ? Ids::kDistinct : Ids::kSkewed;
-      s.counters = false;
-      cases.push_back(std::make_unique<BlockCase>(s));
-      weights.push_back(make_gpu_weights(gpu(), cases.back()->synthetic, RAMP_COPY, true));
-      blocks.push_back(std::make_unique<GpuBlock>(*cases.back(), gpu()));
-    }
-    const DeviceBuffer scratch = blocks[0]->workspace(weights[0].handle.get());
-    const auto enqueue = [&](void* stream, bool wait) {
-      for (size_t l = 0; l < blocks.size(); ++l) {
-        ramp_expert_block_args a = blocks[l]->args(weights[l].handle.get());
-        if (l > 0) a.x = blocks[l - 1]->y.view();
-        require(ramp_expert_block(gpu(), &a, scratch.data(), scratch.bytes(), stream));
-        if (wait) memory(gpu()).synchronize(stream);
-      }
-    };
-    const auto bits = [&] {
-      memory(gpu()).synchronize_all();
-      blocks.back()->y.download();
-      return cases.back()->y_bits();
-    };
-    enqueue(nullptr, true);
-    const std::vector<uint8_t> expected = bits();
-    cli::Graph graph(gpu(), [&](void* stream) { enqueue(stream, false); });
-    for (int i = 0; i < 200; ++i) {
-      if (i % 20 == 0) {
-        scratch.poison();
-        for (const auto& b : blocks) b->y.poison();
-      }
-      if (i % 2 == 0)
-        graph.replay();
-      else
-        enqueue(nullptr, false);
-      ASSERT_EQ(bits(), expected) << "round " << i;
-    }
-    EXPECT_TRUE(scratch.guard_intact());
+    expect_layers_agree(gpu(), block_spec(GetParam(), 16, 4, tokens, 512, 384), 200);
   }
 }
 

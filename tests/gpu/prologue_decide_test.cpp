@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 
 #include "gpu/prologue_support.hpp"
 #include "params/prologue.hpp"
@@ -12,13 +13,19 @@
 namespace ramp::gpu_test {
 namespace {
 
+// Where steps are slow: on an emulated GPU.
+bool reduced() {
+  return std::getenv("RAMP_TEST_REDUCED") != nullptr;  // NOLINT(concurrency-mt-unsafe)
+}
+
 constexpr uint32_t kHeights[] = {8, 16, 24, 32, 48, 64, 120, 128};
 
 uint32_t below(Rng& rng, uint64_t n) {
   return static_cast<uint32_t>(rng.below(n));
 }
 
-// Costs of which neither candidate is always the cheaper one; now and then equal ones.
+// Costs of which neither candidate is always the cheaper one; now and then equal ones, and some whose sums
+// exceed 32 bits.
 DecideParams random_params(Rng& rng) {
   DecideParams d{};
   d.candidates = 1 + below(rng, kMostCandidates);
@@ -36,6 +43,15 @@ DecideParams random_params(Rng& rng) {
       cost.wave_ns[g] = below(rng, 3) == 0 ? 0 : below(rng, 20000);
       cost.units[g] = 1 + below(rng, 64);
       cost.places[g] = 1 + below(rng, 400);
+    }
+    if (below(rng, 8) == 0) {
+      const uint64_t scale = uint64_t{1} << (16 + below(rng, 17));
+      cost.base_ns = below(rng, scale);
+      cost.active_ns = below(rng, scale);
+      for (unsigned& ns : cost.wave_ns) ns = below(rng, scale);
+      const uint64_t step = std::min<uint64_t>(scale, 2 * (kMostCurveNs / kCostPoints));
+      for (unsigned i = 1; i < kCostPoints; ++i)
+        cost.ns[i] = std::min(kMostCurveNs, cost.ns[i - 1] + below(rng, step));
     }
     if (c != 0 && below(rng, 4) == 0) cost = d.cost[0];
   }
@@ -69,10 +85,10 @@ struct Plans {
   Plans(const DecideParams& host, int64_t slots, int64_t experts)
       : tiles(kMostCandidates * sizeof(Tile) * static_cast<uint64_t>(max_tiles(slots, experts, 8))),
         counts(kMostCandidates * 4 * kTileCounters),
-        trace(8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts))),
+        trace(8 + 4 * kRecords * (kTraceHeader + static_cast<uint64_t>(experts))),
         params(host) {
-    Device::get().memory->fill(trace.data(), 0, 8 + 4 * kRecords * (4 + static_cast<uint64_t>(experts)),
-                               nullptr);
+    Device::get().memory->fill(trace.data(), 0,
+                               8 + 4 * kRecords * (kTraceHeader + static_cast<uint64_t>(experts)), nullptr);
     use(host, slots, experts);
   }
   void use(const DecideParams& host, int64_t slots, int64_t experts) {
@@ -83,9 +99,10 @@ struct Plans {
       params.plan[c].num_tiles = counts.as<int32_t>() + kTileCounters * c;
     }
     params.trace = trace.as<unsigned long long>();
-    params.trace_words = static_cast<unsigned>(4 + experts);
+    params.trace_words = kTraceHeader + static_cast<unsigned>(experts);
     params.trace_records = kRecords;
     params.trace_call = 7;
+    params.trace_tag = 11;
   }
   static constexpr uint64_t kRecords = 3;
   Buffer tiles, counts, trace;
@@ -99,14 +116,15 @@ void compare(const Plans& plans, const std::vector<int32_t>& histogram, int64_t 
   unsigned ns = 0;
   const unsigned option = decide_on_host(d, histogram.data(), histogram.size(), ns);
   const std::vector<uint32_t> ring = plans.trace.get<uint32_t>();
-  const size_t at = 2 + (records - 1) % Plans::kRecords * (4 + histogram.size());
+  const size_t at = 2 + (records - 1) % Plans::kRecords * (kTraceHeader + histogram.size());
   ASSERT_EQ(ring[0], records);
   ASSERT_EQ(ring[at], records);
   ASSERT_EQ(ring[at + 1], 7U);
   ASSERT_EQ(ring[at + 2], option);
   ASSERT_EQ(ring[at + 3], ns);
+  ASSERT_EQ(ring[at + 4], 11U);
   for (size_t e = 0; e < histogram.size(); ++e)
-    ASSERT_EQ(ring[at + 4 + e], static_cast<uint32_t>(histogram[e])) << "expert " << e;
+    ASSERT_EQ(ring[at + kTraceHeader + e], static_cast<uint32_t>(histogram[e])) << "expert " << e;
 
   std::array<std::vector<Tile>, kMostCandidates> want;
   int32_t first = 0;
@@ -144,7 +162,7 @@ TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
   };
   // 10,000 in all; some with rows beyond the fine part of a curve, some with more experts than threads.
   constexpr Shape kShapes[] = {{64, 300}, {8, 3000}, {256, 64}, {1024, 20}, {1, 70}};
-  constexpr int kEach = 2000;
+  const int each = reduced() ? 20 : 2000;
   Device& device = Device::get();
   Rng rng(1);
   for (const Shape& shape : kShapes) {
@@ -163,7 +181,7 @@ TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
     call.x_scale = device_tensor(x_scale.data(), RAMP_F32, {shape.experts, shape.max_tokens, 1});
     call.counts = device_tensor(counts.data(), RAMP_I32, {shape.experts});
     workspace.view.decide = &plans.params;
-    for (int i = 0; i < kEach; ++i) {
+    for (int i = 0; i < each; ++i) {
       SCOPED_TRACE(i);
       const std::vector<int32_t> histogram = random_counts(rng, shape.experts, shape.max_tokens);
       plans.use(random_params(rng), slots, shape.experts);
@@ -178,13 +196,14 @@ TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
 
 TEST_F(Decide, IdsThroughEveryWayOfSorting) {
   // One block; a cluster; several launches with one and more sub-chunks.
-  constexpr std::array<int64_t, 6> kTokens = {1, 8, 200, 700, 2000, 200000};
+  std::vector<int64_t> token_counts = {1, 8, 200, 700, 2000};
+  if (!reduced()) token_counts.push_back(200000);
   constexpr int64_t kTopK = 8;
   Device& device = Device::get();
   Rng rng(2);
   for (const int64_t experts : {int64_t{16}, int64_t{256}, int64_t{1000}}) {
     const ExpertWeights w = make_weights(RAMP_FORMAT_FP8_BLOCK, experts, 128);
-    for (const int64_t tokens : kTokens) {
+    for (const int64_t tokens : token_counts) {
       SCOPED_TRACE(fmt::format("{} experts, {} tokens", experts, tokens));
       const int64_t slots = tokens * kTopK;
       const Buffer x(static_cast<uint64_t>(tokens * 128));

@@ -15,6 +15,7 @@ sections=(
   "leak:40:10,000 calls, contexts that come and go"
   "faults:60:memory, cache and kernel faults; first calls and host time"
   "cli:60:ramp info, demo, run, bench and cache list"
+  "third:120:somebody else's kernel beside ramp's own: profiled, dispatched live, checked"
   "memcheck:60:compute-sanitizer: addresses and leaks of the kernels"
   "racecheck:90:compute-sanitizer: shared memory hazards"
   "synccheck:40:compute-sanitizer: barriers"
@@ -106,6 +107,13 @@ run_cli() {
       --determinism repeatable,fast --quiet &&
     "$ramp" cache list --quiet
 }
+run_third() {
+  [ -x "$bin/third_party_gpu" ] || { echo "$bin/third_party_gpu is not there"; return 127; }
+  [ -e "$bin/libportable_kernel.so" ] || { echo "$bin/libportable_kernel.so is not there"; return 127; }
+  "$bin/third_party_gpu" 32 4 1024 512 &&
+    "$bin/ramp" profile --backend cuda --kernel-library "$bin/libportable_kernel.so" --model 32,4,1024,512 \
+      --format fp8_block,bf16 --budget 3 -o "$work/third" --quiet
+}
 run_memcheck() { sanitizer memcheck --leak-check full; }
 run_racecheck() { sanitizer racecheck; }
 run_synccheck() { sanitizer synccheck; }
@@ -113,7 +121,7 @@ run_initcheck() { RAMP_GPU_NO_POISON=1 sanitizer initcheck; }
 
 # "timeout" runs programs, not functions: each section is this shell again.
 export bin work
-export -f sharded sanitizer program run_kernels run_block run_big run_leak run_faults run_cli run_memcheck run_racecheck \
+export -f sharded sanitizer program run_kernels run_block run_big run_leak run_faults run_cli run_third run_memcheck run_racecheck \
   run_synccheck run_initcheck
 
 table=

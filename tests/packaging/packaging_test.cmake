@@ -46,6 +46,7 @@ run("configuring the examples" ${configure} -B ${work}/examples)
 run("building the examples" ${CMAKE_COMMAND} --build ${work}/examples)
 run_example(${work}/examples/expert_block_c)
 run_example(${work}/examples/expert_block_cpp)
+run("running third_party_cpu" ${work}/examples/third_party_cpu 2 1 32 32)
 
 # A version that was not installed must not be found.
 file(WRITE ${work}/other/CMakeLists.txt

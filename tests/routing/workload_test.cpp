@@ -276,6 +276,7 @@ TEST(Describe, Formulas) {
   EXPECT_EQ(s.active, 3);
   EXPECT_EQ(s.max_load, 4);
   EXPECT_DOUBLE_EQ(s.max_over_mean, 2.0);
+  EXPECT_DOUBLE_EQ(s.imbalance, 1.5);              // 4 over 8 rows of three experts
   EXPECT_NEAR(s.normalised_entropy, 0.75, 1e-15);  // 1.5 bits of 2
 }
 TEST(Describe, Extremes) {

@@ -11,6 +11,7 @@
 
 #include "backend/cuda/config_space.hpp"
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/few_block.hpp"
 #include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/flat_prefill_block.hpp"
@@ -86,7 +87,7 @@ class CudaBackend final : public Backend {
         flat_prefill_(gpu_, *library_, prologue_, combine_),
         prefill_(gpu_, *library_, prologue_, combine_),
         step_(prologue_, combine_, stream_, prefill_),
-        trace_(memory_),
+        trace_(gpu_, memory_),
         few_(gpu_, *library_, memory_, prologue_, family_ == Family::kSm90Few) {
     const GpuFacts& facts = gpu_->facts();
     info_.kind = RAMP_BACKEND_CUDA;
@@ -143,10 +144,12 @@ class CudaBackend final : public Backend {
     for (const int32_t c : histogram) slots += c;
     const int64_t k = std::max<int64_t>(1, top_k);
     const int64_t tokens = (slots + k - 1) / k;
-    if (flat_format(w.format))
+    if (flat_format(w.format)) {
+      if (const std::optional<KernelConfig> fitted = flat_choice(w, tokens, k, false)) return *fitted;
       return FlatPrefillBlock::takes(nullptr, w, tokens, k)
                  ? flat_prefill_config(w.format)
                  : FlatBlock::choose(w, tokens, k).config(w.format);
+    }
     if (family_ == Family::kSm90Split) return fixed_split().candidates.back().config();
     const StepSet* const set = step_choice_.find(fits_, w, tokens, k, false);
     if (set != nullptr) {
@@ -162,6 +165,11 @@ class CudaBackend final : public Backend {
   void begin_trace(uint64_t records) override {
     const ScopedContext scope(*gpu_);
     trace_.begin(records);
+  }
+  void time_trace(bool on) override { trace_.time(on); }
+  [[nodiscard]] TraceCounters counters() override {
+    const ScopedContext scope(*gpu_);
+    return trace_.counters();
   }
   void read_trace(const std::function<void(const TraceRecord&)>& take) override {
     const ScopedContext scope(*gpu_);
@@ -209,11 +217,8 @@ class CudaBackend final : public Backend {
     const ScopedRange range("ramp_expert_block_batched");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    const bool flat = tiles && flat_format(call.weights->format);
-    if (flat && FlatPrefillBlock::takes_batched(call.config, *call.weights, call.max_tokens))
-      flat_prefill_.batched(call);
-    else if (flat)
-      flat_.batched(call);
+    if (tiles && flat_format(call.weights->format))
+      run_flat(call);
     else if (const StepSet* set = tiles ? step_set(call) : nullptr; set != nullptr)
       run_set(call, *set);
     else if (tiles && PrefillBlock::takes_batched(call.config, call.max_tokens))
@@ -244,14 +249,12 @@ class CudaBackend final : public Backend {
     const ScopedRange range(routing != nullptr ? "ramp_moe_forward" : "ramp_expert_block");
     const bool tiles = tiled(*call.weights);
     prepare(*call.weights, static_cast<ramp_dtype>(call.x.dtype), tiles);
-    const bool flat = tiles && flat_format(call.weights->format);
-    if (flat && FlatPrefillBlock::takes(call))
-      flat_prefill_.block(call, routing);
-    else if (flat)
-      flat_.block(call, routing);
+    if (tiles && flat_format(call.weights->format))
+      run_flat(call, routing);
     else if (const StepSet* set = tiles ? step_set(call) : nullptr; set != nullptr)
       run_set(call, routing, *set);
-    else if (tiles && PrefillBlock::takes(call.config, *call.weights, call.tokens, call.top_k))
+    else if (tiles &&
+             PrefillBlock::takes(call.config, *call.weights, expected_tokens(call), expected_top_k(call)))
       prefill_.block(call, routing);
     else if (tiles && few_.applies(call) && few_.block(call, routing))
       return;
@@ -259,6 +262,35 @@ class CudaBackend final : public Backend {
       stream_.block(call, routing);
     else
       plain_.block(call, routing);
+  }
+  // Flat formats are captured with one kernel: their prologue decides nothing (docs/dispatch.md). A fit of
+  // any cost model says which; nullopt: there is none, and the blocks' own rules hold.
+  [[nodiscard]] std::optional<KernelConfig> flat_choice(const ExpertWeights& w, int64_t tokens, int64_t top_k,
+                                                        bool batched) const {
+    const StepSet* const set = step_choice_.find(fits_, w, tokens, top_k, batched);
+    return set != nullptr ? std::optional(set->candidates.front().config()) : std::nullopt;
+  }
+  void run_flat(BlockCall call, const RouteCall* routing) {
+    std::optional<KernelConfig> fitted;
+    if (call.config == nullptr) {
+      fitted = flat_choice(*call.weights, expected_tokens(call), call.top_k, false);
+      if (fitted) call.config = &*fitted;
+    }
+    if (FlatPrefillBlock::takes(call))
+      flat_prefill_.block(call, routing);
+    else
+      flat_.block(call, routing);
+  }
+  void run_flat(BatchedCall call) {
+    std::optional<KernelConfig> fitted;
+    if (call.config == nullptr) {
+      fitted = flat_choice(*call.weights, call.max_tokens, 1, true);
+      if (fitted) call.config = &*fitted;
+    }
+    if (FlatPrefillBlock::takes_batched(call.config, *call.weights, call.max_tokens))
+      flat_prefill_.batched(call);
+    else
+      flat_.batched(call);
   }
   // For any number of tokens up to this one, whichever block runs it.
   [[nodiscard]] uint64_t tiled_workspace(const ExpertWeights& w, int64_t tokens, int64_t top_k) const {
@@ -273,11 +305,11 @@ class CudaBackend final : public Backend {
     const ExpertWeights& w = *call.weights;
     if (call.config == nullptr) {
       if (family_ == Family::kSm90Split) return &fixed_split();
-      if (const StepSet* set = step_choice_.find(fits_, w, call.tokens, call.top_k, false)) return set;
+      if (const StepSet* set = step_choice_.find(fits_, w, expected_tokens(call), call.top_k, false))
+        return set;
     }
     if (!trace_.active()) return nullptr;
-    return traced(w, PrefillBlock::takes(call.config, w, call.tokens, call.top_k), call.config, call.tokens,
-                  call.top_k);
+    return traced(w, call.config, default_candidate(call), call.top_k);
   }
   [[nodiscard]] const StepSet* step_set(const BatchedCall& call) {
     const ExpertWeights& w = *call.weights;
@@ -286,17 +318,21 @@ class CudaBackend final : public Backend {
       if (const StepSet* set = step_choice_.find(fits_, w, call.max_tokens, 1, true)) return set;
     }
     if (!trace_.active()) return nullptr;
-    return traced(w, PrefillBlock::takes_batched(call.config, call.max_tokens), call.config,
-                  w.experts * call.max_tokens, 1);
+    return traced(w, call.config, default_candidate(call), 1);
   }
-  // What runs without a set, as a set of one.
-  [[nodiscard]] const StepSet* traced(const ExpertWeights& w, bool prefill, const KernelConfig* forced,
-                                      int64_t tokens, int64_t top_k) {
-    // Of what ships: other configs of the space run untraced.
-    const std::optional<size_t> variant =
-        prefill ? std::optional<size_t>(0) : StreamBlock::number(forced, w, tokens, top_k);
-    if (!variant || (prefill && forced != nullptr && !(*forced == prefill_config()))) return nullptr;
-    const StepCandidate candidate{prefill, *variant};
+  // What runs without a set, as a set of one. Of what ships: other configs of the space run untraced.
+  [[nodiscard]] const StepSet* traced(const ExpertWeights& w, const KernelConfig* forced,
+                                      const StepCandidate& otherwise, int64_t top_k) {
+    StepCandidate candidate = otherwise;
+    if (forced != nullptr) {
+      candidate = {*forced == prefill_config(), 0};
+      if (!candidate.prefill) {
+        if (prefill_variant(*forced)) return nullptr;
+        const std::optional<size_t> variant = StreamBlock::number(forced, w, 1, 1);
+        if (!variant) return nullptr;
+        candidate.variant = *variant;
+      }
+    }
     return &step_choice_.one(fits_, w, top_k, candidate);
   }
   [[nodiscard]] bool traces(const StepSet& set) const noexcept {

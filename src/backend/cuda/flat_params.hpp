@@ -1,7 +1,11 @@
-// What the launches of the flat formats' two kernels (stream_flat.cu, prefill_flat.cu) have in common: where
-// token rows and weight scales lie. Params: StreamParams or PrefillParams, whose fields have the same names.
+// What the launches of the flat formats' two kernels (stream_flat.cu, prefill_flat.cu) have in common:
+// formats and the depth of their tiles, programs' activations, where token rows and weight scales lie, what
+// comes between the GEMMs. Params: StreamParams or PrefillParams, whose fields have the same names.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "backend/cuda/prologue.hpp"
@@ -13,6 +17,20 @@ namespace ramp::core::cuda {
 // Of weights, and of the activations that meet them.
 inline int64_t element_bytes(ramp_format format) noexcept {
   return dtype_bytes(weight_dtype(format));
+}
+
+inline constexpr std::array<ramp_format, 4> kFlatFormats = {RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                                            RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL};
+// Its place among them; their number: none of them.
+inline size_t flat_number(ramp_format format) noexcept {
+  return static_cast<size_t>(std::find(kFlatFormats.begin(), kFlatFormats.end(), format) -
+                             kFlatFormats.begin());
+}
+// A packed tile of weights: 128 rows of 128 bytes, and how many weights deep that is.
+inline constexpr int64_t kFlatTileRows = 128;
+inline int64_t flat_depth(ramp_format format) noexcept {
+  constexpr int64_t kTileBytes = 128;
+  return element_bytes(format) == 2 ? kTileBytes / 2 : kTileBytes;
 }
 
 // source, scale_source: RowSource (params/block.hpp).
@@ -35,6 +53,19 @@ void set_flat_scales(Params& p, const ramp_tensor& scale, int64_t up_row) {
   p.ws_expert = scale.stride[0];
   p.ws_row = scale.ndim > 1 ? scale.stride[1] : 0;  // [E]: gate and up share one
   p.up_scale_row = static_cast<int>(up_row);
+}
+
+// GEMM 2's input: the codes that GEMM 1 has left, or (fp8_channel, whose scales need whole rows) codes made
+// from its rows of floats.
+inline GemmInput flat_middle(Prologue& prologue, const ExpertWeights& w, const float* floats, int64_t slots,
+                             const RowIndex& index, void* codes, float* scales, CUstream stream) {
+  if (w.format == RAMP_FORMAT_FP8_CHANNEL && slots > 0)
+    return prologue.requantize(w, floats, slots, index, codes, scales, stream);
+  GemmInput in;
+  in.data = codes;
+  in.stride = w.intermediate;
+  in.static_scale = w.w2_input_scale;
+  return in;
 }
 
 }  // namespace ramp::core::cuda

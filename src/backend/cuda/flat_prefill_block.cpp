@@ -10,8 +10,11 @@
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/flat_block.hpp"
 #include "backend/cuda/flat_params.hpp"
+#include "backend/cuda/gated_programs.hpp"
+#include "backend/cuda/gemm_params.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/prefill_sums.hpp"
 #include "backend/cuda/weights.hpp"
@@ -24,22 +27,10 @@
 namespace ramp::core::cuda {
 namespace {
 
-constexpr int64_t kTileRows = 128;   // of weights in a packed tile
-constexpr int64_t kTileBytes = 128;  // of its depth
 constexpr unsigned kThreads = 384, kStages = 4;
 // kernels/sm90/prefill_flat.cu: per stage three tiles, an item, two barriers; once what results are staged
 // in.
 constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 16 + 16) + 8 * 4096;
-
-constexpr size_t kActivations = 3;  // the gated ones
-constexpr std::array<ramp_format, 4> kFormats = {RAMP_FORMAT_BF16, RAMP_FORMAT_F16, RAMP_FORMAT_FP8_TENSOR,
-                                                 RAMP_FORMAT_FP8_CHANNEL};
-size_t number_of(ramp_format format) noexcept {
-  return static_cast<size_t>(std::find(kFormats.begin(), kFormats.end(), format) - kFormats.begin());
-}
-int64_t depth_of(ramp_format format) noexcept {
-  return kTileBytes / element_bytes(format);
-}
 
 // activation: of GEMM 1 alone. sums: GEMM 2 of fast mode.
 KernelProgram flat_prefill_program(int gemm, ramp_format format, ramp_activation activation,
@@ -54,11 +45,7 @@ KernelProgram flat_prefill_program(int gemm, ramp_format format, ramp_activation
     p.options.emplace_back("-DFAST=1");
     p.name += "_sum";
   }
-  if (gemm == 1) {
-    p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
-    if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
-    if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
-  }
+  if (gemm == 1) add_activation(p, activation);
   return p;
 }
 
@@ -94,15 +81,10 @@ struct Run {
   CUstream stream = nullptr;
 
   [[nodiscard]] PrefillParams common() const {
-    const RowIndex& index = parts.prologue.index;
     PrefillParams p{};
-    p.tiles = reinterpret_cast<StreamTile*>(index.tiles);
-    p.num_tiles = index.num_tiles;
-    p.offsets = index.offsets;
-    p.slots = index.slots;
-    p.top_k = static_cast<int>(top_k);
+    set_plan(p, parts.prologue.index, top_k);
     p.h = parts.h;
-    p.h_steps = static_cast<int>(w.intermediate / depth_of(w.format));
+    p.h_steps = static_cast<int>(w.intermediate / flat_depth(w.format));
     p.early = 1;
     return p;
   }
@@ -113,11 +95,10 @@ struct Run {
   void gemm1(CUfunction f, const GemmInput& in) const {
     PrefillParams p = common();
     p.weights = static_cast<const unsigned char*>(weight_views(w).w13.data);
-    set_flat_input(p, w.format, in, in.per_slot ? kRowSlot : kRowToken,
-                   in.scales_per_slot ? kRowSlot : kRowToken);
+    set_flat_input(p, w.format, in, row_source(in.per_slot), row_source(in.scales_per_slot));
     set_flat_scales(p, w.w13_scale, w.format == RAMP_FORMAT_FP8_CHANNEL ? w.intermediate : 1);
-    p.slices = static_cast<int>(2 * w.intermediate / kTileRows);
-    p.steps = static_cast<int>(w.hidden / depth_of(w.format));
+    p.slices = static_cast<int>(2 * w.intermediate / kFlatTileRows);
+    p.steps = static_cast<int>(w.hidden / flat_depth(w.format));
     if (parts.wide != nullptr) {
       p.h = reinterpret_cast<unsigned char*>(parts.wide);
       p.out_stride = w.intermediate;
@@ -125,15 +106,8 @@ struct Run {
     p.h_static = w.w2_input_scale;
     launch_dependent(true, f, grid(), stream, p);
   }
-  // What GEMM 1 wrote, or is to be requantised from it.
   GemmInput middle(Prologue& prologue) const {
-    if (w.format == RAMP_FORMAT_FP8_CHANNEL && slots > 0)
-      return prologue.requantize(w, parts.wide, slots, parts.prologue.index, parts.h, parts.scales, stream);
-    GemmInput in;
-    in.data = parts.h;
-    in.stride = w.intermediate;
-    in.static_scale = w.w2_input_scale;
-    return in;
+    return flat_middle(prologue, w, parts.wide, slots, parts.prologue.index, parts.h, parts.scales, stream);
   }
   // weights: [T,k], absent where they were applied to the input.
   void gemm2(CUfunction f, const GemmInput& in, const ramp_tensor& weights) const {
@@ -141,15 +115,11 @@ struct Run {
     p.weights = static_cast<const unsigned char*>(weight_views(w).w2.data);
     set_flat_input(p, w.format, in, kRowSorted, kRowSorted);
     set_flat_scales(p, w.w2_scale, 0);
-    p.slices = static_cast<int>(w.hidden / kTileRows);
-    p.steps = static_cast<int>(w.intermediate / depth_of(w.format));
+    p.slices = static_cast<int>(w.hidden / kFlatTileRows);
+    p.steps = static_cast<int>(w.intermediate / flat_depth(w.format));
     p.rows = static_cast<unsigned short*>(parts.rows);
     p.out_stride = w.hidden;
-    if (present(weights)) {
-      p.slot_weight = static_cast<const float*>(weights.data);
-      p.slot_weight_token = weights.stride[0];
-      p.slot_weight_slot = weights.stride[1];
-    }
+    set_router_weights(p, weights);
     launch_dependent(true, f, grid(), stream, p);
   }
 };
@@ -158,8 +128,8 @@ struct Run {
 
 std::vector<KernelProgram> flat_prefill_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
-  for (const ramp_format format : kFormats) {
-    for (size_t a = 0; a < kActivations; ++a)
+  for (const ramp_format format : kFlatFormats) {
+    for (size_t a = 0; a < kGatedActivations; ++a)
       list.push_back(flat_prefill_program(1, format, static_cast<ramp_activation>(a)));
     for (const bool sums : {false, true})
       list.push_back(flat_prefill_program(2, format, RAMP_ACTIVATION_SILU_AND_MUL, sums));
@@ -170,8 +140,8 @@ std::vector<KernelProgram> flat_prefill_programs(int /*arch*/) {
 KernelConfig flat_prefill_config(ramp_format format, bool sums) noexcept {
   KernelConfig c;
   c.tile_m = kPrefillRows;
-  c.tile_n = 2 * kTileRows;
-  c.tile_k = static_cast<int32_t>(depth_of(format));
+  c.tile_n = 2 * kFlatTileRows;
+  c.tile_k = static_cast<int32_t>(flat_depth(format));
   c.stages = kStages;
   c.threads = kThreads;
   c.sums = sums;
@@ -188,11 +158,11 @@ struct FlatPrefillBlock::State {
   struct Sums {
     CUfunction gemm2 = nullptr, zero = nullptr;
   };
-  std::array<Sums, kFormats.size()> sums{};
+  std::array<Sums, kFlatFormats.size()> sums{};
   std::mutex mutex;  // guards `sums`, and who fills `functions`
-  std::array<std::array<std::atomic<bool>, kActivations>, kFormats.size()> ready{};
+  std::array<std::array<std::atomic<bool>, kGatedActivations>, kFlatFormats.size()> ready{};
   // By format, activation and GEMM.
-  std::array<std::array<std::array<CUfunction, 2>, kActivations>, kFormats.size()> functions{};
+  std::array<std::array<std::array<CUfunction, 2>, kGatedActivations>, kFlatFormats.size()> functions{};
 
   static CUfunction load(KernelLibrary& library, const KernelProgram& program) {
     CUfunction const function = library.get(program, "prefill_flat");
@@ -202,7 +172,7 @@ struct FlatPrefillBlock::State {
   }
   Sums get_sums(KernelLibrary& library, ramp_format format) {
     const std::lock_guard lock(mutex);
-    Sums& s = sums[number_of(format)];
+    Sums& s = sums[flat_number(format)];
     if (s.gemm2 == nullptr) {
       s.zero = library.get(prefill_zero_program(), "prefill_zero");
       s.gemm2 = load(library, flat_prefill_program(2, format, RAMP_ACTIVATION_SILU_AND_MUL, true));
@@ -229,7 +199,7 @@ std::vector<KernelProgram> FlatPrefillBlock::programs(ramp_format format, ramp_a
 
 void FlatPrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   prologue_.prepare(weights, x_dtype);
-  const size_t f = number_of(weights.format);
+  const size_t f = flat_number(weights.format);
   const auto a = static_cast<size_t>(weights.activation);
   if (state_->ready[f][a].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
@@ -255,11 +225,7 @@ bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& we
 }
 
 bool FlatPrefillBlock::takes(const BlockCall& call) noexcept {
-  // Of an expert map's experts some are elsewhere, and their slots with them.
-  const auto global = static_cast<int64_t>(call.expert_map.size());
-  const int64_t local = call.weights->experts;
-  const int64_t tokens = global > local ? call.tokens * local / global : call.tokens;
-  return takes(call.config, *call.weights, tokens, call.top_k);
+  return takes(call.config, *call.weights, expected_tokens(call), expected_top_k(call));
 }
 
 bool FlatPrefillBlock::takes_batched(const KernelConfig* config, const ExpertWeights& weights,
@@ -283,12 +249,10 @@ void FlatPrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
     fast = state_->get_sums(library_, w.format);
     zero_sums(*gpu_, fast.zero, static_cast<float*>(parts.rows), call.tokens * w.hidden, stream);
   }
-  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                                         : prologue_.block(call, parts.prologue, stream);
-  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)];
+  const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
+  const auto& functions = state_->functions[flat_number(w.format)][static_cast<size_t>(w.activation)];
   run.gemm1(functions[0], x);
-  run.gemm2(sums ? fast.gemm2 : functions[1], run.middle(prologue_),
-            call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  run.gemm2(sums ? fast.gemm2 : functions[1], run.middle(prologue_), weights_for_gemm2(call));
   if (sums)
     combine_.convert(call, static_cast<float*>(parts.rows), stream);
   else
@@ -302,12 +266,10 @@ void FlatPrefillBlock::batched(const BatchedCall& call) {
   check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, slots, call.max_tokens, stream};
-  GemmInput x = prologue_.batched(call, parts.prologue, stream);
-  x.per_slot = x.scales_per_slot = true;
-  const auto& functions = state_->functions[number_of(w.format)][static_cast<size_t>(w.activation)];
+  const GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  const auto& functions = state_->functions[flat_number(w.format)][static_cast<size_t>(w.activation)];
   run.gemm1(functions[0], x);
-  run.gemm2(functions[1], run.middle(prologue_),
-            call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  run.gemm2(functions[1], run.middle(prologue_), weights_for_gemm2(call));
   combine_.batched(call, parts.rows, flat_rows(w.format), parts.prologue.index, stream);
 }
 

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/gemm_params.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/weights.hpp"
@@ -22,7 +23,6 @@ namespace ramp::core::cuda {
 namespace {
 
 constexpr int32_t kTileRows = 64, kTileColumns = 64;  // kernels/reference/gemm.cu
-constexpr unsigned kCombineThreads = 128;             // kernels/combine/combine.cu
 
 static_assert(sizeof(TileParams) == sizeof(Tile));
 
@@ -55,10 +55,6 @@ uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base
   parts.scales = layout.take<float>(slots * ceil_div(i, kGroup));
   parts.rows = layout.take<float>(slots * h);
   return layout.used();
-}
-
-RowSource row_source(bool per_slot) noexcept {
-  return per_slot ? kRowSlot : kRowToken;
 }
 
 void set_rows(PlainGemmParams& p, const RowIndex& index, int64_t top_k) noexcept {
@@ -114,19 +110,6 @@ std::vector<KernelProgram> plain_programs(int /*arch*/) {
   return list;
 }
 
-KernelProgram combine_program(ramp_dtype y_dtype) {
-  return {
-      fmt::format("combine_{}", dtype_name(y_dtype)),
-      "combine/combine.cu",
-      {fmt::format("-DY={}", static_cast<int>(y_dtype))},
-      {"combine_f32", "combine_f32_k2", "per_slot_f32", "combine_bf16", "combine_bf16_k2", "per_slot_bf16"},
-      80};
-}
-
-std::vector<KernelProgram> combine_programs(int /*arch*/) {
-  return {combine_program(RAMP_F32), combine_program(RAMP_F16), combine_program(RAMP_BF16)};
-}
-
 KernelConfig plain_config(ramp_activation activation) noexcept {
   KernelConfig c;
   c.tile_m = kTileRows;
@@ -135,98 +118,6 @@ KernelConfig plain_config(ramp_activation activation) noexcept {
   c.threads = 256;
   return c;
 }
-
-// ---------------------------------------------------------------- combine
-
-struct Combine::State {
-  static constexpr size_t kY = 4;  // by ramp_dtype: f32 1, f16 2, bf16 3
-  std::mutex mutex;
-  std::array<std::atomic<bool>, kY> ready{};
-  std::array<std::array<std::array<CUfunction, 3>, 2>, kY> functions{};  // [y][rows][combine, k2, per slot]
-};
-
-Combine::Combine(std::shared_ptr<const Gpu> gpu, KernelLibrary& library)
-    : gpu_(std::move(gpu)), library_(library), state_(std::make_shared<State>()) {}
-
-void Combine::prepare(ramp_dtype y_dtype) {
-  const auto y = static_cast<size_t>(y_dtype);
-  if (state_->ready[y].load(std::memory_order_acquire)) return;
-  const std::lock_guard lock(state_->mutex);
-  if (state_->ready[y].load(std::memory_order_relaxed)) return;
-  const KernelProgram program = combine_program(y_dtype);
-  constexpr std::array<const char*, 2> kRows = {"f32", "bf16"};
-  for (size_t r = 0; r < kRows.size(); ++r) {
-    state_->functions[y][r] = {library_.get(program, fmt::format("combine_{}", kRows[r])),
-                               library_.get(program, fmt::format("combine_{}_k2", kRows[r])),
-                               library_.get(program, fmt::format("per_slot_{}", kRows[r]))};
-  }
-  state_->ready[y].store(true, std::memory_order_release);
-}
-
-CUfunction Combine::function(bool per_slot, ramp_dtype rows, int32_t y, int64_t top_k) {
-  prepare(static_cast<ramp_dtype>(y));
-  const auto& entries = state_->functions[static_cast<size_t>(y)][rows == RAMP_F32 ? 0 : 1];
-  return per_slot ? entries[2] : entries[top_k <= 4 ? 1 : 0];
-}
-
-void Combine::block(const BlockCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
-                    CUstream stream) {
-  const bool per_slot = call.output == RAMP_OUTPUT_PER_SLOT;
-  CombineParams p{};
-  p.rows = rows;
-  p.positions = index.positions;
-  p.tokens = static_cast<int>(call.tokens);
-  p.top_k = static_cast<int>(call.top_k);
-  p.hidden = static_cast<int>(call.weights->hidden);
-  p.y = call.y.data;
-  p.y_token = call.y.stride[0];
-  p.y_slot = per_slot ? call.y.stride[1] : 0;
-  const int64_t width = dtype_bytes(static_cast<ramp_dtype>(call.y.dtype));
-  p.y_aligned = rows_aligned(call.y.data, width, {p.y_token, p.y_slot}) ? 1 : 0;
-  if (present(call.shared_addend)) {
-    p.addend = call.shared_addend.data;
-    p.addend_dtype = call.shared_addend.dtype;
-    p.addend_token = call.shared_addend.stride[0];
-    p.addend_aligned =
-        rows_aligned(p.addend, dtype_bytes(static_cast<ramp_dtype>(p.addend_dtype)), {p.addend_token}) ? 1
-                                                                                                       : 0;
-  }
-  const uint64_t outputs =
-      static_cast<uint64_t>(call.tokens) * (per_slot ? static_cast<uint64_t>(call.top_k) : 1);
-  const uint64_t vectors = outputs * static_cast<uint64_t>(call.weights->hidden) / 8;
-  launch_dependent(gpu_->facts().major >= 9, function(per_slot, rows_dtype, call.y.dtype, call.top_k),
-                   {ceil_div(vectors, kCombineThreads), 1, kCombineThreads, 0}, stream, p);
-}
-
-void Combine::convert(const BlockCall& call, const float* sums, CUstream stream) {
-  RowIndex none;  // no positions: row t is token t
-  block(call, sums, RAMP_F32, none, stream);
-}
-
-void Combine::batched(const BatchedCall& call, const void* rows, ramp_dtype rows_dtype, const RowIndex& index,
-                      CUstream stream) {
-  CombineParams p{};
-  p.rows = rows;
-  p.positions = index.positions;
-  p.tokens = static_cast<int>(call.weights->experts);
-  p.top_k = static_cast<int>(call.max_tokens);
-  p.hidden = static_cast<int>(call.weights->hidden);
-  p.y = call.y.data;
-  p.y_token = call.y.stride[0];
-  p.y_slot = call.y.stride[1];
-  p.y_aligned =
-      rows_aligned(call.y.data, dtype_bytes(static_cast<ramp_dtype>(call.y.dtype)), {p.y_token, p.y_slot})
-          ? 1
-          : 0;
-  p.keep_masked = 1;
-  const uint64_t vectors = static_cast<uint64_t>(call.weights->experts) *
-                           static_cast<uint64_t>(call.max_tokens) *
-                           static_cast<uint64_t>(call.weights->hidden) / 8;
-  launch_dependent(gpu_->facts().major >= 9, function(true, rows_dtype, call.y.dtype, 1),
-                   {ceil_div(vectors, kCombineThreads), 1, kCombineThreads, 0}, stream, p);
-}
-
-// ---------------------------------------------------------------- the block
 
 struct PlainBlock::State {
   std::mutex mutex;
@@ -345,11 +236,7 @@ struct Run {
     p.depth = static_cast<int>(w.intermediate);
     p.out = out;
     p.out_stride = w.hidden;
-    if (present(weights)) {
-      p.slot_weight = static_cast<const float*>(weights.data);
-      p.slot_weight_token = weights.stride[0];
-      p.slot_weight_slot = weights.stride[1];
-    }
+    set_router_weights(p, weights);
     launch(f, {tiles(), ceil_div(static_cast<uint64_t>(w.hidden), kTileColumns), 256, 0}, stream, p);
   }
 };
@@ -369,12 +256,11 @@ void PlainBlock::block(const BlockCall& call, const RouteCall* routing) {
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{w, parts, call.tokens * call.top_k, call.top_k, stream};
 
-  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                                         : prologue_.block(call, parts.prologue, stream);
+  const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
   run.gemm1(w.gated() ? k.gemm1_gated : k.gemm1_plain, x);
   const GemmInput h =
       prologue_.requantize(w, parts.h, run.slots, parts.prologue.index, parts.codes, parts.scales, stream);
-  const ramp_tensor weights = call.router_weight_on_input ? ramp_tensor{} : call.topk_weights;
+  const ramp_tensor weights = weights_for_gemm2(call);
   if (call.determinism == RAMP_FAST && call.output == RAMP_OUTPUT_COMBINED) {
     const auto bytes = static_cast<size_t>(call.tokens * w.hidden) * sizeof(float);
     RAMP_CU(cuMemsetD8Async, reinterpret_cast<CUdeviceptr>(parts.rows), static_cast<unsigned char>(0), bytes,
@@ -401,12 +287,11 @@ void PlainBlock::batched(const BatchedCall& call) {
   // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
   const Run run{w, parts, slots, call.max_tokens, stream};
 
-  GemmInput x = prologue_.batched(call, parts.prologue, stream);
-  x.per_slot = x.scales_per_slot = true;
+  const GemmInput x = prologue_.batched(call, parts.prologue, stream);
   run.gemm1(w.gated() ? k.gemm1_gated : k.gemm1_plain, x);
   const GemmInput h =
       prologue_.requantize(w, parts.h, run.slots, parts.prologue.index, parts.codes, parts.scales, stream);
-  run.gemm2(k.gemm2, h, call.router_weight_on_input ? ramp_tensor{} : call.row_weights, parts.rows);
+  run.gemm2(k.gemm2, h, weights_for_gemm2(call), parts.rows);
   combine_.batched(call, parts.rows, RAMP_F32, parts.prologue.index, stream);
 }
 

@@ -12,6 +12,7 @@
 #include <span>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/gemm_params.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/weights.hpp"
 #include "backend/cuda/workspace.hpp"
@@ -216,13 +217,8 @@ struct PortableBlock::Run {
   CUstream stream = nullptr;
 
   [[nodiscard]] PortableParams common(const GemmInput& in) const {
-    const RowIndex& index = parts.prologue.index;
     PortableParams p{};
-    p.tiles = reinterpret_cast<const PortableTile*>(index.tiles);
-    p.num_tiles = index.num_tiles;
-    p.offsets = index.offsets;
-    p.slots = index.slots;
-    p.top_k = static_cast<int>(top_k);
+    set_plan(p, parts.prologue.index, top_k);
     constexpr int kAllTiles = 1 << 30;
     p.group = config.order == TaskOrder::kColumnMajor ? kAllTiles
               : config.order == TaskOrder::kRowMajor  ? 1
@@ -269,8 +265,8 @@ struct PortableBlock::Run {
   void gemm1(const GemmInput& in) const {
     PortableParams p = common(in);
     set_weights(p, weight_views(w).w13, w.w13_scale, w.intermediate, w.hidden);
-    p.x_source = in.per_slot ? kRowSlot : kRowToken;
-    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    p.x_source = row_source(in.per_slot);
+    p.x_scale_source = row_source(in.scales_per_slot);
     p.up_row = static_cast<int>(w.intermediate);
     p.up_scale_row = static_cast<int>(ceil_div(static_cast<uint64_t>(w.intermediate), kGroup));
     p.activation = w.activation;
@@ -300,11 +296,7 @@ struct PortableBlock::Run {
     p.x_source = p.x_scale_source = kRowSorted;
     p.out = parts.rows;
     p.out_stride = w.hidden;
-    if (present(weights)) {
-      p.slot_weight = static_cast<const float*>(weights.data);
-      p.slot_weight_token = weights.stride[0];
-      p.slot_weight_slot = weights.stride[1];
-    }
+    set_router_weights(p, weights);
     start(0, p, static_cast<uint64_t>(kPortableVariants[number].rows));
   }
 };
@@ -320,10 +312,9 @@ void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
                   carve(w, call.tokens, call.top_k, kPortableVariants[number].tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*this, w, config, parts, call.tokens * call.top_k, call.top_k, number, stream};
-  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                                         : prologue_.block(call, parts.prologue, stream);
+  const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
   run.gemm1(x);
-  run.gemm2(run.middle(), call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  run.gemm2(run.middle(), weights_for_gemm2(call));
   combine_.block(call, parts.rows, rows_dtype(w.format), parts.prologue.index, stream);
 }
 
@@ -339,10 +330,9 @@ void PortableBlock::batched(const BatchedCall& call) {
   auto* const stream = static_cast<CUstream>(call.stream);
   // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
   const Run run{*this, w, config, parts, slots, call.max_tokens, number, stream};
-  GemmInput x = prologue_.batched(call, parts.prologue, stream);
-  x.per_slot = x.scales_per_slot = true;
+  const GemmInput x = prologue_.batched(call, parts.prologue, stream);
   run.gemm1(x);
-  run.gemm2(run.middle(), call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  run.gemm2(run.middle(), weights_for_gemm2(call));
   combine_.batched(call, parts.rows, rows_dtype(w.format), parts.prologue.index, stream);
 }
 

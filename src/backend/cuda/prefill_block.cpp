@@ -11,6 +11,8 @@
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/gated_programs.hpp"
+#include "backend/cuda/gemm_params.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/prefill_sums.hpp"
 #include "backend/cuda/weights.hpp"
@@ -26,7 +28,6 @@ namespace {
 
 constexpr int64_t kSliceRows = 128;
 constexpr unsigned kThreads = 384;
-constexpr size_t kActivations = 3;  // the gated ones
 constexpr PrefillVariant kShipped{};
 constexpr uint32_t kSharedPerBlock = 227 << 10;  // of sm_90
 
@@ -56,10 +57,8 @@ KernelProgram prefill_program(const PrefillVariant& v, Kernel kernel, ramp_activ
     p.name += "_sum";
   }
   if (kernel != kGemm2) {
-    p.options.push_back(fmt::format("-DACTIVATION={}", static_cast<int>(activation)));
     if (kernel == kGemm1Packed) p.name += "_packed";
-    if (activation == RAMP_ACTIVATION_GELU_AND_MUL) p.name += "_gelu";
-    if (activation == RAMP_ACTIVATION_GELU_TANH_AND_MUL) p.name += "_gelu_tanh";
+    add_activation(p, activation);
   }
   return p;
 }
@@ -103,18 +102,13 @@ struct Run {
   float* packed_scale = nullptr;
 
   [[nodiscard]] PrefillParams common() const {
-    const RowIndex& index = pair.index;
     PrefillParams p{};
-    p.tiles = reinterpret_cast<StreamTile*>(index.tiles);
-    p.num_tiles = index.num_tiles;
-    p.offsets = index.offsets;
-    p.slots = index.slots;
-    p.top_k = static_cast<int>(pair.top_k);
+    set_plan(p, pair.index, pair.top_k);
     p.h = pair.h;
     p.h_scale = pair.h_scale;
     p.h_steps = static_cast<int>(w.intermediate / kGroup);
     p.early = 1;
-    p.tickets = index.num_tiles + 1;
+    p.tickets = pair.index.num_tiles + 1;
     return p;
   }
   [[nodiscard]] Grid grid() const {
@@ -125,12 +119,7 @@ struct Run {
   void pack(CUfunction f, const GemmInput& in) const {
     const RowIndex& index = pair.index;
     PrefillPackParams p{};
-    p.x = static_cast<const unsigned char*>(in.data);
-    p.x_stride = in.stride;
-    p.x_scale = in.scales;
-    p.x_scale_stride = in.scale_stride;
-    p.x_source = in.per_slot ? kRowSlot : kRowToken;
-    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    set_input(p, in);
     p.tiles = reinterpret_cast<const StreamTile*>(index.tiles);
     p.num_tiles = index.num_tiles;
     p.slots = index.slots;
@@ -149,17 +138,14 @@ struct Run {
     const WeightViews views = weight_views(w);
     PrefillParams p = common();
     p.weights = static_cast<const unsigned char*>(views.w13.data);
-    p.weight_scale = static_cast<const float*>(w.w13_scale.data);
-    p.ws_expert = w.w13_scale.stride[0];
-    p.ws_row = w.w13_scale.stride[1];
+    set_block_scales(p, w.w13_scale);
     p.up_scale_row = static_cast<int>(w.intermediate / kGroup);
     p.beside = pair.beside ? 1 : 0;
-    p.x = packed_x != nullptr ? packed_x : static_cast<const unsigned char*>(in.data);
-    p.x_stride = in.stride;
-    p.x_scale = packed_x != nullptr ? packed_scale : in.scales;
-    p.x_scale_stride = in.scale_stride;
-    p.x_source = in.per_slot ? kRowSlot : kRowToken;
-    p.x_scale_source = in.scales_per_slot ? kRowSlot : kRowToken;
+    set_input(p, in);
+    if (packed_x != nullptr) {
+      p.x = packed_x;
+      p.x_scale = packed_scale;
+    }
     p.slices = static_cast<int>(2 * w.intermediate / kSliceRows);
     p.steps = static_cast<int>(w.hidden / kGroup);
     launch_dependent(true, f, grid(), pair.stream, p);
@@ -170,18 +156,12 @@ struct Run {
     const WeightViews views = weight_views(w);
     PrefillParams p = common();
     p.weights = static_cast<const unsigned char*>(views.w2.data);
-    p.weight_scale = static_cast<const float*>(w.w2_scale.data);
-    p.ws_expert = w.w2_scale.stride[0];
-    p.ws_row = w.w2_scale.stride[1];
+    set_block_scales(p, w.w2_scale);
     p.slices = static_cast<int>(w.hidden / kSliceRows);
     p.steps = static_cast<int>(w.intermediate / kGroup);
     p.rows = pair.rows;
     p.out_stride = w.hidden;
-    if (present(weights)) {
-      p.slot_weight = static_cast<const float*>(weights.data);
-      p.slot_weight_token = weights.stride[0];
-      p.slot_weight_slot = weights.stride[1];
-    }
+    set_router_weights(p, weights);
     launch_dependent(true, f, grid(), pair.stream, p);
   }
 
@@ -199,7 +179,7 @@ struct Run {
 std::vector<KernelProgram> prefill_programs(int /*arch*/) {
   std::vector<KernelProgram> list;
   for (const Kernel kernel : {kGemm1, kGemm1Packed})
-    for (size_t a = 0; a < kActivations; ++a)
+    for (size_t a = 0; a < kGatedActivations; ++a)
       list.push_back(prefill_program(kShipped, kernel, static_cast<ramp_activation>(a)));
   for (const Kernel kernel : {kGemm2, kPack, kZero})
     list.push_back(prefill_program(kShipped, kernel, RAMP_ACTIVATION_SILU_AND_MUL));
@@ -275,8 +255,8 @@ std::optional<PrefillVariant> prefill_variant(const KernelConfig& config) {
 struct PrefillBlock::State {
   using Functions = std::array<CUfunction, kKernels>;
   std::mutex mutex;  // guards `extra`, and who fills `functions`
-  std::array<std::atomic<bool>, kActivations> ready{};
-  std::array<Functions, kActivations> functions{};                        // of what ships
+  std::array<std::atomic<bool>, kGatedActivations> ready{};
+  std::array<Functions, kGatedActivations> functions{};                   // of what ships
   std::map<std::pair<PrefillVariant, ramp_activation>, Functions> extra;  // of the rest of the space
 
   // Compiled or read from the cache on first use, which may be inside a capture.
@@ -383,12 +363,11 @@ void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   const State::Functions functions = state_->get(library_, variant, w.activation);
   parts.pair.top_k = call.top_k;
   const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};
-  // Where the rows would be: GEMM 2 reads no more of `rows` than where they begin.
+  // In the place of the rows, which are no smaller (adds_up()).
   auto* const sums = reinterpret_cast<float*>(parts.pair.rows);
   if (variant.sums) zero_sums(*gpu_, functions[kZero], sums, call.tokens * w.hidden, stream);
-  const GemmInput x = routing != nullptr ? prologue_.routed_block(*routing, call, parts.prologue, stream)
-                                         : prologue_.block(call, parts.prologue, stream);
-  run.gemms(functions, x, call.router_weight_on_input ? ramp_tensor{} : call.topk_weights);
+  const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
+  run.gemms(functions, x, weights_for_gemm2(call));
   if (variant.sums)
     combine_.convert(call, sums, stream);
   else
@@ -407,9 +386,8 @@ void PrefillBlock::batched(const BatchedCall& call) {
   const State::Functions functions = state_->get(library_, variant, w.activation);
   parts.pair.top_k = call.max_tokens;
   const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};
-  GemmInput x = prologue_.batched(call, parts.prologue, stream);
-  x.per_slot = x.scales_per_slot = true;
-  run.gemms(functions, x, call.router_weight_on_input ? ramp_tensor{} : call.row_weights);
+  const GemmInput x = prologue_.batched(call, parts.prologue, stream);
+  run.gemms(functions, x, weights_for_gemm2(call));
   combine_.batched(call, parts.pair.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 

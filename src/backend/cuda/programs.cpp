@@ -25,12 +25,12 @@ constexpr Part kParts[] = {
     copy_programs,          // device_memory.cpp
     portable_programs,      // portable_block.cpp
     plain_programs,         // plain_block.cpp
-    combine_programs,       // plain_block.cpp
+    combine_programs,       // combine.cpp
     prologue_programs,      // prologue_kernels.cpp
     route_programs,         // route.cpp
     pack_programs,          // weights.cpp
-    stream_programs,        // stream_block.cpp
-    flat_programs,          // flat_block.cpp
+    stream_programs,        // stream_variants.cpp
+    flat_programs,          // flat_variants.cpp
     flat_prefill_programs,  // flat_prefill_block.cpp
     prefill_programs,       // prefill_block.cpp
     few_programs,           // few_block.cpp

@@ -63,7 +63,7 @@ struct InputCall {
   const ExpertWeights& weights;
   const ramp_tensor &x, &x_scale;
   const ramp_tensor* router_weights;  // when they multiply x
-  RowSource source;
+  InputRows source;
   int64_t rows, top_k;
   int64_t row_dimension;              // of x: 0, batched 1
   bool one_stride, one_scale_stride;  // row e*max_tokens + r lies at that times the stride
@@ -307,6 +307,12 @@ GemmInput Prologue::routed_block(const RouteCall& route, const BlockCall& block,
   return state_->block(block, workspace, !scratch, stream);
 }
 
+GemmInput Prologue::block(const BlockCall& call, const RouteCall* routing, const PrologueWorkspace& workspace,
+                          CUstream stream) {
+  return routing != nullptr ? routed_block(*routing, call, workspace, stream)
+                            : block(call, workspace, stream);
+}
+
 GemmInput Prologue::batched(const BatchedCall& call, const PrologueWorkspace& workspace, CUstream stream) {
   const ScopedContext scope(*state_->gpu);
   const ExpertWeights& w = *call.weights;
@@ -346,7 +352,9 @@ GemmInput Prologue::batched(const BatchedCall& call, const PrologueWorkspace& wo
                .shared = 4 * sort_shared_words(p.sort.experts, 0),
                .dependent = state_->dependent()},
               stream, p, workspace.decide);
-  return conversion.input;
+  GemmInput input = conversion.input;
+  input.per_slot = input.scales_per_slot = true;  // a slot is a row of x
+  return input;
 }
 
 GemmInput Prologue::requantize(const ExpertWeights& weights, const float* h, int64_t max_rows,

@@ -86,6 +86,9 @@ class Prologue {
   // every size (docs/kernel-log.md). block.ids is route.ids.
   GemmInput routed_block(const RouteCall& route, const BlockCall& block, const PrologueWorkspace& workspace,
                          CUstream stream);
+  // Either of the two; routing nullptr: ids and weights are given.
+  GemmInput block(const BlockCall& call, const RouteCall* routing, const PrologueWorkspace& workspace,
+                  CUstream stream);
   // The same for the batched entry: counts instead of ids. Slots are e*max_tokens + r.
   GemmInput batched(const BatchedCall& call, const PrologueWorkspace& workspace, CUstream stream);
   // GEMM2's input, in rows of the sorted index, from h f32 [rows, I] (in sorted row order; the rows are

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/step_trace.hpp"
 #include "backend/cuda/workspace.hpp"
 #include "base/tensor.hpp"
@@ -19,6 +20,19 @@ int32_t StepCandidate::tile_m() const noexcept {
 KernelConfig StepCandidate::config() const noexcept {
   if (other) return *other;
   return prefill ? prefill_config() : stream_variants()[variant].config();
+}
+
+StepCandidate default_candidate(const BlockCall& call) {
+  const ExpertWeights& w = *call.weights;
+  const int64_t tokens = expected_tokens(call);
+  const int64_t top_k = expected_top_k(call);
+  if (PrefillBlock::takes(nullptr, w, tokens, top_k)) return {true, 0};
+  return {false, StreamBlock::number(nullptr, w, tokens, top_k).value_or(0)};
+}
+StepCandidate default_candidate(const BatchedCall& call) {
+  const ExpertWeights& w = *call.weights;
+  if (PrefillBlock::takes_batched(nullptr, call.max_tokens)) return {true, 0};
+  return {false, StreamBlock::number(nullptr, w, w.experts * call.max_tokens, 1).value_or(0)};
 }
 
 struct StepBlock::Parts {
@@ -92,11 +106,14 @@ void StepBlock::run(const StepSet& set, Parts& parts, const GemmInput& x,
 void StepBlock::block(const BlockCall& call, const RouteCall* routing, const StepSet& set, StepTrace* trace) {
   Parts parts;
   parts.decide = set.decide;
-  if (trace != nullptr) trace->describe(*call.weights, call.tokens, call.top_k, false, set, parts.decide);
   check_workspace(
       call.workspace, call.workspace_bytes,
       carve(*call.weights, call.tokens, call.top_k, set.candidates, set.whole, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
+  StepTrace::Timing timing;
+  if (trace != nullptr)
+    timing = trace->begin_call({call.weights, call.tokens, call.top_k, false, default_candidate(call)}, set,
+                               stream, parts.decide);
   for (GemmPair& pair : parts.pairs) {
     pair.top_k = call.top_k;
     pair.stream = stream;
@@ -107,16 +124,20 @@ void StepBlock::block(const BlockCall& call, const RouteCall* routing, const Ste
   const ramp_tensor none{};
   run(set, parts, x, call.router_weight_on_input ? none : call.topk_weights);
   combine_.block(call, parts.pairs[0].rows, RAMP_BF16, parts.prologue.index, stream);
+  if (trace != nullptr) trace->end_call(timing);
 }
 
 void StepBlock::batched(const BatchedCall& call, const StepSet& set, StepTrace* trace) {
   Parts parts;
   parts.decide = set.decide;
-  if (trace != nullptr) trace->describe(*call.weights, call.max_tokens, 1, true, set, parts.decide);
   check_workspace(call.workspace, call.workspace_bytes,
                   carve(*call.weights, call.weights->experts * call.max_tokens, 1, set.candidates, set.whole,
                         call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
+  StepTrace::Timing timing;
+  if (trace != nullptr)
+    timing = trace->begin_call({call.weights, call.max_tokens, 1, true, default_candidate(call)}, set, stream,
+                               parts.decide);
   for (GemmPair& pair : parts.pairs) {
     pair.top_k = call.max_tokens;
     pair.stream = stream;
@@ -127,6 +148,7 @@ void StepBlock::batched(const BatchedCall& call, const StepSet& set, StepTrace* 
   const ramp_tensor none{};
   run(set, parts, x, call.router_weight_on_input ? none : call.row_weights);
   combine_.batched(call, parts.pairs[0].rows, RAMP_BF16, parts.prologue.index, stream);
+  if (trace != nullptr) trace->end_call(timing);
 }
 
 const StepSet& fixed_split() {

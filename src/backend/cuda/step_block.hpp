@@ -35,7 +35,14 @@ struct StepSet {
   // Every option gives all experts to one candidate: h is laid out in the same memory for all.
   bool whole = false;
   DecideParams decide{};
+  // What shipped kernels cost for these weights, candidates or not, where it is known: for traces.
+  std::vector<StepCandidate> known;
+  std::vector<CandidateCost> known_costs;
 };
+
+// What runs without a fit: the blocks' own rules.
+StepCandidate default_candidate(const BlockCall& call);
+StepCandidate default_candidate(const BatchedCall& call);
 
 class StepTrace;  // step_trace.hpp
 

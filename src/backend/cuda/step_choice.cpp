@@ -113,7 +113,7 @@ Costs costs_of_fit(const FitList::Entry& entry, std::span<const std::vector<int3
                                  [&](const StepCandidate& c) { return c.config() == config; });
     out.candidates.push_back(
         at != shipped.end() ? *at : StepCandidate{prefill_variant(config).has_value(), 0, config});
-    out.costs.push_back(step != nullptr ? step->cost(i) : CandidateCost{});
+    out.costs.push_back(step != nullptr ? step->cost(i) : CandidateCost{});  // no places: not known
     columns.push_back(i);
   }
   std::vector<float> times(entry.configs.size());
@@ -165,6 +165,11 @@ StepSet make_set(const Costs& costs, std::span<const size_t> chosen) {
     for (size_t a = 0; a + 1 < kMostCandidates; ++a) set.decide.option[i].above[a] = a < i ? 0 : kNeverAbove;
   }
   set.decide.candidates = set.decide.options = static_cast<unsigned>(chosen.size());
+  for (size_t c = 0; costs.step && c < costs.candidates.size(); ++c) {
+    if (costs.candidates[c].other) continue;
+    set.known.push_back(costs.candidates[c]);
+    set.known_costs.push_back(costs.costs[c]);
+  }
   return set;
 }
 
@@ -240,9 +245,11 @@ const StepSet* StepChoice::find(const FitList& fits, const ExpertWeights& w, int
   if (const Node* const node = known(key)) return node->set.get();
   const auto histograms = likely_histograms(w.experts, top_k, at, batched);
   const Costs costs = costs_of_fit(*entry, histograms);
+  // Several: where the device can decide among them.
+  const bool decides =
+      costs.step && w.format == RAMP_FORMAT_FP8_BLOCK && at * top_k * (batched ? w.experts : 1) <= kMostSlots;
   std::vector<bool> several;
-  for (const StepCandidate& c : costs.candidates)
-    several.push_back(!c.other && costs.step && at * top_k * (batched ? w.experts : 1) <= kMostSlots);
+  for (const StepCandidate& c : costs.candidates) several.push_back(!c.other && decides);
   const std::vector<size_t> chosen = least_loss(costs.us, several);
   std::unique_ptr<StepSet> set;
   if (!chosen.empty()) set = std::make_unique<StepSet>(make_set(costs, chosen));
@@ -275,16 +282,14 @@ const StepSet& StepChoice::one(const FitList& fits, const ExpertWeights& w, int6
   const Key key{entry, w.experts,         w.hidden, w.intermediate, static_cast<int64_t>(candidate.variant),
                 top_k, candidate.prefill, true};
   if (const Node* const node = known(key)) return *node->set;
-  const Costs costs = entry != nullptr ? costs_of_fit(*entry, {}) : costs_of_constants(w, {});
+  Costs costs = entry != nullptr ? costs_of_fit(*entry, {}) : costs_of_constants(w, {});
   const auto at = std::find(costs.candidates.begin(), costs.candidates.end(), candidate);
-  Costs alone;
-  alone.candidates = {candidate};
-  alone.costs.emplace_back();
-  for (unsigned& places : alone.costs.back().places) places = 1;
-  if (at != costs.candidates.end() && costs.step)
-    alone.costs.back() = costs.costs[static_cast<size_t>(at - costs.candidates.begin())];
-  const size_t first[] = {0};
-  return *keep(key, std::make_unique<StepSet>(make_set(alone, first)));
+  const size_t number[] = {static_cast<size_t>(at - costs.candidates.begin())};
+  if (at == costs.candidates.end()) {
+    costs.candidates.push_back(candidate);
+    costs.costs.emplace_back();
+  }
+  return *keep(key, std::make_unique<StepSet>(make_set(costs, number)));
 }
 
 size_t decided(const StepSet& set, std::span<const int32_t> histogram) {

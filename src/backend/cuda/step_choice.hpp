@@ -27,8 +27,9 @@ std::vector<size_t> least_loss(std::span<const std::vector<float>> us, const std
 
 class StepChoice {
  public:
-  // The set for calls of this shape, of a fit for the weights. nullptr: there is none, and the blocks' own
-  // rules hold. Sets are kept as long as this lives.
+  // The set for calls of this shape, of a fit for the weights; tokens: as many as bring these experts their
+  // rows (expected_rows.hpp). nullptr: there is none, and the blocks' own rules hold. Of formats other than
+  // fp8_block one candidate, of which config() alone counts. Sets are kept as long as this lives.
   const StepSet* find(const FitList& fits, const ExpertWeights& w, int64_t tokens, int64_t top_k,
                       bool batched);
   ~StepChoice();

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "backend/backend.hpp"
@@ -16,49 +15,12 @@
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prologue.hpp"
+#include "backend/cuda/stream_variants.hpp"
 #include "backend/cuda/workspace.hpp"
 
 namespace ramp::core::cuda {
 
-// One compiled shape of the stream kernels.
-struct StreamVariant {
-  int32_t width = 8;   // token rows per tile at most
-  int32_t stages = 4;  // ring depth in 16 KB tiles
-  int32_t blocks = 3;  // per SM
-  // GEMM 2: as GEMM 1 where 0; weight rows of an item, 64 or 128.
-  int32_t stages2 = 0, blocks2 = 0, rows2 = 128;
-  friend auto operator<=>(const StreamVariant&, const StreamVariant&) = default;
-  [[nodiscard]] bool halves(int gemm) const noexcept { return gemm == 2 && rows2 == 64; }
-  [[nodiscard]] int32_t stages_of(int gemm) const noexcept {
-    return gemm == 2 && stages2 != 0 ? stages2 : stages;
-  }
-  [[nodiscard]] int32_t blocks_of(int gemm) const noexcept {
-    return gemm == 2 && blocks2 != 0 ? blocks2 : blocks;
-  }
-  [[nodiscard]] bool own_plan() const noexcept;  // whether GEMM 1's blocks can make the plan
-  [[nodiscard]] unsigned threads(int gemm) const noexcept;
-  [[nodiscard]] uint32_t shared_bytes(int gemm) const noexcept;
-  // As many blocks as registers and shared memory hold are not in its name.
-  [[nodiscard]] KernelConfig config() const noexcept;
-  // Why it cannot be run, with the numbers; "" where it can.
-  [[nodiscard]] std::string rejection() const;
-};
-// Those that ship: loaded with the weights and compiled by CI.
-std::span<const StreamVariant> stream_variants() noexcept;
-// Every candidate of the whole space, legal or not; legal ones run by a forced config and are loaded when
-// they are first used.
-std::vector<StreamVariant> stream_space();
-// The legal variant that a config stands for.
-std::optional<StreamVariant> stream_variant(const KernelConfig& config);
-
-std::vector<KernelProgram> stream_programs(int arch);
-std::vector<KernelProgram> stream_programs_of(const StreamVariant& variant, ramp_activation activation);
-std::vector<KernelProgram> pack_programs(int arch);
-
-// Whether weights of this shape can be packed into tiles and run by the stream kernels: H and I multiples of
-// 128 (the block scales), a gated activation. Says why not in *reason.
-bool stream_applies(ramp_format format, ramp_activation activation, int64_t hidden, int64_t intermediate,
-                    std::string* reason = nullptr);
+std::vector<KernelProgram> pack_programs(int arch);  // weights.cpp
 
 class StreamBlock {
  public:
