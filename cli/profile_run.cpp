@@ -38,6 +38,7 @@ class ProfileRun {
         context_(context),
         machine_(std::move(machine)),
         activation_(core::parse_activation(o.activation)),
+        determinism_(parse_determinism(o.determinism)),
         gpu_(machine_.backend == "cuda"),
         defaults_(gpu_ ? kGpuPoints : kCpuPoints) {
     if (gpu_ && o_.clock == "cpu")
@@ -173,7 +174,7 @@ class ProfileRun {
     std::vector<size_t> list;
     for (const core::WorkPoint& p : d.points) {
       const std::string name = core::config_name(backend_of(context_).choose(
-          values_of(layer.handle.get()), p.histogram, RAMP_REPEATABLE, c.model.top_k));
+          values_of(layer.handle.get()), p.histogram, determinism_, c.model.top_k));
       const auto at = std::find(d.configs.names.begin(), d.configs.names.end(), name);
       list.push_back(static_cast<size_t>(at - d.configs.names.begin()));
     }
@@ -203,6 +204,10 @@ class ProfileRun {
     const core::Backend& backend = backend_of(context_);
     core::ConfigList list = o_.space == "whole" ? backend.space(c.model, c.format, activation_, false)
                                                 : backend.configs(c.model, c.format, activation_, false);
+    // What adds in any order runs as the same config without sums in other modes. These are the last of the
+    // list, so that the others' numbers stay what they are.
+    if (determinism_ != RAMP_FAST)
+      std::erase_if(list.legal, [](const core::KernelConfig& config) { return config.sums; });
     if (list.legal.size() < 2)
       core::fail_argument(fmt::format("--format {}", core::format_name(c.format)),
                           fmt::format("{} configs for {}", list.legal.size(), c.model.name),
@@ -270,9 +275,9 @@ class ProfileRun {
       int64_t most = 1;
       for (const auto* const list : {&points, &unseen})
         for (const TimedPoint& p : *list) most = std::max(most, p.work.tokens);
-      return std::make_unique<GraphTimer>(context_, layers, c.model, c.format, RAMP_REPEATABLE, seed, most);
+      return std::make_unique<GraphTimer>(context_, layers, c.model, c.format, determinism_, seed, most);
     }
-    auto timer = std::make_unique<BlockTimer>(context_, layers, c.model, c.format, RAMP_REPEATABLE, seed);
+    auto timer = std::make_unique<BlockTimer>(context_, layers, c.model, c.format, determinism_, seed);
     if (o_.clock == "cpu") timer->use_cpu_time(machine_.workers);
     return timer;
   }
@@ -393,6 +398,7 @@ class ProfileRun {
   ramp_context* context_;
   core::BlockMachine machine_;
   ramp_activation activation_;
+  ramp_determinism determinism_;
   bool gpu_;
   Points defaults_;
 };

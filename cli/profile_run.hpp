@@ -16,6 +16,7 @@ namespace ramp::cli {
 struct ProfileOptions {
   std::vector<std::string> models, routing, formats = {"fp8_block"};
   std::string tokens, activation = "silu_and_mul", out, clock = "wall", space = "whole";
+  std::string determinism = "repeatable";
   std::string cost_model{core::kDefaultCostModel};
   BackendChoice backend{"cpu"};
   int64_t layers = 0, seed = 0, repeats = 9;

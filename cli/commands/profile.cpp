@@ -89,6 +89,9 @@ Body setup(CLI::App& app) {
              "which configs: all that could be compiled, or those that are (a GPU has more than it ships)")
       ->group(kPoints);
   add_choice(app, "--activation", o->activation, activation_names(), "activation")->group(kPoints);
+  add_choice(app, "--determinism", o->determinism, determinism_names(),
+             "mode of the timed calls; fast times configs as well that add up in any order (_sum)")
+      ->group(kPoints);
   add_integer(app, "--seed", o->seed, {0}, "N", "of weights, activations and routing")->group(kPoints);
   constexpr const char* kProtocol = "Protocol";
   add_real(

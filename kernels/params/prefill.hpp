@@ -34,7 +34,7 @@ struct PrefillParams {
   unsigned char* h;   // written by GEMM1, read by GEMM2
   float* h_scale;
   int h_steps;               // I/128
-  unsigned short* rows;      // GEMM2: bf16 [rows, H]
+  unsigned short* rows;      // GEMM2: bf16 [rows, H]; -DFAST=1: float sums [tokens, H]
   long long out_stride;      // elements from row to row
   const float* slot_weight;  // GEMM2: nullptr: 1
   long long slot_weight_token, slot_weight_slot;
@@ -59,6 +59,12 @@ struct PrefillPackParams {
   int top_k, steps;
   unsigned char* packed;
   float* packed_scale;
+};
+
+// Sums that GEMM 2 adds to (sm90/prefill_zero.cu).
+struct PrefillZeroParams {
+  float* sums;
+  long long vectors;  // of four
 };
 
 }  // namespace ramp::core::cuda

@@ -12,6 +12,7 @@
 //   (prefill_pack.cu).
 //               GEMM 2: 0
 //   STAGES      ring depth: 48 KB each
+//   FAST        GEMM 2: 1: rows are added to their tokens' sums (prefill_fast.cuh)
 //
 // Blocks run in clusters of two. Where an expert has two row tiles of more than 64 rows, the blocks of a
 // cluster take one each, and each brings one of the two weight tiles of a step for both (multicast). What is
@@ -27,6 +28,7 @@
 #include "params/block.hpp"
 #include "params/prefill.hpp"
 #include "sm90/prefill_bring.cuh"
+#include "sm90/prefill_fast.cuh"
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_math.cuh"
 #include "sm90/prefill_ptx.cuh"
@@ -38,7 +40,7 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
   const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
   float weight[2] = {1.0f, 1.0f};
   int slot[2] = {0, 0};
-  if (GEMM == 2 && p.slot_weight != nullptr) {
+  if (GEMM == 2 && (FAST || p.slot_weight != nullptr)) {
     const u32 row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
@@ -48,6 +50,9 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
   accumulate<SLICES>(p, s, at, group, sum, weight, slot);
   if (GEMM == 1)
     store_h<SLICES>(p, s, item, group, sum, exchange, done);
+  else if (FAST)
+    add_rows<SLICES>(p, item, group, (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16, slot,
+                     weight, [&](int i) -> const float* { return sum[i]; });
   else
     store_rows<SLICES>(p, s, item, group, sum, weight);
 }

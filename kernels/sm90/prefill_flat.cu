@@ -12,6 +12,7 @@
 //               behind). 2: w2, router weight; rows as bf16 (fp16: fp32)
 //   ACTIVATION  GEMM 1: ramp_activation (0 silu, 1 gelu, 2 gelu_tanh, times up)
 //   STAGES      ring depth: 48 KB each
+//   FAST        GEMM 2: 1: rows are added to their tokens' sums (prefill_fast.cuh)
 #define FP8 (FORMAT >= 5)
 #define GATHERED (GEMM == 1 || FORMAT == 6)
 #if FORMAT == 2
@@ -24,6 +25,7 @@
 #include "common/types.cuh"
 #include "params/block.hpp"
 #include "params/prefill.hpp"
+#include "sm90/prefill_fast.cuh"
 #include "sm90/prefill_flat_copy.cuh"
 #include "sm90/prefill_flat_math.cuh"
 #include "sm90/prefill_flat_store.cuh"
@@ -43,6 +45,9 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
 #endif
 #if GEMM == 1
   store_h<SLICES>(p, s, item, group, sum);
+#elif FAST
+  add_rows<SLICES>(p, item, group, warp_row<SLICES>(group), values.slot, values.weight,
+                   [&](int i) -> const float* { return sum + 64 * i; });
 #else
   store_rows<SLICES>(p, s, item, group, sum, values.weight);
 #endif

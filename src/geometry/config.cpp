@@ -30,6 +30,7 @@ std::string config_name(const KernelConfig& c) {
   if (c.blocks != 0) s += fmt::format("_b{}", c.blocks);
   if (c.order == TaskOrder::kRowMajor) s += "_row";
   if (c.order == TaskOrder::kGrouped) s += fmt::format("_g{}", c.group_m);
+  if (c.sums) s += "_sum";
   return s;
 }
 
@@ -46,6 +47,10 @@ KernelConfig parse_config(std::string_view name) {
     if (cut != std::string_view::npos && rest.empty()) ok = false;
     if (part == "row") {
       c.order = TaskOrder::kRowMajor;
+      continue;
+    }
+    if (part == "sum") {
+      c.sums = true;
       continue;
     }
     const size_t digits = part.find_first_of("0123456789");

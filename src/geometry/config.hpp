@@ -27,11 +27,14 @@ struct KernelConfig {
   int32_t group_m = 0;   // M tiles per group when order == kGrouped
   TaskOrder order = TaskOrder::kColumnMajor;
   int32_t blocks = 0;  // per SM (GPU); 0: as many as one holds
+  // Expert rows are added to their tokens' sums in memory where GEMM 2 ends, in any order. Of calls in fast
+  // mode alone: others run the same config without it.
+  bool sums = false;
   friend bool operator==(const KernelConfig&, const KernelConfig&) = default;
 };
 
-// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_b2", "_row" or "_g8" where they differ from the default: short,
-// unique, parseable.
+// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_b2", "_row", "_g8" or "_sum" where they differ from the default:
+// short, unique, parseable.
 std::string config_name(const KernelConfig& c);
 KernelConfig parse_config(std::string_view name);  // throws Error
 const char* order_name(TaskOrder o) noexcept;      // "column", "row", "grouped"

@@ -1,5 +1,6 @@
 // How many launches stand before GEMM 1, counted by the stand-in for libcuda: one where T*k <= 10240 ids are
-// given, three above, one more for routing and one more where logits are computed.
+// given, three above, one more for routing and one more where logits are computed. One more in fast mode with
+// sums, which are zeroed, where there is anything to add.
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +8,8 @@
 #include <vector>
 
 #include "backend/cuda/kernel_library.hpp"
+#include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/prefill_block.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "base/tensor.hpp"
 #include "cuda/fake_driver.hpp"
@@ -103,6 +106,35 @@ TEST_F(FakeLaunches, OfRoutingBeforeIt) {
     prologue.routed_block(route, block, parts(512), nullptr);
     EXPECT_EQ(fake().launches - before, given ? 2 : 3);
   }
+}
+
+TEST_F(FakeLaunches, OfSums) {
+  cuda::Combine combine(gpu, library);
+  cuda::PrefillBlock prefill(gpu, library, prologue, combine);
+  const cuda::ScopedContext scope(*gpu);
+  prefill.prepare(*weights, RAMP_BF16);
+  core::BlockCall c = call(512);
+  c.workspace = c.x.data;
+  c.workspace_bytes = cuda::PrefillBlock::workspace(*weights, c.tokens, c.top_k);
+  core::KernelConfig config = cuda::prefill_config();
+  c.config = &config;
+  const auto launches = [&] {
+    prefill.block(c);  // brings kernels in
+    const int before = fake().launches;
+    prefill.block(c);
+    return fake().launches - before;
+  };
+  const int rows = launches();
+  config.sums = true;
+  EXPECT_EQ(launches(), rows) << "repeatable";
+  c.determinism = RAMP_FAST;
+  EXPECT_EQ(launches(), rows + 1);
+  config.sums = false;
+  EXPECT_EQ(launches(), rows) << "sums only where the config says so";
+  config.sums = true;
+  c.output = RAMP_OUTPUT_PER_SLOT;
+  c.y = tensor(RAMP_BF16, {c.tokens, kTopK, kHidden});
+  EXPECT_EQ(launches(), rows);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // kernel that does not ship compiles.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -79,7 +80,7 @@ TEST(ConfigSpace, EveryLegalConfigIsOneVariantWithinTheLimits) {
       } else if (const auto prefill = cuda::prefill_variant(c)) {
         EXPECT_LE(prefill->shared_bytes(), 227U << 10) << name;
       } else {
-        EXPECT_EQ(c, cuda::flat_prefill_config(format));
+        EXPECT_TRUE(cuda::is_flat_prefill(c, format)) << name;
       }
       const auto list = cuda::config_programs(c, format, kSilu);
       ASSERT_GE(list.size(), 2U) << name;
@@ -128,6 +129,30 @@ TEST(ConfigSpace, RejectedOnesSayWhy) {
   EXPECT_EQ(cuda::config_residency(c, RAMP_FORMAT_FP8_BLOCK), 1);
 }
 
+// Not timed yet: fast mode's sums are there for who asks, and nobody else runs them.
+TEST(ConfigSpace, SumsAreOfferedAndNotShipped) {
+  for (const ramp_format format : {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_F16,
+                                   RAMP_FORMAT_FP8_TENSOR, RAMP_FORMAT_FP8_CHANNEL}) {
+    const bool flat = core::cuda::flat_format(format);
+    KernelConfig c = flat ? cuda::flat_prefill_config(format) : cuda::prefill_config();
+    EXPECT_FALSE(c.sums);
+    const std::vector<cuda::KernelProgram> rows = cuda::config_programs(c, format, kSilu);
+    c.sums = true;
+    EXPECT_TRUE(core::config_name(c).ends_with("_sum"));
+    const ConfigList list = space_of("olmoe", format);
+    EXPECT_EQ(std::count(list.legal.begin(), list.legal.end(), c), 1) << static_cast<int>(format);
+    EXPECT_TRUE(std::is_partitioned(list.legal.begin(), list.legal.end(),
+                                    [](const KernelConfig& k) { return !k.sums; }));
+    const std::vector<cuda::KernelProgram> sums = cuda::config_programs(c, format, kSilu);
+    ASSERT_EQ(sums.size(), rows.size() + 1) << "zeros";
+    // GEMM 2 alone is another one.
+    size_t others = 0;
+    for (const cuda::KernelProgram& p : sums)
+      others += std::none_of(rows.begin(), rows.end(), [&](const auto& r) { return r.name == p.name; });
+    EXPECT_EQ(others, 2U);
+  }
+}
+
 TEST(ConfigSpace, BlocksAreNamedWhereFewerThanFit) {
   const cuda::StreamVariant most{24, 5, 2};
   EXPECT_EQ(core::config_name(most.config()), "m24_n128_k128_s5_t320");
@@ -150,6 +175,7 @@ TEST(ConfigSpace, WhatDoesNotShipCompiles) {
   compiles((cuda::StreamVariant{24, 3, 3}).config(), RAMP_FORMAT_FP8_BLOCK);
   compiles((cuda::StreamVariant{16, 3, 4}).config(), RAMP_FORMAT_FP8_BLOCK);
   compiles((cuda::PrefillVariant{3, 1}).config(), RAMP_FORMAT_FP8_BLOCK);
+  compiles((cuda::PrefillVariant{3, 1, true}).config(), RAMP_FORMAT_FP8_BLOCK);
   compiles((cuda::FlatVariant{48, 128, 4, 2}).config(RAMP_FORMAT_BF16), RAMP_FORMAT_BF16);
 }
 

@@ -22,7 +22,8 @@ TEST(Config, NamesRoundTripAndAreUnique) {
               for (const int sk : {1, 8})
                 for (const int o : {0, 1, 2}) {
                   const int b = t == 0 ? 0 : s;
-                  KernelConfig c{m, n, k, w, s, t, sk, o == 2 ? 8 : 0, static_cast<TaskOrder>(o), b};
+                  KernelConfig c{
+                      m, n, k, w, s, t, sk, o == 2 ? 8 : 0, static_cast<TaskOrder>(o), b, t != 0 && k == 32};
                   EXPECT_EQ(parse_config(config_name(c)), c) << config_name(c);
                   names.insert(config_name(c));
                   ++count;

@@ -37,6 +37,7 @@ bool predicts_groups(const ModelShape& m) {
 
 }  // namespace
 
+// Configs with sums come last: who leaves them out keeps the others' numbers.
 ConfigList config_space(const ModelShape& model, ramp_format format, ramp_activation activation,
                         bool with_rejected) {
   Listing list(with_rejected);
@@ -47,6 +48,7 @@ ConfigList config_space(const ModelShape& model, ramp_format format, ramp_activa
     list.ship(flat_prefill_config(format));
     for (const FlatVariant& v : flat_space())
       list.add(v.config(format), v.rejection(format, model.hidden, model.intermediate));
+    list.add(flat_prefill_config(format, true), {});
     return list.take();
   }
   if (!stream_applies(format, activation, model.hidden, model.intermediate)) return {};
@@ -69,7 +71,7 @@ int32_t config_residency(const KernelConfig& config, ramp_format format) noexcep
 std::vector<KernelProgram> config_programs(const KernelConfig& config, ramp_format format,
                                            ramp_activation activation) {
   if (flat_format(format)) {
-    if (config == flat_prefill_config(format)) return FlatPrefillBlock::programs(format, activation);
+    if (is_flat_prefill(config, format)) return FlatPrefillBlock::programs(format, activation, config.sums);
     const std::optional<FlatVariant> v = flat_variant(config, format);
     return v ? flat_programs_of(*v, format, activation) : std::vector<KernelProgram>{};
   }

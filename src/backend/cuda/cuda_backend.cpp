@@ -152,7 +152,11 @@ class CudaBackend final : public Backend {
     }
     if (family_ == Family::kSm90Split) return fixed_split().candidates.back().config();
     const StepSet* const set = step_choice_.find(fits_, w, tokens, k, false);
-    if (set != nullptr) return set->candidates[decided(*set, histogram)].config();
+    if (set != nullptr) {
+      KernelConfig config = set->candidates[decided(*set, histogram)].config();
+      config.sums = config.sums && determinism == RAMP_FAST;
+      return config;
+    }
     if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
     return StreamBlock::choose(w, tokens, k).config();
   }

@@ -16,6 +16,7 @@
 #include "backend/cuda/gated_programs.hpp"
 #include "backend/cuda/gemm_params.hpp"
 #include "backend/cuda/launch.hpp"
+#include "backend/cuda/prefill_sums.hpp"
 #include "backend/cuda/weights.hpp"
 #include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
@@ -31,14 +32,19 @@ constexpr unsigned kThreads = 384, kStages = 4;
 // in.
 constexpr unsigned kSharedBytes = kStages * (3 * 16384 + 16 + 16) + 8 * 4096;
 
-// activation: of GEMM 1 alone.
-KernelProgram flat_prefill_program(int gemm, ramp_format format, ramp_activation activation) {
+// activation: of GEMM 1 alone. sums: GEMM 2 of fast mode.
+KernelProgram flat_prefill_program(int gemm, ramp_format format, ramp_activation activation,
+                                   bool sums = false) {
   KernelProgram p{fmt::format("prefill_{}_gemm{}", format_name(format), gemm),
                   "sm90/prefill_flat.cu",
                   {fmt::format("-DGEMM={}", gemm), fmt::format("-DFORMAT={}", static_cast<int>(format)),
                    fmt::format("-DSTAGES={}", kStages)},
                   {"prefill_flat"},
                   90};
+  if (gemm == 2 && sums) {
+    p.options.emplace_back("-DFAST=1");
+    p.name += "_sum";
+  }
   if (gemm == 1) add_activation(p, activation);
   return p;
 }
@@ -48,7 +54,7 @@ struct Parts {
   float* wide = nullptr;    // fp8_channel: h as GEMM 1 leaves it, [T*k, I]
   float* scales = nullptr;  // fp8_channel: of h's codes, [T*k]
   uint8_t* h = nullptr;     // packed (kernels/params/prefill.hpp); fp8_channel: codes [T*k, I]
-  void* rows = nullptr;     // [T*k, H] as flat_rows()
+  void* rows = nullptr;     // [T*k, H] as flat_rows(); or the sums [T, H] of fast mode
 };
 
 uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
@@ -125,26 +131,54 @@ std::vector<KernelProgram> flat_prefill_programs(int /*arch*/) {
   for (const ramp_format format : kFlatFormats) {
     for (size_t a = 0; a < kGatedActivations; ++a)
       list.push_back(flat_prefill_program(1, format, static_cast<ramp_activation>(a)));
-    list.push_back(flat_prefill_program(2, format, RAMP_ACTIVATION_SILU_AND_MUL));
+    for (const bool sums : {false, true})
+      list.push_back(flat_prefill_program(2, format, RAMP_ACTIVATION_SILU_AND_MUL, sums));
   }
   return list;
 }
 
-KernelConfig flat_prefill_config(ramp_format format) noexcept {
+KernelConfig flat_prefill_config(ramp_format format, bool sums) noexcept {
   KernelConfig c;
   c.tile_m = kPrefillRows;
   c.tile_n = 2 * kFlatTileRows;
   c.tile_k = static_cast<int32_t>(flat_depth(format));
   c.stages = kStages;
   c.threads = kThreads;
+  c.sums = sums;
   return c;
 }
 
+bool is_flat_prefill(const KernelConfig& config, ramp_format format) noexcept {
+  return config == flat_prefill_config(format, config.sums);
+}
+
 struct FlatPrefillBlock::State {
-  std::mutex mutex;
+  // Of configs with sums, by format: GEMM 2 and zeros, loaded when a call first asks, which may be inside a
+  // capture.
+  struct Sums {
+    CUfunction gemm2 = nullptr, zero = nullptr;
+  };
+  std::array<Sums, kFlatFormats.size()> sums{};
+  std::mutex mutex;  // guards `sums`, and who fills `functions`
   std::array<std::array<std::atomic<bool>, kGatedActivations>, kFlatFormats.size()> ready{};
   // By format, activation and GEMM.
   std::array<std::array<std::array<CUfunction, 2>, kGatedActivations>, kFlatFormats.size()> functions{};
+
+  static CUfunction load(KernelLibrary& library, const KernelProgram& program) {
+    CUfunction const function = library.get(program, "prefill_flat");
+    RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            static_cast<int>(kSharedBytes));
+    return function;
+  }
+  Sums get_sums(KernelLibrary& library, ramp_format format) {
+    const std::lock_guard lock(mutex);
+    Sums& s = sums[flat_number(format)];
+    if (s.gemm2 == nullptr) {
+      s.zero = library.get(prefill_zero_program(), "prefill_zero");
+      s.gemm2 = load(library, flat_prefill_program(2, format, RAMP_ACTIVATION_SILU_AND_MUL, true));
+    }
+    return s;
+  }
 };
 
 FlatPrefillBlock::FlatPrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
@@ -155,8 +189,12 @@ FlatPrefillBlock::FlatPrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary
       combine_(combine),
       state_(std::make_shared<State>()) {}
 
-std::vector<KernelProgram> FlatPrefillBlock::programs(ramp_format format, ramp_activation activation) {
-  return {flat_prefill_program(1, format, activation), flat_prefill_program(2, format, activation)};
+std::vector<KernelProgram> FlatPrefillBlock::programs(ramp_format format, ramp_activation activation,
+                                                      bool sums) {
+  std::vector<KernelProgram> list = {flat_prefill_program(1, format, activation),
+                                     flat_prefill_program(2, format, activation, sums)};
+  if (sums) list.push_back(prefill_zero_program());
+  return list;
 }
 
 void FlatPrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
@@ -166,13 +204,9 @@ void FlatPrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype)
   if (state_->ready[f][a].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[f][a].load(std::memory_order_relaxed)) return;
-  for (int gemm = 1; gemm <= 2; ++gemm) {
-    CUfunction const function =
-        library_.get(flat_prefill_program(gemm, weights.format, weights.activation), "prefill_flat");
-    RAMP_CU(cuFuncSetAttribute, function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            static_cast<int>(kSharedBytes));
-    state_->functions[f][a][static_cast<size_t>(gemm) - 1] = function;
-  }
+  for (int gemm = 1; gemm <= 2; ++gemm)
+    state_->functions[f][a][static_cast<size_t>(gemm) - 1] =
+        State::load(library_, flat_prefill_program(gemm, weights.format, weights.activation));
   state_->ready[f][a].store(true, std::memory_order_release);
 }
 
@@ -183,7 +217,7 @@ uint64_t FlatPrefillBlock::workspace(const ExpertWeights& weights, int64_t token
 
 bool FlatPrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                              int64_t top_k) noexcept {
-  if (config != nullptr) return *config == flat_prefill_config(weights.format);
+  if (config != nullptr) return is_flat_prefill(*config, weights.format);
   // From T = 128 ... 512 over three models (docs/kernel-log.md), by mean rows per expert.
   constexpr int64_t kRowsPerExpert = 32, kRowsPerFp8Expert = 48;
   const int64_t rows = element_bytes(weights.format) == 1 ? kRowsPerFp8Expert : kRowsPerExpert;
@@ -196,7 +230,7 @@ bool FlatPrefillBlock::takes(const BlockCall& call) noexcept {
 
 bool FlatPrefillBlock::takes_batched(const KernelConfig* config, const ExpertWeights& weights,
                                      int64_t max_tokens) noexcept {
-  if (config != nullptr) return *config == flat_prefill_config(weights.format);
+  if (config != nullptr) return is_flat_prefill(*config, weights.format);
   // Decode steps come with capacities of up to 128 and few rows: as PrefillBlock.
   constexpr int64_t kDecodeCapacity = 128;
   return max_tokens > kDecodeCapacity;
@@ -209,11 +243,20 @@ void FlatPrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
                   carve(w, call.tokens, call.top_k, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, call.tokens * call.top_k, call.top_k, stream};
+  const bool sums = call.config != nullptr && call.config->sums && adds_up(call);
+  State::Sums fast{};
+  if (sums) {
+    fast = state_->get_sums(library_, w.format);
+    zero_sums(*gpu_, fast.zero, static_cast<float*>(parts.rows), call.tokens * w.hidden, stream);
+  }
   const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
   const auto& functions = state_->functions[flat_number(w.format)][static_cast<size_t>(w.activation)];
   run.gemm1(functions[0], x);
-  run.gemm2(functions[1], run.middle(prologue_), weights_for_gemm2(call));
-  combine_.block(call, parts.rows, flat_rows(w.format), parts.prologue.index, stream);
+  run.gemm2(sums ? fast.gemm2 : functions[1], run.middle(prologue_), weights_for_gemm2(call));
+  if (sums)
+    combine_.convert(call, static_cast<float*>(parts.rows), stream);
+  else
+    combine_.block(call, parts.rows, flat_rows(w.format), parts.prologue.index, stream);
 }
 
 void FlatPrefillBlock::batched(const BatchedCall& call) {

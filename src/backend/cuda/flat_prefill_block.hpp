@@ -18,14 +18,17 @@
 namespace ramp::core::cuda {
 
 std::vector<KernelProgram> flat_prefill_programs(int arch);
-KernelConfig flat_prefill_config(ramp_format format) noexcept;
+KernelConfig flat_prefill_config(ramp_format format, bool sums = false) noexcept;
+// With or without sums.
+[[nodiscard]] bool is_flat_prefill(const KernelConfig& config, ramp_format format) noexcept;
 
 class FlatPrefillBlock {
  public:
   FlatPrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, Prologue& prologue,
                    Combine& combine);
   void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);  // loads both GEMMs; thread-safe
-  [[nodiscard]] static std::vector<KernelProgram> programs(ramp_format format, ramp_activation activation);
+  [[nodiscard]] static std::vector<KernelProgram> programs(ramp_format format, ramp_activation activation,
+                                                           bool sums = false);
   [[nodiscard]] static uint64_t workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k);
   // Whether this block runs such a step rather than the flat stream block. config: the caller's choice or
   // nullptr.

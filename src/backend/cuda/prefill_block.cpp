@@ -14,6 +14,7 @@
 #include "backend/cuda/gated_programs.hpp"
 #include "backend/cuda/gemm_params.hpp"
 #include "backend/cuda/launch.hpp"
+#include "backend/cuda/prefill_sums.hpp"
 #include "backend/cuda/weights.hpp"
 #include "backend/cuda/workspace.hpp"
 #include "base/error.hpp"
@@ -30,16 +31,17 @@ constexpr unsigned kThreads = 384;
 constexpr PrefillVariant kShipped{};
 constexpr uint32_t kSharedPerBlock = 227 << 10;  // of sm_90
 
-// GEMM 1 gathers x itself, or reads rows that prefill_pack has put in order.
-enum Kernel : size_t { kGemm1, kGemm1Packed, kGemm2, kPack, kKernels };
+// GEMM 1 gathers x itself, or reads rows that prefill_pack has put in order. kZero: of variants with sums.
+enum Kernel : size_t { kGemm1, kGemm1Packed, kGemm2, kPack, kZero, kKernels };
 
 const char* entry_of(Kernel kernel) noexcept {
-  return kernel == kPack ? "prefill_pack" : "prefill";
+  return kernel == kPack ? "prefill_pack" : kernel == kZero ? "prefill_zero" : "prefill";
 }
 
 // activation: of GEMM 1 alone.
 KernelProgram prefill_program(const PrefillVariant& v, Kernel kernel, ramp_activation activation) {
   if (kernel == kPack) return {"prefill_pack", "sm90/prefill_pack.cu", {}, {entry_of(kPack)}, 90};
+  if (kernel == kZero) return prefill_zero_program();
   KernelProgram p{
       kernel == kGemm2 ? "prefill_gemm2" : "prefill_gemm1",
       "sm90/prefill.cu",
@@ -47,8 +49,13 @@ KernelProgram prefill_program(const PrefillVariant& v, Kernel kernel, ramp_activ
        fmt::format("-DGATHER={}", kernel == kGemm1 ? 1 : 0), fmt::format("-DSTAGES={}", v.stages)},
       {entry_of(kernel)},
       90};
-  if (!(v == kShipped)) p.name += fmt::format("_s{}_c{}", v.stages, v.couples);
+  if (v.stages != kShipped.stages || v.couples != kShipped.couples)
+    p.name += fmt::format("_s{}_c{}", v.stages, v.couples);
   if (v.couples != kShipped.couples) p.options.push_back(fmt::format("-DCOUPLES={}", v.couples));
+  if (kernel == kGemm2 && v.sums) {
+    p.options.emplace_back("-DFAST=1");
+    p.name += "_sum";
+  }
   if (kernel != kGemm2) {
     if (kernel == kGemm1Packed) p.name += "_packed";
     add_activation(p, activation);
@@ -174,15 +181,19 @@ std::vector<KernelProgram> prefill_programs(int /*arch*/) {
   for (const Kernel kernel : {kGemm1, kGemm1Packed})
     for (size_t a = 0; a < kGatedActivations; ++a)
       list.push_back(prefill_program(kShipped, kernel, static_cast<ramp_activation>(a)));
-  for (const Kernel kernel : {kGemm2, kPack})
+  for (const Kernel kernel : {kGemm2, kPack, kZero})
     list.push_back(prefill_program(kShipped, kernel, RAMP_ACTIVATION_SILU_AND_MUL));
+  PrefillVariant sums = kShipped;
+  sums.sums = true;
+  list.push_back(prefill_program(sums, kGemm2, RAMP_ACTIVATION_SILU_AND_MUL));
   return list;
 }
 
 std::vector<KernelProgram> prefill_programs_of(const PrefillVariant& variant, ramp_activation activation) {
   std::vector<KernelProgram> list;
   for (size_t kernel = 0; kernel < kKernels; ++kernel)
-    list.push_back(prefill_program(variant, static_cast<Kernel>(kernel), activation));
+    if (kernel != kZero || variant.sums)
+      list.push_back(prefill_program(variant, static_cast<Kernel>(kernel), activation));
   return list;
 }
 
@@ -208,6 +219,7 @@ KernelConfig PrefillVariant::config() const noexcept {
     c.order = TaskOrder::kGrouped;
     c.group_m = 2 * couples;
   }
+  c.sums = sums;
   return c;
 }
 
@@ -224,15 +236,17 @@ std::string PrefillVariant::rejection() const {
 
 std::vector<PrefillVariant> prefill_space(bool many_groups) {
   std::vector<PrefillVariant> all;
-  for (const int32_t couples : {1, 2, 4, 8, 16, 32}) {
-    if (!many_groups && (couples == 2 || couples == 16)) continue;
-    for (int32_t stages = 2; stages <= 6; ++stages) all.push_back({stages, couples});
+  for (const bool sums : {false, true}) {
+    for (const int32_t couples : {1, 2, 4, 8, 16, 32}) {
+      if (!many_groups && (couples == 2 || couples == 16)) continue;
+      for (int32_t stages = 2; stages <= 6; ++stages) all.push_back({stages, couples, sums});
+    }
   }
   return all;
 }
 
 std::optional<PrefillVariant> prefill_variant(const KernelConfig& config) {
-  PrefillVariant v{config.stages, config.group_m / 2};
+  PrefillVariant v{config.stages, config.group_m / 2, config.sums};
   if (config.order != TaskOrder::kGrouped) v.couples = kShipped.couples;
   if (v.stages < 1 || !(v.config() == config) || !v.rejection().empty()) return std::nullopt;
   return v;
@@ -257,8 +271,9 @@ struct PrefillBlock::State {
     Functions f{};
     for (size_t i = 0; i < kKernels; ++i) {
       const auto kernel = static_cast<Kernel>(i);
+      if (kernel == kZero && !v.sums) continue;
       f[i] = library.get(prefill_program(v, kernel, activation), entry_of(kernel));
-      if (kernel != kPack)
+      if (kernel != kPack && kernel != kZero)
         RAMP_CU(cuFuncSetAttribute, f[i], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                 static_cast<int>(v.shared_bytes()));
     }
@@ -343,13 +358,20 @@ void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
                   carve(w, call.tokens, call.top_k, call.workspace, parts));
   parts.pair.stream = static_cast<CUstream>(call.stream);
   CUstream const stream = parts.pair.stream;
-  const PrefillVariant variant = variant_of(call.config);
+  PrefillVariant variant = variant_of(call.config);
+  variant.sums = variant.sums && adds_up(call);
   const State::Functions functions = state_->get(library_, variant, w.activation);
   parts.pair.top_k = call.top_k;
   const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};
+  // In the place of the rows, which are no smaller (adds_up()).
+  auto* const sums = reinterpret_cast<float*>(parts.pair.rows);
+  if (variant.sums) zero_sums(*gpu_, functions[kZero], sums, call.tokens * w.hidden, stream);
   const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
   run.gemms(functions, x, weights_for_gemm2(call));
-  combine_.block(call, parts.pair.rows, RAMP_BF16, parts.prologue.index, stream);
+  if (variant.sums)
+    combine_.convert(call, sums, stream);
+  else
+    combine_.block(call, parts.pair.rows, RAMP_BF16, parts.prologue.index, stream);
 }
 
 void PrefillBlock::batched(const BatchedCall& call) {
@@ -359,7 +381,8 @@ void PrefillBlock::batched(const BatchedCall& call) {
   check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
   parts.pair.stream = static_cast<CUstream>(call.stream);
   CUstream const stream = parts.pair.stream;
-  const PrefillVariant variant = variant_of(call.config);
+  PrefillVariant variant = variant_of(call.config);
+  variant.sums = false;  // every row is a result of its own
   const State::Functions functions = state_->get(library_, variant, w.activation);
   parts.pair.top_k = call.max_tokens;
   const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};

@@ -24,12 +24,14 @@ namespace ramp::core::cuda {
 struct PrefillVariant {
   int32_t stages = 4;   // ring depth, 48 KB each
   int32_t couples = 8;  // couples of row tiles that pass a pair of slices before the next pair: GROUP_M / 2
+  bool sums = false;    // KernelConfig::sums
   friend auto operator<=>(const PrefillVariant&, const PrefillVariant&) = default;
   [[nodiscard]] uint32_t shared_bytes() const noexcept;
   [[nodiscard]] KernelConfig config() const noexcept;  // couples other than 8 as group_m row tiles
   [[nodiscard]] std::string rejection() const;         // "" where it can be run
 };
-// Every candidate of the whole space. many_groups: with all group sizes (where the regions predict GROUP_M).
+// Every candidate of the whole space, those with sums last. many_groups: with all group sizes (where the
+// regions predict GROUP_M).
 std::vector<PrefillVariant> prefill_space(bool many_groups);
 std::optional<PrefillVariant> prefill_variant(const KernelConfig& config);  // the legal one it stands for
 
