@@ -20,8 +20,10 @@ LayerPlan plan_gpu_layers(const GpuLayerLimits& l, int64_t wanted) noexcept {
   return {layers, layers * l.experts * l.expert_bytes, l.l2_bytes > 0 && layers * read > l.l2_bytes};
 }
 
-std::string protocol_text(int64_t layers, const std::string& clock, double quantile) {
-  return fmt::format("{} layers, {} clock, quantile {:g}", layers, clock, quantile);
+std::string protocol_text(int64_t layers, const std::string& clock, double quantile,
+                          const std::string& determinism) {
+  return fmt::format("{} layers, {} clock, quantile {:g}{}", layers, clock, quantile,
+                     determinism == "repeatable" ? "" : ", " + determinism);
 }
 
 void check_protocol(const core::Metadata& theirs, const core::Metadata& here, const std::string& file) {
@@ -33,10 +35,10 @@ void check_protocol(const core::Metadata& theirs, const core::Metadata& here, co
     if (!got.starts_with("ramp profile, ")) return;
   }
   if (got == expected) return;
-  core::fail_argument(
-      file, fmt::format("timings of '{}'", core::printable(got, 120)),
-      fmt::format("'{}', as this command takes them", expected),
-      "give --layers, --clock and --quantile as they were, --fresh to start over, or another -o");
+  core::fail_argument(file, fmt::format("timings of '{}'", core::printable(got, 120)),
+                      fmt::format("'{}', as this command takes them", expected),
+                      "give --layers, --clock, --quantile and --determinism as they were, --fresh to start "
+                      "over, or another -o");
 }
 
 }  // namespace ramp::cli

@@ -28,7 +28,8 @@ struct GpuLayerLimits {
 LayerPlan plan_gpu_layers(const GpuLayerLimits& limits, int64_t wanted) noexcept;
 
 // Metadata::protocol of a run.
-std::string protocol_text(int64_t layers, const std::string& clock, double quantile);
+std::string protocol_text(int64_t layers, const std::string& clock, double quantile,
+                          const std::string& determinism = "repeatable");
 // Throws INVALID_ARGUMENT where a profile that a run would go on from was taken in another way.
 void check_protocol(const core::Metadata& theirs, const core::Metadata& here, const std::string& file);
 

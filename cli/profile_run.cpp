@@ -65,7 +65,7 @@ class ProfileRun {
     if (gpu_) describe_gpu(context_, metadata);
     metadata.source =
         fmt::format("ramp profile, {} layers, {}", plan.layers, bytes_text(static_cast<double>(plan.bytes)));
-    metadata.protocol = protocol_text(plan.layers, o_.clock, o_.quantile);
+    metadata.protocol = protocol_text(plan.layers, o_.clock, o_.quantile, o_.determinism);
     metadata.budget_seconds = o_.budget >= 0 ? o_.budget : defaults_.budget;
     bool reopen = false;
     const std::optional<core::Dataset> previous = resume(c, metadata, reopen);

@@ -129,7 +129,7 @@ Body setup(CLI::App& app) {
   add_switch(
       app, "--fresh", o->fresh,
       "measure everything again instead of going on from the profile file, which must have been taken with "
-      "the same --layers, --clock and --quantile")
+      "the same --layers, --clock, --quantile and --determinism")
       ->group(kProtocol);
   add_text(
       app, "--kernel-library", o->kernel_library, "FILE",

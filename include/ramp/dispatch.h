@@ -253,9 +253,9 @@ RAMP_API ramp_status ramp_kernel_load_fit(ramp_kernel* kernel, const char* path,
 
 /* A kernel for the expert block as a shared library, for `ramp profile --kernel-library FILE`: it exports one
  * C function, named ramp_kernel_library, that fills in a ramp_kernel_desc for ramp_block_kernel_create. The
- * command makes the layers, checks every config's results against fp64, times ramp's configs and the
- * library's alike, and writes a profile and a fit; a program that registers the same name and table loads the
- * fit and dispatches by it.
+ * command makes the layers, checks the results of each of the library's configs (not of ramp's) against fp64,
+ * times both alike, and writes a profile and a fit; a program that registers the same name and table loads
+ * the fit and dispatches by it.
  *
  * The handles belong to the command: a library compares their addresses with args->weights of a call, to know
  * the layer, and must not hand them to a libramp of its own. */
@@ -271,8 +271,8 @@ typedef struct ramp_kernel_library_request {
       values; /* [num_layers] in checkpoint layout, for this call only: copy them */
 } ramp_kernel_library_request;
 
-/* Fills in name, configs, num_configs, extra columns, launch and user of desc, an initialised struct; all of
- * it lives until the process ends. 0 = success; anything else: not for this shape, format or machine. */
+/* Fills in name, configs, num_configs (>= 1), extra columns, launch, user of desc, an initialised struct; all
+ * of it lives until the process ends. 0 = success; anything else: not for this shape, format or machine. */
 typedef int (*ramp_kernel_library_fn)(const ramp_kernel_library_request* request, ramp_kernel_desc* desc);
 
 #ifdef __cplusplus

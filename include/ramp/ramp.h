@@ -311,7 +311,7 @@ RAMP_API ramp_status ramp_context_trace(ramp_context* context, uint64_t records)
  * waits, neither host nor stream. 0: no more. */
 RAMP_API ramp_status ramp_context_time_trace(ramp_context* context, int32_t on);
 /* Waits for the device (no stream may be capturing) and hands out the records written since the last time,
- * oldest first. */
+ * oldest first. `take` must not call into the context: it and calls that begin meanwhile wait for the end. */
 RAMP_API ramp_status ramp_context_read_trace(ramp_context* context, ramp_trace_fn take, void* user);
 
 /* What the trace says, in counts and sums over its records, and the largest values of any of them.

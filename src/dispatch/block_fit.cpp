@@ -126,11 +126,15 @@ ConfigTable block_configs(std::span<const KernelConfig> configs, std::span<const
     t.known_columns.insert(t.known_columns.end() - 2, "threads");
     t.extra_columns.emplace_back("residency");
   }
+  // Or cost models would take a config with sums for its twin without.
+  const bool sums = std::any_of(configs.begin(), configs.end(), [](const KernelConfig& c) { return c.sums; });
+  if (sums) t.extra_columns.emplace_back("sums");
   for (size_t i = 0; i < configs.size(); ++i) {
     t.names.push_back(config_name(configs[i]));
     t.configs.push_back(configs[i]);
     t.extra.push_back(static_cast<double>(configs[i].order));
     if (!residency.empty()) t.extra.push_back(residency[i]);
+    if (sums) t.extra.push_back(configs[i].sums ? 1 : 0);
   }
   return t;
 }
@@ -145,6 +149,7 @@ void restore_configs(ConfigTable& table, const std::string& file) {
       KernelConfig both = named;  // what no column carries
       both.order = columns.order;
       both.blocks = columns.blocks;
+      both.sums = columns.sums;
       if (!(both == columns)) why = "columns that say otherwise";
     } catch (const Error& e) {
       why = "a name that is no config";

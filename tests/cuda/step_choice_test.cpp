@@ -75,6 +75,36 @@ TEST(StepChoice, TakesFitsOfEveryModel) {
   }
 }
 
+// A config with sums runs in fast calls alone; others choose among the rest, and keep a set of their own.
+TEST(StepChoice, SumsAreForCallsThatMayAddThemUp) {
+  core::FitList fits;
+  std::unique_ptr<core::FitList::Entry> entry = fit_of("wave");
+  core::KernelConfig sums = cuda::prefill_config();
+  sums.sums = true;
+  for (core::KernelConfig& c : entry->configs) c = sums;  // whatever is fastest has them
+  const core::KernelConfig other = entry->configs.front() = cuda::stream_variants()[3].config();
+  fits.add(std::move(entry));
+  core::ExpertWeights w;
+  w.experts = 64;
+  w.hidden = 2048;
+  w.intermediate = 1024;
+  w.format = RAMP_FORMAT_FP8_BLOCK;
+  w.activation = RAMP_ACTIVATION_SILU_AND_MUL;
+  cuda::StepChoice choice;
+  bool taken = false;
+  for (const int64_t tokens : {1, 100, 4096}) {
+    const cuda::StepSet* const repeatable = choice.find(fits, w, tokens, 8, false);
+    const cuda::StepSet* const fast = choice.find(fits, w, tokens, 8, false, true);
+    ASSERT_NE(repeatable, nullptr);
+    ASSERT_NE(fast, nullptr);
+    EXPECT_NE(repeatable, fast);
+    ASSERT_EQ(repeatable->candidates.size(), 1U);
+    EXPECT_EQ(repeatable->candidates.front().config(), other);
+    taken = taken || fast->candidates.front().config() == sums;
+  }
+  EXPECT_TRUE(taken);
+}
+
 // Flat formats have no prologue that decides: one kernel, by a fit of any model.
 TEST(StepChoice, FlatFormatsTakeOneKernelByAFit) {
   for (const ramp_format format :

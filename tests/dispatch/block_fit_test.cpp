@@ -164,6 +164,24 @@ TEST(BlockFit, OrderSurvivesFiles) {
   expect_has(error_of([&] { restore_configs(t, "f.json"); }, RAMP_ERROR_BAD_FILE), {"f.json", "nonsense"});
 }
 
+// A column tells cost models such a config from its twin; tables without one are as they were.
+TEST(BlockFit, SumsAreAColumnWhereThereAreSome) {
+  KernelConfig plain;
+  plain.tile_m = 128;
+  plain.tile_n = 256;
+  KernelConfig sums = plain;
+  sums.sums = true;
+  const std::vector<KernelConfig> both = {plain, sums};
+  const std::vector<int32_t> residency = {1, 2};
+  ConfigTable t = block_configs(both, residency);
+  EXPECT_EQ(t.extra_columns, (std::vector<std::string>{"order", "residency", "sums"}));
+  EXPECT_EQ(t.extra, (std::vector<double>{0, 1, 0, 0, 2, 1}));
+  t.configs[1].sums = false;  // what a file's columns give back
+  restore_configs(t, "f");
+  EXPECT_EQ(t.configs, both);
+  EXPECT_EQ(block_configs(std::vector<KernelConfig>{plain}).extra_columns, std::vector<std::string>{"order"});
+}
+
 TEST(BlockFit, TheContextChoosesByIt) {
   const TempDir dir;
   Runner r;

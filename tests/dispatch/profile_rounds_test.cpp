@@ -326,8 +326,9 @@ TEST(ProfileProtocol, TimingsOfTwoAreNotMixed) {
   here.source = "ramp profile, 5 layers, 2.0 GB";
   Metadata theirs = here;
   EXPECT_NO_THROW(cli::check_protocol(theirs, here, "f.json"));
-  for (const std::string& other : {cli::protocol_text(2, "wall", 0.5), cli::protocol_text(5, "cpu", 0.5),
-                                   cli::protocol_text(5, "wall", 0)}) {
+  for (const std::string& other :
+       {cli::protocol_text(2, "wall", 0.5), cli::protocol_text(5, "cpu", 0.5),
+        cli::protocol_text(5, "wall", 0), cli::protocol_text(5, "wall", 0.5, "fast")}) {
     theirs.protocol = other;
     const std::string message =
         error_of([&] { cli::check_protocol(theirs, here, "f.json"); }, RAMP_ERROR_INVALID_ARGUMENT);

@@ -1,5 +1,5 @@
 // See build_id.hpp. RAMP_EMULATOR_TESTS: the directory above this one, whose headers translated programs
-// include.
+// include; RAMP_EMULATOR_COMPILER: what compiles them.
 #include "emulator/build_id.hpp"
 
 #include <algorithm>
@@ -29,12 +29,15 @@ const std::string& build_id() {
     std::vector<std::filesystem::path> files;
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator(RAMP_EMULATOR_TESTS "/emulator", ignored))
-      if (entry.path().extension() == ".hpp") files.push_back(entry.path());
+      if (entry.path().extension() == ".hpp" || entry.path().filename() == "translate.cpp" ||
+          entry.path().filename() == "nvrtc.cpp")
+        files.push_back(entry.path());
     std::sort(files.begin(), files.end());
     uint64_t hash = 14695981039346656037U;  // FNV-1a
     const auto feed = [&](const std::string& text) {
       for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211U;
     };
+    feed(RAMP_EMULATOR_COMPILER "\n");
     for (const std::string& o : compiler_options()) feed(o + "\n");
     for (const auto& file : files) {
       std::ifstream in(file, std::ios::binary);

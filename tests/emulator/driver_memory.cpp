@@ -56,7 +56,10 @@ CUresult allocate(u64* address, u64 bytes) {
   a.mapping = ::mmap(nullptr, a.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (a.mapping == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
   u8* const first = static_cast<u8*>(a.mapping) + kPage;
-  if (::mprotect(first, pages, PROT_READ | PROT_WRITE) != 0) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (::mprotect(first, pages, PROT_READ | PROT_WRITE) != 0) {
+    ::munmap(a.mapping, a.mapped);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
   u8* const begin = first + (pages - a.room);
   if (bytes <= kMostPoison) std::memset(begin, kPoison, bytes);
   std::memset(begin + bytes, kGuard, a.room - bytes);

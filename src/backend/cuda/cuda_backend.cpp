@@ -20,6 +20,7 @@
 #include "backend/cuda/nvtx.hpp"
 #include "backend/cuda/plain_block.hpp"
 #include "backend/cuda/prefill_block.hpp"
+#include "backend/cuda/prefill_sums.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/step_block.hpp"
 #include "backend/cuda/step_choice.hpp"
@@ -145,18 +146,16 @@ class CudaBackend final : public Backend {
     const int64_t k = std::max<int64_t>(1, top_k);
     const int64_t tokens = (slots + k - 1) / k;
     if (flat_format(w.format)) {
-      if (const std::optional<KernelConfig> fitted = flat_choice(w, tokens, k, false)) return *fitted;
+      if (const std::optional<KernelConfig> fitted =
+              flat_choice(w, tokens, k, false, determinism == RAMP_FAST))
+        return *fitted;
       return FlatPrefillBlock::takes(nullptr, w, tokens, k)
                  ? flat_prefill_config(w.format)
                  : FlatBlock::choose(w, tokens, k).config(w.format);
     }
     if (family_ == Family::kSm90Split) return fixed_split().candidates.back().config();
-    const StepSet* const set = step_choice_.find(fits_, w, tokens, k, false);
-    if (set != nullptr) {
-      KernelConfig config = set->candidates[decided(*set, histogram)].config();
-      config.sums = config.sums && determinism == RAMP_FAST;
-      return config;
-    }
+    const StepSet* const set = step_choice_.find(fits_, w, tokens, k, false, determinism == RAMP_FAST);
+    if (set != nullptr) return set->candidates[decided(*set, histogram)].config();
     if (PrefillBlock::takes(nullptr, w, tokens, k)) return prefill_config();
     return StreamBlock::choose(w, tokens, k).config();
   }
@@ -266,14 +265,14 @@ class CudaBackend final : public Backend {
   // Flat formats are captured with one kernel: their prologue decides nothing (docs/dispatch.md). A fit of
   // any cost model says which; nullopt: there is none, and the blocks' own rules hold.
   [[nodiscard]] std::optional<KernelConfig> flat_choice(const ExpertWeights& w, int64_t tokens, int64_t top_k,
-                                                        bool batched) const {
-    const StepSet* const set = step_choice_.find(fits_, w, tokens, top_k, batched);
+                                                        bool batched, bool sums) const {
+    const StepSet* const set = step_choice_.find(fits_, w, tokens, top_k, batched, sums);
     return set != nullptr ? std::optional(set->candidates.front().config()) : std::nullopt;
   }
   void run_flat(BlockCall call, const RouteCall* routing) {
     std::optional<KernelConfig> fitted;
     if (call.config == nullptr) {
-      fitted = flat_choice(*call.weights, expected_tokens(call), call.top_k, false);
+      fitted = flat_choice(*call.weights, expected_tokens(call), call.top_k, false, adds_up(call));
       if (fitted) call.config = &*fitted;
     }
     if (FlatPrefillBlock::takes(call))
@@ -284,7 +283,7 @@ class CudaBackend final : public Backend {
   void run_flat(BatchedCall call) {
     std::optional<KernelConfig> fitted;
     if (call.config == nullptr) {
-      fitted = flat_choice(*call.weights, call.max_tokens, 1, true);
+      fitted = flat_choice(*call.weights, call.max_tokens, 1, true, false);
       if (fitted) call.config = &*fitted;
     }
     if (FlatPrefillBlock::takes_batched(call.config, *call.weights, call.max_tokens))
@@ -305,7 +304,8 @@ class CudaBackend final : public Backend {
     const ExpertWeights& w = *call.weights;
     if (call.config == nullptr) {
       if (family_ == Family::kSm90Split) return &fixed_split();
-      if (const StepSet* set = step_choice_.find(fits_, w, expected_tokens(call), call.top_k, false))
+      if (const StepSet* set = step_choice_.find(fits_, w, expected_tokens(call), call.top_k, false,
+                                                 adds_up(call), call.tokens * call.top_k))
         return set;
     }
     if (!trace_.active()) return nullptr;

@@ -99,7 +99,8 @@ struct Costs {
   bool step = false;
 };
 
-Costs costs_of_fit(const FitList::Entry& entry, std::span<const std::vector<int32_t>> histograms) {
+// sums: configs that add rows up in any order may be taken.
+Costs costs_of_fit(const FitList::Entry& entry, std::span<const std::vector<int32_t>> histograms, bool sums) {
   Costs out;
   const Predictor& predictor = entry.dispatcher.predictor();
   const auto* const step = dynamic_cast<const StepPredictor*>(&predictor);
@@ -109,6 +110,7 @@ Costs costs_of_fit(const FitList::Entry& entry, std::span<const std::vector<int3
   for (size_t i = 0; i < entry.configs.size(); ++i) {
     if (step != nullptr && !step->terms(i).measured) continue;
     const KernelConfig& config = entry.configs[i];
+    if (config.sums && !sums) continue;
     const auto at = std::find_if(shipped.begin(), shipped.end(),
                                  [&](const StepCandidate& c) { return c.config() == config; });
     out.candidates.push_back(
@@ -236,18 +238,20 @@ std::vector<size_t> least_loss(std::span<const std::vector<float>> us, const std
 }
 
 const StepSet* StepChoice::find(const FitList& fits, const ExpertWeights& w, int64_t tokens, int64_t top_k,
-                                bool batched) {
+                                bool batched, bool sums, int64_t slots) {
   const FitList::Entry* const entry =
       fits.find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, batched ? 0 : top_k);
   if (entry == nullptr || tokens <= 0) return nullptr;
   const int64_t at = token_class(tokens);
-  const Key key{entry, w.experts, w.hidden, w.intermediate, at, top_k, batched, false};
+  // The rows that there may be, which for a shard are more than those to expect.
+  const int64_t most = std::max(slots, at * top_k * (batched ? w.experts : 1));
+  const bool countable = most <= kMostSlots;
+  const Key key{entry, w.experts, w.hidden, w.intermediate, at, top_k, batched, false, sums, countable};
   if (const Node* const node = known(key)) return node->set.get();
   const auto histograms = likely_histograms(w.experts, top_k, at, batched);
-  const Costs costs = costs_of_fit(*entry, histograms);
+  const Costs costs = costs_of_fit(*entry, histograms, sums);
   // Several: where the device can decide among them.
-  const bool decides =
-      costs.step && w.format == RAMP_FORMAT_FP8_BLOCK && at * top_k * (batched ? w.experts : 1) <= kMostSlots;
+  const bool decides = costs.step && w.format == RAMP_FORMAT_FP8_BLOCK && countable;
   std::vector<bool> several;
   for (const StepCandidate& c : costs.candidates) several.push_back(!c.other && decides);
   const std::vector<size_t> chosen = least_loss(costs.us, several);
@@ -280,9 +284,9 @@ const StepSet& StepChoice::one(const FitList& fits, const ExpertWeights& w, int6
   const FitList::Entry* const entry =
       fits.find({w.experts, w.hidden, w.intermediate, w.format, w.activation}, top_k);
   const Key key{entry, w.experts,         w.hidden, w.intermediate, static_cast<int64_t>(candidate.variant),
-                top_k, candidate.prefill, true};
+                top_k, candidate.prefill, true,     false,          true};
   if (const Node* const node = known(key)) return *node->set;
-  Costs costs = entry != nullptr ? costs_of_fit(*entry, {}) : costs_of_constants(w, {});
+  Costs costs = entry != nullptr ? costs_of_fit(*entry, {}, false) : costs_of_constants(w, {});
   const auto at = std::find(costs.candidates.begin(), costs.candidates.end(), candidate);
   const size_t number[] = {static_cast<size_t>(at - costs.candidates.begin())};
   if (at == costs.candidates.end()) {

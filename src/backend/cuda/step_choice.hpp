@@ -29,17 +29,20 @@ class StepChoice {
  public:
   // The set for calls of this shape, of a fit for the weights; tokens: as many as bring these experts their
   // rows (expected_rows.hpp). nullptr: there is none, and the blocks' own rules hold. Of formats other than
-  // fp8_block one candidate, of which config() alone counts. Sets are kept as long as this lives.
+  // fp8_block one candidate, of which config() alone counts. sums: the call may add rows up in any order
+  // (prefill_sums.hpp), without which configs that do are none to choose. slots: T * k of the call where that
+  // is more than tokens * top_k. Sets are kept as long as this lives.
   const StepSet* find(const FitList& fits, const ExpertWeights& w, int64_t tokens, int64_t top_k,
-                      bool batched);
+                      bool batched, bool sums = false, int64_t slots = 0);
   ~StepChoice();
   // A set of this candidate alone, with its costs where they are known: for traces.
   const StepSet& one(const FitList& fits, const ExpertWeights& w, int64_t top_k,
                      const StepCandidate& candidate);
 
  private:
-  // Of which fit (nullptr: none), shape, tokens or candidate, k; batched; of one().
-  using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool>;
+  // Of which fit (nullptr: none), shape, tokens or candidate, k; batched; of one(); sums; rows that the
+  // device can count.
+  using Key = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, bool, bool>;
   // Sets are never changed or freed while this lives: those that look one up neither wait nor allocate.
   struct Node {
     Key key;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "backend/cuda/driver.hpp"
 #include "base/error.hpp"
@@ -86,6 +87,7 @@ StepTrace::Timing StepTrace::begin_timing(CUstream stream) {
   if (timings_.empty()) timings_.resize(std::min(records_, kMostTimings));
   if (++last_tag_ == 0) ++last_tag_;
   Timed& t = timings_[last_tag_ % timings_.size()];
+  t.taken = last_tag_;
   t.tag = 0;
   for (CUevent* e : {&t.start, &t.stop})
     if (*e == nullptr) RAMP_CU(cuEventCreate, e, static_cast<unsigned>(CU_EVENT_DEFAULT));
@@ -95,9 +97,11 @@ StepTrace::Timing StepTrace::begin_timing(CUstream stream) {
 
 void StepTrace::end_call(const Timing& timing) {
   if (timing.tag == 0) return;
-  RAMP_CU(cuEventRecord, timing.stop, timing.stream);
   const std::lock_guard lock(mutex_);
-  timings_[timing.tag % timings_.size()].tag = timing.tag;
+  Timed& t = timings_[timing.tag % timings_.size()];
+  if (t.taken != timing.tag) return;  // as many calls as there are events have begun meanwhile
+  RAMP_CU(cuEventRecord, timing.stop, timing.stream);
+  t.tag = timing.tag;
 }
 
 double StepTrace::elapsed_us(unsigned tag) const {
@@ -119,13 +123,23 @@ uint64_t StepTrace::scan(uint64_t from, const std::function<void(const TraceReco
     counted_ = std::max(counted_, n);
   };
   lose(kept);
-  std::vector<uint32_t> words(kRecordWords);
+  // Many records at a time: callers wait meanwhile.
+  constexpr uint64_t kAtOnce = 1024;
+  std::vector<uint32_t> several;
+  uint64_t first = 0, end = 0;  // the records in it
   std::vector<int32_t> histogram;
   std::vector<double> configs_us;
   for (uint64_t n = std::max(from, kept); n < written; ++n) {
-    const auto* const record_at =
-        static_cast<const std::byte*>(ring_.get()) + kCounterBytes + 4 * kRecordWords * (n % records_);
-    memory_->download(words.data(), record_at, 4 * kRecordWords, nullptr);
+    if (n >= end) {
+      first = n;
+      end = std::min({written, n + kAtOnce, n + records_ - n % records_});  // not over the ring's end
+      several.resize((end - first) * kRecordWords);
+      const auto* const at =
+          static_cast<const std::byte*>(ring_.get()) + kCounterBytes + 4 * kRecordWords * (n % records_);
+      memory_->download(several.data(), at, 4 * several.size(), nullptr);
+    }
+    const std::span<const uint32_t> words =
+        std::span(several).subspan((n - first) * kRecordWords, kRecordWords);
     if (words[0] != static_cast<uint32_t>(n) + 1 || words[1] >= calls_.size()) {
       lose(n + 1);
       continue;

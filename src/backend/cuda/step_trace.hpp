@@ -68,7 +68,8 @@ class StepTrace {
   };
   // Events of a call; taken again by the call that comes so many later.
   struct Timed {
-    unsigned tag = 0;  // 0: not complete
+    unsigned taken = 0;  // by the call with this tag
+    unsigned tag = 0;    // 0: not complete
     CUevent start = nullptr, stop = nullptr;
   };
   [[nodiscard]] Timing begin_timing(CUstream stream);
