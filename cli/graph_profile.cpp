@@ -114,6 +114,12 @@ void GraphTimer::capture(size_t config, int32_t number) {
         config, [&](void* stream) { enqueue(number, stream); }, seen_.insert(number).second);
 }
 
+std::string GraphTimer::name_of(int32_t number) const {
+  if (names_) return names_(number);
+  const char* const name = ramp_config_name(context_, weights_.front().handle.get(), number - 1);
+  return name != nullptr ? name : "default";
+}
+
 std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
                                   std::span<const core::Profiler::Task> next,
                                   std::span<const int32_t> numbers) {
@@ -145,10 +151,7 @@ std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
   } catch (const core::Error& e) {
     // A kernel that faults takes the context with it: nothing goes on, but the message may say where it was.
     std::set<std::string> names;
-    for (const size_t key : keys) {
-      const char* const name = ramp_config_name(context_, weights_.front().handle.get(), numbers[key] - 1);
-      names.insert(name != nullptr ? name : "default");
-    }
+    for (const size_t key : keys) names.insert(name_of(numbers[key]));
     core::fail(e.status(), fmt::format("T = {}, one of {}: {}", tokens_, fmt::join(names, ", "), e.what()));
   }
   std::vector<Tick> ticks;

@@ -49,6 +49,7 @@ class GraphTimer final : public TickSource {
   };
   void enqueue(int32_t number, void* stream) const;
   void capture(size_t config, int32_t number);
+  [[nodiscard]] std::string name_of(int32_t number) const;
 
   ramp_context* context_;
   const std::vector<RunnableLayer>& weights_;

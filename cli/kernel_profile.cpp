@@ -18,8 +18,11 @@
 #include "cli/block_profile.hpp"
 #include "cli/graph_profile.hpp"
 #include "cli/options.hpp"
+#include "cli/profile_protocol.hpp"
 #include "cli/progress.hpp"
 #include "cli/verify.hpp"
+#include "dispatch/profile_file.hpp"
+#include "ramp/version.h"
 
 namespace ramp::cli {
 namespace {
@@ -145,6 +148,12 @@ class KernelProfile {
                           fmt::format("0: a kernel for {} in {} on the {} backend", case_.model.name,
                                       core::format_name(case_.format), facts_of(context_).backend),
                           "choose another --model, --format or --backend", RAMP_ERROR_UNSUPPORTED);
+    if (desc.num_configs < 1)
+      core::fail_argument(
+          "--kernel-library",
+          fmt::format("{} configs from ramp_kernel_library of {}", desc.num_configs, o_.kernel_library),
+          "at least 1 to time beside ramp's",
+          "set configs and num_configs of the ramp_kernel_desc, or return other than 0", RAMP_ERROR_BAD_FILE);
     for (const RunnableLayer& l : layers_) check(ramp_weights_pack(context_, l.handle.get(), nullptr));
     desc.top_k = case_.model.top_k;
     desc.model_name = case_.model.name.c_str();
@@ -237,23 +246,28 @@ class KernelProfile {
       timer =
           std::make_unique<BlockTimer>(context_, layers_, case_.model, case_.format, RAMP_REPEATABLE, seed);
     }
-    timer->launch_with([&](int32_t number, ramp_block_call& call) {
-      check(ramp_kernel_launch(kernel_.get(), number, &call));
-    });
+    timer->launch_with(
+        [&](int32_t number, ramp_block_call& call) {
+          check(ramp_kernel_launch(kernel_.get(), number, &call));
+        },
+        [&](int32_t number) { return name_of(number); });
     core::RegisteredKernel& kernel = *core::kernel_of(kernel_.get()).kernel;
-    int32_t resumed = 0;
-    if (!o_.fresh && std::filesystem::exists(profile_file_)) {
-      check(ramp_kernel_load_profile(kernel_.get(), profile_file_.c_str(), &resumed));
-      if (resumed != 0) io_.note(fmt::format("{}: going on from there (--fresh starts over)", profile_file_));
-    }
+    const core::KernelDescription& d = kernel.description();
+    core::Metadata metadata = d.machine;
+    metadata.library_version = RAMP_VERSION_STRING;
+    metadata.kernel = d.name;
+    metadata.date_utc = core::utc_now();
+    metadata.source = fmt::format("ramp profile --kernel-library, {} layers", layers_.size());
+    metadata.protocol = protocol_text(static_cast<int64_t>(layers_.size()), o_.clock, o_.quantile);
+    metadata.budget_seconds = o_.budget >= 0 ? o_.budget : defaults_.budget;
     core::ProfilerOptions options;
+    const bool resumed = resume(metadata, options.reopen);
     options.warmup = 1;
     options.repeats = static_cast<int32_t>(o_.repeats);
     options.quantile = o_.quantile;
     options.hopeless_ratio = 1.5;
     options.skip_after = 0;
-    options.budget_us = 1e6 * (o_.budget >= 0 ? o_.budget : defaults_.budget) /
-                        static_cast<double>(gpu_ ? layers_.size() : 1);
+    options.budget_us = 1e6 * metadata.budget_seconds / static_cast<double>(gpu_ ? layers_.size() : 1);
     options.settled_us = gpu_ ? 1000 : 5000;
     options.narrow_ratio = gpu_ ? 1.15 : 1.25;
     options.narrow_after = gpu_ ? 2 : 4;
@@ -261,21 +275,33 @@ class KernelProfile {
     for (int32_t c = own_; c < configs_; ++c) options.always.push_back(static_cast<size_t>(c));
     std::vector<core::WorkPoint> work;
     for (const TimedPoint& p : points) work.push_back(p.work);
-    const core::KernelDescription& d = kernel.description();
-    core::Profiler profiler(d.configs, d.model, work, options, resumed != 0 ? kernel.profile() : nullptr);
+    core::Profiler profiler(d.configs, d.model, work, options, resumed ? kernel.profile() : nullptr);
     std::vector<int32_t> numbers(static_cast<size_t>(configs_));
     for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<int32_t>(i);
-    const auto save = [&] {
-      kernel.set_profile(profiler.data(), profiler.notes());
-      check(ramp_kernel_save_profile(kernel_.get(), profile_file_.c_str()));
-    };
+    const auto save = [&] { core::write_profile(profile_file_, metadata, profiler.data()); };
     {
       Progress progress(io_, fmt::format("profiling {} and ramp's configs", name_));
       run_profiler(profiler, *timer, points, numbers, save,
                    [&] { progress.update(profiler.progress().fraction); });
     }
     save();
+    kernel.set_profile(profiler.data(), profiler.notes());
     for (const std::string& n : profiler.notes()) io_.note(n);
+  }
+
+  // Whether the kernel has a profile to go on from now: of this machine and table, taken as `here` says.
+  bool resume(const core::Metadata& here, bool& reopen) {
+    if (o_.fresh || !std::filesystem::exists(profile_file_)) return false;
+    int32_t used = 0;
+    check(ramp_kernel_load_profile(kernel_.get(), profile_file_.c_str(), &used));
+    for (int32_t i = 0; const char* line = ramp_kernel_warning(kernel_.get(), i); ++i) io_.note(line);
+    if (used == 0) return false;
+    core::Metadata theirs = core::read_profile(profile_file_, here).profile.metadata;
+    if (theirs.protocol.empty()) theirs.protocol = "a protocol that it does not name";
+    check_protocol(theirs, here, profile_file_);
+    reopen = theirs.budget_seconds != here.budget_seconds;
+    io_.note(fmt::format("{}: going on from there (--fresh starts over)", profile_file_));
+    return true;
   }
 
   // Who won where, and what the fit makes of it.
@@ -305,7 +331,7 @@ class KernelProfile {
       int32_t chosen = 0;
       check(ramp_kernel_choose(kernel_.get(), d.points[p].histogram.data(), case_.model.experts, &chosen));
       const double chosen_us = d.time(p, static_cast<size_t>(chosen));
-      won += !(own_us <= their_us) ? 1 : 0;
+      won += their_us < own_us || (std::isnan(own_us) && !std::isnan(their_us)) ? 1 : 0;
       chosen_theirs += chosen >= own_ ? 1 : 0;
       if (!std::isnan(chosen_us)) {
         loss += chosen_us / std::fmin(own_us, their_us) - 1;
@@ -323,11 +349,9 @@ class KernelProfile {
     }
     const double mean = judged == 0 ? 0 : loss / judged;
     io_.print(fmt::format(
-        "{} in {}: {} configs of ramp, {} of {}, all right (at most {} of their error bound); {} is faster "
-        "at {} "
-        "of {} points, the fit chooses it at {}; mean loss of its choices there {:.1f}%\n  profile {}\n  fit "
-        "    "
-        "{}\n",
+        "{} in {}: {} configs that ramp ships, not checked here; {} of {}, all right (at most {} of their "
+        "error bound); {} is faster at {} of {} points, the fit chooses it at {}; mean loss of its choices "
+        "there {:.1f}%\n  profile {}\n  fit     {}\n",
         case_.model.name, core::format_name(case_.format), own_, configs_ - own_, name_, number(worst_),
         name_, won, d.points.size(), chosen_theirs, 100 * mean, profile_file_, fit_file_));
     return {{"model", case_.model.name},
@@ -372,6 +396,13 @@ Json profile_kernel_case(Io& io, const ProfileOptions& options, ramp_context* co
   if (options.judge || !options.csv.empty() || options.report)
     core::fail_argument("--kernel-library", "--judge, --csv or --report beside it", "neither of them",
                         "the table that it prints says who won where");
+  if (options.determinism != "repeatable")
+    core::fail_argument("--determinism", fmt::format("{} beside --kernel-library", options.determinism),
+                        "repeatable", "leave --determinism out: a library's launch knows no modes");
+  if (options.clock != "wall")
+    core::fail_argument(
+        "--clock", fmt::format("{} beside --kernel-library", options.clock), "wall",
+        "leave --clock out: CPU time is shared over ramp's workers, which a library need not use");
   return KernelProfile(io, options, context, c).run();
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dispatch/profiler.hpp"
@@ -34,6 +35,8 @@ struct Tick {
 
 // Runs the config of that number on the call of an expert block; throws.
 using BlockLaunch = std::function<void(int32_t number, ramp_block_call& call)>;
+// The name of the config of that number, for messages.
+using ConfigNames = std::function<std::string(int32_t number)>;
 
 class TickSource {
  public:
@@ -52,11 +55,15 @@ class TickSource {
                                 std::span<const core::Profiler::Task> next,
                                 std::span<const int32_t> numbers) = 0;
   // From now on numbers mean what `launch` takes them for, not ramp_expert_block: where kernels of others
-  // take part.
-  void launch_with(BlockLaunch launch) { launch_ = std::move(launch); }
+  // take part. names: of the same numbers.
+  void launch_with(BlockLaunch launch, ConfigNames names) {
+    launch_ = std::move(launch);
+    names_ = std::move(names);
+  }
 
  protected:
   BlockLaunch launch_;  // empty: ramp_expert_block
+  ConfigNames names_;   // empty: the context's
 };
 
 // Runs the state machine to its end. after_point: called when a point has been finished (to save); progress:

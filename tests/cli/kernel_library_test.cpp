@@ -49,6 +49,8 @@ TEST(KernelLibrary, IsCheckedTimedAndFittedBesideRampsConfigs) {
   const json document = json::parse(read_file(file));
   EXPECT_EQ(document["schema"], "ramp.profile");
   EXPECT_TRUE(document["metadata"]["kernel"].get<std::string>().ends_with(" f32 silu_and_mul + naive"));
+  EXPECT_EQ(document["metadata"]["protocol"], "2 layers, wall clock, quantile 0.5");
+  EXPECT_EQ(document["metadata"]["budget_seconds"], 2);
   EXPECT_EQ(document["configs"]["rows"].size(), p["ramp_configs"].get<size_t>() + 2);
   EXPECT_EQ(json::parse(read_file(fit))["schema"], "ramp.fit");
 
@@ -71,6 +73,21 @@ TEST(KernelLibrary, IsCheckedTimedAndFittedBesideRampsConfigs) {
   ASSERT_EQ(again.code, 0) << again.err;
   EXPECT_NE(again.err.find("going on from there"), std::string::npos) << again.err;
   EXPECT_NE(again.out.find("2 of naive, all right"), std::string::npos) << again.out;
+  EXPECT_NE(again.out.find("configs that ramp ships, not checked here;"), std::string::npos) << again.out;
+
+  // Not where its timings were taken in another way, or nobody knows how.
+  const Result other = profile(s, NAIVE_KERNEL, {"--quantile", "0"});
+  EXPECT_NE(other.code, 0);
+  EXPECT_NE(other.err.find("timings of '2 layers, wall clock, quantile 0.5'"), std::string::npos)
+      << other.err;
+  EXPECT_NE(other.err.find("--fresh"), std::string::npos) << other.err;
+  json unknown = json::parse(read_file(file));
+  unknown["metadata"].erase("protocol");
+  write_file(file, unknown.dump());
+  const Result old = profile(s, NAIVE_KERNEL);
+  EXPECT_NE(old.code, 0);
+  EXPECT_NE(old.err.find("a protocol that it does not name"), std::string::npos) << old.err;
+  EXPECT_EQ(profile(s, NAIVE_KERNEL, {"--quantile", "0", "--fresh"}).code, 0);
 }
 
 TEST(KernelLibrary, WhatIsNoneOrRefusesOrIsWrongSaysSo) {
@@ -87,6 +104,11 @@ TEST(KernelLibrary, WhatIsNoneOrRefusesOrIsWrongSaysSo) {
   refused(profile(s, NAIVE_KERNEL, {"--activation", "gelu_and_mul"}),
           {"--kernel-library", "returned 1", "4,2,64,32", "f32", "cpu"});
   refused(profile(s, NAIVE_KERNEL, {"--judge"}), {"--kernel-library", "--judge"});
+  refused(profile(s, NAIVE_KERNEL, {"--determinism", "fast"}),
+          {"--determinism", "fast beside --kernel-library", "repeatable"});
+  refused(profile(s, NAIVE_KERNEL, {"--clock", "cpu"}),
+          {"--clock", "cpu beside --kernel-library", "leave --clock out"});
+  refused(profile(s, wrong(s, "empty")), {"--kernel-library", "0 configs", "at least 1", "num_configs"});
   refused(profile(s, wrong(s, "zeros")), {"config 'a'", "error bound", "correct the kernel"});
   refused(profile(s, wrong(s, "fails")), {"'a'", "returned 42"});
   refused(profile(s, wrong(s, "names")), {"'a' again", "distinct names"});
