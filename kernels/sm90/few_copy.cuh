@@ -86,7 +86,7 @@ __device__ __forceinline__ void make_tokens(const FewParams& p, const FewPieces&
         for (u32 left = tile.tokens; left != 0; left &= left - 1) {
           const u32 token = __ffs(left) - 1;
           float scale;
-          const u32 codes = second ? encode_h(p, row_of(tile, token), piece.k, pieces1.parts, scale)
+          const u32 codes = second ? encode_h(p, row_of(tile, token), piece.k, pieces1.parts, there, scale)
                                    : encode_x(p, load_x(p, token, piece.k), scale);
           store_shared(to + token * 128 + ((lane / 4) ^ (token % 8)) * 16 + lane % 4 * 4, codes);
           if (lane == 0) store_shared(s.scales + slot * kScaleBytes + 4 * token, __float_as_uint(scale));
