@@ -25,12 +25,15 @@ __device__ __forceinline__ u32 encode4(const float (&v)[4], float& scale) {
   for (u32 i = 0; i < 4; ++i) codes |= plain_code(v[i], scale) << 8 * i;
   return codes;
 }
-// A group's codes and scale into the block of WIDTH rows that a GEMM step reads, with the 128-byte swizzle.
-__device__ __forceinline__ void store_group(const FewCodes& out, u64 block, u32 row, u32 codes, float scale) {
+// A group's codes and scale into the block that a GEMM step reads, with the 128-byte swizzle. It has `rows`
+// rows; its scales are filled up to a multiple of 16 bytes, which is what is copied.
+__device__ __forceinline__ void store_group(const FewCodes& out, u64 block, u32 row, u32 rows, u32 codes,
+                                            float scale) {
   const u32 lane = threadIdx.x % 32;
   *(u32*)(out.codes + block * (WIDTH * 128) + row * 128 + ((lane / 4) ^ (row % 8)) * 16 + lane % 4 * 4) =
       codes;
-  if (lane == 0) out.scales[block * WIDTH + row] = scale;
+  const u32 last = row + 1 == rows ? row | 3 : row;
+  if (row + lane <= last) out.scales[block * WIDTH + row + lane] = scale;
 }
 
 // Columns [128 k + 4 lane, + 4) of x[token], as they lie.
@@ -76,7 +79,7 @@ __device__ __forceinline__ u32 encode_x(const FewParams& p, const RawX& raw, flo
 __device__ __forceinline__ void convert_x(const FewParams& p, u32 token, u32 k) {
   float scale;
   const u32 codes = encode_x(p, load_x(p, token, k), scale);
-  store_group(p.in1, k, token, codes, scale);
+  store_group(p.in1, k, token, p.tokens, codes, scale);
 }
 
 __device__ __forceinline__ float activate(int activation, float g, float u) {
@@ -126,7 +129,9 @@ __device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& pla
   if (number == kFewNoTile) return;  // no sums either
   float scale;
   const u32 codes = encode_h(p, row, k, parts, store, scale);
-  if (store) store_group(p.in2, (u64)number * p.w2.steps + k, plan.row_token[row], codes, scale);
+  if (!store) return;
+  const FewTile tile = plan.tiles[number];
+  store_group(p.in2, (u64)number * p.w2.steps + k, row - tile.first, rows_of(tile), codes, scale);
 }
 
 // ---------------------------------------------------------------- y
