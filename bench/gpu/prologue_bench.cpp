@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
@@ -27,6 +28,7 @@
 #include "base/float_types.hpp"
 #include "base/rng.hpp"
 #include "base/tensor.hpp"
+#include "params/prologue.hpp"
 #include "routing/router.hpp"
 
 namespace {
@@ -62,6 +64,16 @@ struct Machine {
   }
 };
 
+// As random as it has to be, and quick to make: repeats after 64 Ki values, shifted each time.
+std::vector<uint16_t> make_x(int64_t count, uint64_t seed) {
+  std::vector<uint16_t> values(1 << 16);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = f32_to_bf16(static_cast<float>(random_normal(seed, i)));
+  std::vector<uint16_t> x(static_cast<size_t>(count));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = values[(i + (i >> 16)) & 0xffff];
+  return x;
+}
+
 // One prologue's inputs and outputs.
 struct Layer {
   std::shared_ptr<void> x, ids, weights, logits, scratch, workspace;
@@ -88,17 +100,12 @@ ramp_tensor view(const std::shared_ptr<void>& p, ramp_dtype dtype, int64_t rows,
 Layer make_layer(Machine& m, const Model& model, const ExpertWeights& w, const ramp_router_config& router,
                  ramp_dtype logits_dtype, int64_t tokens, uint64_t seed) {
   Layer l;
-  std::vector<uint16_t> x(static_cast<size_t>(tokens * model.hidden));
-  // Repeats after 64 Ki values: random enough, and quick to make.
-  std::vector<uint16_t> values(1 << 16);
-  for (size_t i = 0; i < values.size(); ++i)
-    values[i] = f32_to_bf16(static_cast<float>(random_normal(seed, i)));
-  for (size_t i = 0; i < x.size(); ++i) x[i] = values[(i + i / 65521) % values.size()];
   const int64_t count = tokens * model.experts;
   std::vector<uint8_t> logits(static_cast<size_t>(count * dtype_bytes(logits_dtype)));
+  std::vector<float> values(1 << 16);  // as in make_x()
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(random_normal(seed + 1, i));
   for (int64_t i = 0; i < count; ++i)
-    store_f32(logits.data(), logits_dtype, i,
-              static_cast<float>(random_normal(seed + 1, static_cast<uint64_t>(i))));
+    store_f32(logits.data(), logits_dtype, i, values[static_cast<size_t>(i + (i >> 16)) & 0xffff]);
   std::vector<int32_t> ids(static_cast<size_t>(tokens * model.top_k));
   std::vector<float> weights(ids.size());
   std::vector<unsigned char> scratch(static_cast<size_t>(route_scratch_bytes(router, model.experts)));
@@ -108,7 +115,7 @@ Layer make_layer(Machine& m, const Model& model, const ExpertWeights& w, const r
   route_tokens(on_host, make_tensor(logits.data(), logits_dtype, {tokens, model.experts}),
                make_tensor(ids.data(), RAMP_I32, {tokens, model.top_k}),
                make_tensor(weights.data(), RAMP_F32, {tokens, model.top_k}), 0, tokens, scratch.data());
-  l.x = upload(m, x);
+  l.x = upload(m, make_x(tokens * model.hidden, seed));
   l.logits = upload(m, logits);
   l.ids = upload(m, ids);
   l.weights = upload(m, weights);
@@ -280,6 +287,7 @@ void run_decide(int argc, char** argv) {
         }
       }
       fmt::print("\n");
+      std::fflush(stdout);
     }
   }
 }

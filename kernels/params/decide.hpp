@@ -33,10 +33,13 @@ constexpr unsigned kCostPoints = kFinePoints + 4 * (kLastOctave - 8 + 1);
 // The most that a point of a curve may be (the host sees to it): the 64 experts of a warp stay below 2^32.
 constexpr unsigned kMostCurveNs = (1U << 26) - 1;
 
-// Shared memory of a deciding block in 4-byte words: curves, two sums per option and candidate and warp, a
-// scan's sums. (Warps: params/prologue.hpp.)
+// Shared memory of a deciding block in 4-byte words: curves, terms and dividers of the candidates
+// (kDecideTerms words each), two sums per option and candidate and warp, a scan's sums. (Warps:
+// params/prologue.hpp.)
 constexpr unsigned kDecideSums = 2 * kMostOptions * kMostCandidates;
-constexpr unsigned kDecideWords = (kMostCandidates * kCostPoints + 1) / 2 * 2 + 16 * (kDecideSums + 2);
+constexpr unsigned kDecideTerms = 13;
+constexpr unsigned kDecideWords =
+    (kMostCandidates * (kCostPoints + kDecideTerms) + 1) / 2 * 2 + 16 * (kDecideSums + 2);
 
 struct CandidateCost {
   unsigned base_ns;
@@ -109,22 +112,62 @@ RAMP_DECIDE_FN unsigned saturating_sum(unsigned a, unsigned b) {
   const unsigned sum = a + b;
   return sum < a ? 0xffffffffU : sum;
 }
-RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsigned active, unsigned tiles) {
+// n / d for any n, by the number that inverse_of() gives for d > 0: floor((2^32 - 1) / d), which is above
+// 2^32 / d - 1 - 1/d. So the product's upper half is n / d rounded down, or one less.
+RAMP_DECIDE_FN unsigned inverse_of(unsigned d) {
+  return d == 0 ? 0 : 0xffffffffU / d;
+}
+RAMP_DECIDE_FN unsigned divided(unsigned n, unsigned d, unsigned inverse) {
+#if defined(__CUDA_ARCH__)
+  const unsigned q = __umulhi(n, inverse);
+#else
+  const unsigned q = static_cast<unsigned>(static_cast<unsigned long long>(n) * inverse >> 32);
+#endif
+  return q + (n - q * d >= d ? 1U : 0U);
+}
+// What of a candidate's cost there is beside the curve.
+struct CandidateTerms {
+  unsigned base_ns, active_ns, overlap;
+  unsigned wave_ns[2], units[2], places[2], inverse[2];  // inverse: of places
+};
+RAMP_DECIDE_FN CandidateTerms terms_of(const CandidateCost& c) {
+  return {c.base_ns,
+          c.active_ns,
+          c.overlap,
+          {c.wave_ns[0], c.wave_ns[1]},
+          {c.units[0], c.units[1]},
+          {c.places[0], c.places[1]},
+          {inverse_of(c.places[0]), inverse_of(c.places[1])}};
+}
+// What the waves of one GEMM take. No places: no cost is known (a fit of a model that the GPU cannot
+// evaluate).
+RAMP_DECIDE_FN unsigned long long waves_ns(unsigned tiles, unsigned units, unsigned places, unsigned inverse,
+                                           unsigned wave_ns) {
+  using Wide = unsigned long long;
+  if (places == 0) return 0;
+  const Wide all = static_cast<Wide>(tiles) * units;
+  const unsigned most = 0U - places;  // rounds up within 32 bits
+  const unsigned rounded = (all < most ? static_cast<unsigned>(all) : most) + places - 1;
+  return static_cast<Wide>(divided(rounded, places, inverse)) * wave_ns;
+}
+RAMP_DECIDE_FN unsigned candidate_ns(const CandidateTerms& c, unsigned sum, unsigned active, unsigned tiles) {
   using Wide = unsigned long long;
   if (tiles == 0) return 0;
   const Wide weights = static_cast<Wide>(active) * c.active_ns;
   const unsigned hidden = sum < weights ? sum : static_cast<unsigned>(weights);
-  Wide ns = c.base_ns + (sum + weights) - static_cast<Wide>(hidden / 256 * c.overlap);
-  // No places: no cost is known (a fit of a model that the GPU cannot evaluate).
-  for (unsigned g = 0; g < 2; ++g) {
-    if (c.places[g] == 0) continue;
-    const Wide units = static_cast<Wide>(tiles) * c.units[g];
-    const unsigned most = 0U - c.places[g];  // rounds up within 32 bits
-    const unsigned waves =
-        ((units < most ? static_cast<unsigned>(units) : most) + c.places[g] - 1) / c.places[g];
-    ns += static_cast<Wide>(waves) * c.wave_ns[g];
-  }
+  const Wide ns = c.base_ns + (sum + weights) - static_cast<Wide>(hidden / 256 * c.overlap) +
+                  waves_ns(tiles, c.units[0], c.places[0], c.inverse[0], c.wave_ns[0]) +
+                  waves_ns(tiles, c.units[1], c.places[1], c.inverse[1], c.wave_ns[1]);
   return ns < 0xffffffffU ? static_cast<unsigned>(ns) : 0xffffffffU;
+}
+RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsigned active, unsigned tiles) {
+  return candidate_ns(terms_of(c), sum, active, tiles);
+}
+// The candidate that an option gives every expert; kMostCandidates: it divides them.
+RAMP_DECIDE_FN unsigned only_candidate(const DecideOption& o) {
+  const bool all =
+      (o.above[0] == 0 || o.above[0] == kNeverAbove) && (o.above[1] == 0 || o.above[1] == kNeverAbove);
+  return all ? candidate_of(o, 1) : kMostCandidates;
 }
 
 #if !defined(__CUDACC__)

@@ -129,11 +129,12 @@ struct PrologueParams {
   BatchParams batch;
 };
 
-// prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number).
+// prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number); whole:
+// every option gives all experts to one candidate.
 struct DecidedPrologueParams {
   PrologueParams prologue;
   DecideParams decide;
-  unsigned decide_at;
+  unsigned decide_at, whole;
 };
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,

@@ -1,6 +1,6 @@
 // The device's side of params/decide.hpp, for a block that knows how many rows every expert has: it reads the
 // candidates' curves from shared memory, adds up what every option costs and takes the cheapest. Every block
-// that writes a part of the plan decides by itself, from the same numbers.
+// that writes a part of the plan decides by itself, from the same numbers; where it can, every warp.
 #pragma once
 
 #include "params/decide.hpp"
@@ -12,88 +12,157 @@ constexpr u32 kActiveShift = 21;
 
 struct DecideShared {
   u32* curves;  // [candidates][kCostPoints]
+  u32* terms;   // [candidates][kDecideTerms]
   u32* sums;    // [warps][kDecideSums]
 };
-// The curves, the sums, and a scan's.
-static_assert(4 * kDecideWords >=
-                  4 * (kMostCandidates * kCostPoints + 1 + kPrologueWarps * (kDecideSums + 2)),
-              "decide_shared_words() counts these");
+// The curves and terms, the sums, and a scan's.
+static_assert(kDecideWords == (kMostCandidates * (kCostPoints + kDecideTerms) + 1) / 2 * 2 +
+                                  kPrologueWarps * (kDecideSums + 2),
+              "kDecideWords counts these");
 
 __device__ __forceinline__ DecideShared carve_decide(u32* shared) {
-  return {shared, shared + (kMostCandidates * kCostPoints + 1) / 2 * 2};
+  return {shared, shared + kMostCandidates * kCostPoints,
+          shared + (kMostCandidates * (kCostPoints + kDecideTerms) + 1) / 2 * 2};
 }
-// Before dependency_wait(); a barrier follows.
-__device__ __forceinline__ void load_curves(const DecideParams& d, const DecideShared& s) {
+// Lane kMostCandidates * o + c works out what option o's experts cost candidate c.
+constexpr u32 kPairs = kMostOptions * kMostCandidates;
+static_assert(kPairs <= 32 && kDecideSums == 2 * kPairs, "a lane per option and candidate");
+// Before dependency_wait(), where divisions and what they wait for are free; a barrier follows.
+__device__ __forceinline__ void prepare_decision(const DecideParams& d, const DecideShared& s) {
 #pragma unroll
   for (u32 c = 0; c < kMostCandidates; ++c)
     if (c < d.candidates && threadIdx.x < kCostPoints)
       s.curves[c * kCostPoints + threadIdx.x] = d.cost[c].ns[threadIdx.x];
+  if (threadIdx.x >= kMostCandidates) return;
+  const u32 tile_m = threadIdx.x < d.candidates ? d.plan[threadIdx.x].tile_m : 1;
+  const CandidateTerms t = terms_of(d.cost[threadIdx.x]);
+  const u32 words[kDecideTerms] = {t.base_ns,    t.active_ns, t.overlap,         t.wave_ns[0], t.wave_ns[1],
+                                   t.units[0],   t.units[1],  t.places[0],       t.places[1],  t.inverse[0],
+                                   t.inverse[1], tile_m,      inverse_of(tile_m)};
+#pragma unroll
+  for (u32 i = 0; i < kDecideTerms; ++i) s.terms[threadIdx.x * kDecideTerms + i] = words[i];
+}
+// The tile heights of all candidates, with dividers.
+struct Heights {
+  u32 tile_m[kMostCandidates], inverse[kMostCandidates];
+  __device__ __forceinline__ explicit Heights(const DecideShared& s) {
+#pragma unroll
+    for (u32 c = 0; c < kMostCandidates; ++c) {
+      tile_m[c] = s.terms[c * kDecideTerms + kDecideTerms - 2];
+      inverse[c] = s.terms[c * kDecideTerms + kDecideTerms - 1];
+    }
+  }
+  __device__ __forceinline__ u32 tiles(u32 rows, u32 c) const {
+    return divided(rows + tile_m[c] - 1, tile_m[c], inverse[c]);
+  }
+};
+
+__device__ __forceinline__ u32 tiles_of_candidate(const DecideShared& s, u32 rows, u32 c) {
+  const u32 tile_m = s.terms[c * kDecideTerms + kDecideTerms - 2];
+  return divided(rows + tile_m - 1, tile_m, s.terms[c * kDecideTerms + kDecideTerms - 1]);
 }
 
-// The number of the cheapest option, the same in every thread. Thread i brings the rows of experts 2i and
-// 2i+1 (0 past the last one). Contains one barrier. time_ns: of that option.
-__device__ __forceinline__ u32 decide(const DecideParams& d, const DecideShared& s, u32 experts, u32 rows0,
-                                      u32 rows1, u32& time_ns) {
+// All bits, or none. (Where an array's element is taken on the condition that its index is some number, the
+// compiler would index with that number instead, and keep the array in memory.)
+__device__ __forceinline__ u32 mask_where(bool condition) {
+  return not_before(condition ? 0xffffffffu : 0);
+}
+
+// The warp's sums for the option and the candidate of this lane, over R experts of every lane: their rows,
+// and the tiles that they would make of every candidate.
+struct PairSums {
+  u32 ns, counts;
+};
+template <u32 R>
+struct LaneRows {
+  u32 rows[R], tiles[R][kMostCandidates];
+  __device__ __forceinline__ LaneRows(const Heights& heights, const u32 (&of)[R]) {
+#pragma unroll
+    for (u32 i = 0; i < R; ++i) {
+      rows[i] = of[i];
+#pragma unroll
+      for (u32 c = 0; c < kMostCandidates; ++c) tiles[i][c] = heights.tiles(of[i], c);
+    }
+  }
+};
+template <u32 R>  // 1 or 2
+__device__ __forceinline__ PairSums sum_pairs(const DecideParams& d, const DecideShared& s,
+                                              const LaneRows<R>& of) {
   const u32 lane = threadIdx.x % 32;
-  const u32 warp = threadIdx.x / 32;
-  const u32 warps = (experts + 63) / 64;  // that have experts
-  if (warp < warps) {
-    u32 ns[2][kMostCandidates], counts[2][kMostCandidates];
+  u32 ns[R][kMostCandidates];
 #pragma unroll
-    for (u32 c = 0; c < kMostCandidates; ++c) {
-      ns[0][c] = ns[1][c] = counts[0][c] = counts[1][c] = 0;
-      if (c >= d.candidates) continue;
-      ns[0][c] = curve_ns(s.curves + c * kCostPoints, rows0);
-      ns[1][c] = curve_ns(s.curves + c * kCostPoints, rows1);
-      counts[0][c] = rows0 == 0 ? 0 : tiles_of(rows0, d.plan[c].tile_m) + (1u << kActiveShift);
-      counts[1][c] = rows1 == 0 ? 0 : tiles_of(rows1, d.plan[c].tile_m) + (1u << kActiveShift);
-    }
+  for (u32 i = 0; i < R; ++i) {
+#pragma unroll
+    for (u32 c = 0; c < kMostCandidates; ++c)
+      ns[i][c] = c < d.candidates ? curve_ns(s.curves + c * kCostPoints, of.rows[i]) : 0;
+  }
+  const u32 active0 = of.rows[0] != 0 ? 1u << kActiveShift : 0;
+  const u32 active1 = of.rows[R - 1] != 0 ? 1u << kActiveShift : 0;
+  PairSums mine{0, 0};
 #pragma unroll 1
-    for (u32 o = 0; o < d.options; ++o) {
-      const u32 to0 = candidate_of(d.option[o], rows0);
-      const u32 to1 = candidate_of(d.option[o], rows1);
-#pragma unroll
-      for (u32 c = 0; c < kMostCandidates; ++c) {
-        if (c >= d.candidates) continue;
-        const u32 sum = __reduce_add_sync(kAllLanes, (to0 == c ? ns[0][c] : 0) + (to1 == c ? ns[1][c] : 0));
-        const u32 count =
-            __reduce_add_sync(kAllLanes, (to0 == c ? counts[0][c] : 0) + (to1 == c ? counts[1][c] : 0));
-        if (lane == 0) {
-          u32* const to = s.sums + warp * kDecideSums + 2 * (o * kMostCandidates + c);
-          to[0] = sum;
-          to[1] = count;
-        }
-      }
-    }
-  }
-  __syncthreads();
-  u32 total = 0xffffffffu;
-  if (lane < d.options) {
-    total = 0;
+  for (u32 o = 0; o < d.options; ++o) {
+    const DecideOption option = d.option[o];
+    const u32 only = only_candidate(option);
+    const u32 to0 = candidate_of(option, of.rows[0]);
+    const u32 to1 = candidate_of(option, of.rows[R - 1]);
 #pragma unroll
     for (u32 c = 0; c < kMostCandidates; ++c) {
-      if (c >= d.candidates) continue;
-      u32 sum = 0, count = 0;
-      for (u32 w = 0; w < warps; ++w) {
-        const u32* const from = s.sums + w * kDecideSums + 2 * (lane * kMostCandidates + c);
-        sum = saturating_sum(sum, from[0]);
-        count += from[1];
+      if (c < d.candidates && (only == kMostCandidates || only == c)) {
+        const u32 given0 = mask_where(to0 == c);
+        const u32 given1 = R > 1 ? mask_where(to1 == c) : 0;
+        u32 sum = (ns[0][c] & given0) + (ns[R - 1][c] & given1);
+        u32 count = ((of.tiles[0][c] + active0) & given0) + ((of.tiles[R - 1][c] + active1) & given1);
+        sum = __reduce_add_sync(kAllLanes, sum);
+        count = __reduce_add_sync(kAllLanes, count);
+        if (lane == kMostCandidates * o + c) mine = PairSums{sum, count};
       }
-      total = saturating_sum(
-          total, candidate_ns(d.cost[c], sum, count >> kActiveShift, count & ((1u << kActiveShift) - 1u)));
     }
   }
+  return mine;
+}
+// The number of the cheapest option, from the sums over all experts. time_ns: of that option.
+__device__ __forceinline__ u32 cheapest(const DecideParams& d, const DecideShared& s, const PairSums& all,
+                                        u32& time_ns) {
+  const u32 lane = threadIdx.x % 32;
+  const u32* const t = s.terms + lane % kMostCandidates * kDecideTerms;
+  const CandidateTerms terms{t[0], t[1], t[2], {t[3], t[4]}, {t[5], t[6]}, {t[7], t[8]}, {t[9], t[10]}};
+  const u32 mine =
+      candidate_ns(terms, all.ns, all.counts >> kActiveShift, all.counts & ((1u << kActiveShift) - 1u));
+  u32 total = 0;
+#pragma unroll
+  for (u32 c = 0; c < kMostCandidates; ++c) {
+    const u32 of = __shfl_sync(kAllLanes, mine, (kMostCandidates * lane + c) % 32);
+    if (c < d.candidates) total = saturating_sum(total, of);
+  }
+  total = lane < d.options ? total : 0xffffffffu;
   time_ns = __reduce_min_sync(kAllLanes, total);
   return (u32)__ffs((int)__ballot_sync(kAllLanes, total == time_ns)) - 1u;
+}
+// Between these two a barrier: the sums of a warp, and of all `warps` that have experts.
+__device__ __forceinline__ void store_pairs(const DecideShared& s, const PairSums& mine) {
+  const u32 lane = threadIdx.x % 32;
+  if (lane < kPairs)
+    *reinterpret_cast<uint2*>(s.sums + threadIdx.x / 32 * kDecideSums + 2 * lane) =
+        make_uint2(mine.ns, mine.counts);
+}
+__device__ __forceinline__ PairSums load_pairs(const DecideShared& s, u32 warps) {
+  const u32 pair = threadIdx.x % 32 < kPairs ? threadIdx.x % 32 : 0;
+  PairSums all{0, 0};
+#pragma unroll 8
+  for (u32 w = 0; w < kPrologueWarps; ++w) {
+    if (w >= warps) continue;
+    const uint2 one = *reinterpret_cast<const uint2*>(s.sums + w * kDecideSums + 2 * pair);
+    all.ns = saturating_sum(all.ns, one.x);
+    all.counts += one.y;
+  }
+  return all;
 }
 
 // What is left of a sort once every expert's candidate is known: rows as in scan_experts(), and tiles of the
 // candidates' plans. s.tile holds an expert's first tile in its plan, and its candidate in the upper bits.
-// Returns the tiles of all plans. One barrier; another must follow before others read.
+// The tiles of all plans, the option and its time are left where the curves were. One barrier; another must
+// follow before others read.
 constexpr u32 kCandidateShift = 30;
-struct PlanTiles {
-  u32 of[kMostCandidates];
-};
 // Exclusive prefix of `mine` in its warp; the warp's sum goes to sums[warp].
 __device__ __forceinline__ u64 scan_warp(u64* sums, u64 mine) {
   const u32 lane = threadIdx.x % 32;
@@ -106,19 +175,47 @@ __device__ __forceinline__ u64 scan_warp(u64* sums, u64 mine) {
   if (lane == 31) sums[threadIdx.x / 32] = sum;
   return sum - mine;
 }
-__device__ __forceinline__ PlanTiles scan_plans(const DecideParams& d, const SortShared& s, u64* more_sums,
-                                                u32 experts, u32 option, u32 count0, u32 count1, u32 before0,
-                                                u32 before1) {
+// Thread 0's notes, where the curves were: tiles of all plans, the option and its time.
+__device__ __forceinline__ void note_decision(const DecideShared& s, const u32 (&tiles)[kMostCandidates],
+                                              u32 option, u32 time_ns) {
+#pragma unroll
+  for (u32 c = 0; c < kMostCandidates; ++c) s.curves[c] = tiles[c];
+  s.curves[kMostCandidates] = option;
+  s.curves[kMostCandidates + 1] = time_ns;
+}
+// The sum over all warps, from what scan_warp() left behind a barrier; before: over the warps in front.
+__device__ __forceinline__ u64 scan_block(u64 of_lane, u64& before) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
-  const DecideOption o = d.option[option];
+#pragma unroll
+  for (u32 w = 1; w < kPrologueWarps; w *= 2) {
+    const u64 left = __shfl_up_sync(kAllLanes, of_lane, w);
+    if (lane >= w) of_lane += left;
+  }
+  const u64 earlier = __shfl_sync(kAllLanes, of_lane, warp == 0 ? 0 : warp - 1);
+  before = warp == 0 ? 0 : earlier;
+  return __shfl_sync(kAllLanes, of_lane, kPrologueWarps - 1);
+}
+// Decides, and scans by what is decided. Two barriers.
+__device__ __forceinline__ void scan_plans(const DecideParams& d, const SortShared& s,
+                                           const DecideShared& memory, u32 experts, u32 count0, u32 count1,
+                                           u32 before0, u32 before1) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 warp = threadIdx.x / 32;
+  const u32 warps = (experts + 63) / 64;  // that have experts
   const u32 count[2] = {count0, count1};
-  u32 to[2], tiles[2];
+  if (warp < warps) store_pairs(memory, sum_pairs<2>(d, memory, LaneRows<2>(Heights(memory), count)));
+  __syncthreads();
+  u32 time_ns;
+  const u32 option = cheapest(d, memory, load_pairs(memory, warps), time_ns);
+  // The sums have been read by whoever arrives at the next barrier; the scan's lie behind them.
+  u64* const more_sums = reinterpret_cast<u64*>(memory.sums + kPrologueWarps * kDecideSums);
   u64 mine[2] = {(u64)(count0 + count1), 0};  // rows and tiles of plan 0; tiles of plans 1 and 2
+  u32 to[2], tiles[2];
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
-    to[i] = candidate_of(o, count[i]);
-    tiles[i] = tiles_of(count[i], d.plan[to[i]].tile_m);
+    to[i] = candidate_of(d.option[option], count[i]);
+    tiles[i] = tiles_of_candidate(memory, count[i], to[i]);
     if (to[i] == 0) mine[0] += (u64)tiles[i] << 32;
     if (to[i] == 1) mine[1] += (u64)tiles[i];
     if (to[i] == 2) mine[1] += (u64)tiles[i] << 32;
@@ -128,16 +225,9 @@ __device__ __forceinline__ PlanTiles scan_plans(const DecideParams& d, const Sor
   __syncthreads();
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
-    const u64* const sums = i == 0 ? s.sums : more_sums;
-    u64 warps = lane < kPrologueWarps ? sums[lane] : 0;
-#pragma unroll
-    for (u32 w = 1; w < kPrologueWarps; w *= 2) {
-      const u64 left = __shfl_up_sync(kAllLanes, warps, w);
-      if (lane >= w) warps += left;
-    }
-    all[i] = __shfl_sync(kAllLanes, warps, kPrologueWarps - 1);
-    const u64 earlier = __shfl_sync(kAllLanes, warps, warp == 0 ? 0 : warp - 1);
-    before[i] += warp == 0 ? 0 : earlier;
+    u64 earlier;
+    all[i] = scan_block(lane < kPrologueWarps ? (i == 0 ? s.sums : more_sums)[lane] : 0, earlier);
+    before[i] += earlier;
   }
   const u32 e = 2 * threadIdx.x;
   const u32 row = (u32)before[0];
@@ -155,8 +245,57 @@ __device__ __forceinline__ PlanTiles scan_plans(const DecideParams& d, const Sor
 #pragma unroll
     for (u32 c = 0; c < kMostCandidates; ++c) tile[c] += to[i] == c ? tiles[i] : 0;
   }
-  if (threadIdx.x == 0) s.first[experts] = (u32)all[0];
-  return {{(u32)(all[0] >> 32), (u32)all[1], (u32)(all[1] >> 32)}};
+  if (threadIdx.x != 0) return;
+  s.first[experts] = (u32)all[0];
+  note_decision(memory, {(u32)(all[0] >> 32), (u32)all[1], (u32)(all[1] >> 32)}, option, time_ns);
+}
+// The same where every option gives all experts to one candidate: tiles are counted for all candidates beside
+// the decision. One barrier.
+__device__ __forceinline__ void scan_whole(const DecideParams& d, const SortShared& s,
+                                           const DecideShared& memory, u32 experts, u32 count0, u32 count1,
+                                           u32 before0, u32 before1) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 warp = threadIdx.x / 32;
+  const u32 warps = (experts + 63) / 64;  // that have experts
+  u64* const more_sums = reinterpret_cast<u64*>(memory.sums + kPrologueWarps * kDecideSums);
+  const u32 count[2] = {count0, count1};
+  const LaneRows<2> of(Heights(memory), count);
+  // Rows and tiles of plan 0; tiles of plans 1 and 2.
+  const u64 before_a =
+      scan_warp(s.sums, (u64)(count0 + count1) | (u64)(of.tiles[0][0] + of.tiles[1][0]) << 32);
+  const u64 before_b = scan_warp(
+      more_sums, (u64)(of.tiles[0][1] + of.tiles[1][1]) | (u64)(of.tiles[0][2] + of.tiles[1][2]) << 32);
+  if (warp < warps) store_pairs(memory, sum_pairs<2>(d, memory, of));
+  __syncthreads();
+  u32 time_ns;
+  const u32 option = cheapest(d, memory, load_pairs(memory, warps), time_ns);
+  const u32 to = only_candidate(d.option[option]);
+  const auto of_plan = [to](u64 a, u64 b) {  // rows, and the plan's tiles above them
+    const u32 tiles = to == 0 ? (u32)(a >> 32) : to == 1 ? (u32)b : (u32)(b >> 32);
+    return (u64)(u32)a | (u64)tiles << 32;
+  };
+  const u32 from = lane < kPrologueWarps ? lane : 0;
+  const u64 of_warp = of_plan(s.sums[from], more_sums[from]);
+  u64 earlier;
+  const u64 all = scan_block(lane < kPrologueWarps ? of_warp : 0, earlier);
+  const u64 start = of_plan(before_a, before_b) + earlier;
+  const u32 e = 2 * threadIdx.x;
+  const u32 row = (u32)start;
+  const u32 tile = (u32)(start >> 32);
+  if (e < experts) {
+    s.first[e] = row;
+    s.base[e] = row + before0;
+    s.tile[e] = tile | to << kCandidateShift;
+  }
+  if (e + 1 < experts) {
+    s.first[e + 1] = row + count0;
+    s.base[e + 1] = row + count0 + before1;
+    s.tile[e + 1] = (tile + tiles_of_candidate(memory, count0, to)) | to << kCandidateShift;
+  }
+  if (threadIdx.x != 0) return;
+  s.first[experts] = (u32)all;
+  const u32 tiles = (u32)(all >> 32);
+  note_decision(memory, {to == 0 ? tiles : 0, to == 1 ? tiles : 0, to == 2 ? tiles : 0}, option, time_ns);
 }
 
 // A trace: how many records have been written, and behind it a ring of them, d.trace_words words each: the
@@ -182,22 +321,24 @@ __device__ __forceinline__ void write_record(const DecideParams& d, const SortSh
 struct DecidedPlans {
   const DecideParams& d;
   const DecideShared& shared;
-  u32 option, time_ns;
-  PlanTiles tiles;
-  __device__ __forceinline__ DecidedPlans(const DecideParams& params, const DecideShared& memory)
-      : d(params), shared(memory), option(0), time_ns(0), tiles{{0, 0, 0}} {}
+  bool whole;
+  __device__ __forceinline__ DecidedPlans(const DecideParams& params, const DecideShared& memory,
+                                          bool all_whole)
+      : d(params), shared(memory), whole(all_whole) {}
   __device__ __forceinline__ void scan(const SortParams& p, const SortShared& s, u32 count0, u32 count1,
                                        u32 before0, u32 before1) {
-    option = decide(d, shared, p.experts, count0, count1, time_ns);
-    // The sums have been read by whoever arrives at the scan's barrier; its own lie behind them.
-    tiles = scan_plans(d, s, reinterpret_cast<u64*>(shared.sums + kPrologueWarps * kDecideSums), p.experts,
-                       option, count0, count1, before0, before1);
+    if (whole) {
+      scan_whole(d, s, shared, p.experts, count0, count1, before0, before1);
+    } else {
+      scan_plans(d, s, shared, p.experts, count0, count1, before0, before1);
+    }
   }
   __device__ __forceinline__ void store(const SortParams& p, const SortShared& s) const {
 #pragma unroll
     for (u32 c = 0; c < kMostCandidates; ++c)
-      if (c < d.candidates && threadIdx.x == c) store_num_tiles(d.plan[c].num_tiles, tiles.of[c]);
-    if (d.trace != nullptr) write_record(d, s, p.experts, option, time_ns);
+      if (c < d.candidates && threadIdx.x == c) store_num_tiles(d.plan[c].num_tiles, shared.curves[c]);
+    if (d.trace != nullptr)
+      write_record(d, s, p.experts, shared.curves[kMostCandidates], shared.curves[kMostCandidates + 1]);
   }
   __device__ __forceinline__ void store_tile(const SortParams&, const SortShared& s, u32 e, u32 row) const {
     const u32 word = s.tile[e];

@@ -5,8 +5,7 @@
 #if X_TYPE != 0
 #include "prologue/quantize.cuh"
 #endif
-#include "prologue/decide.cuh"
-#include "prologue/sort_few.cuh"
+#include "prologue/decide_few.cuh"
 
 extern __shared__ __align__(16) u32 g_shared[];
 
@@ -64,16 +63,33 @@ __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortSha
     sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), OnePlan{}, counted);
   }
 }
-// With several candidates. Their steps are long: the shortest ways of the others are not worth their code.
-__device__ __forceinline__ void sort_decided(const PrologueParams& p, const DecideParams& d,
-                                             const SortShared& s, const DecideShared& memory) {
+// With several candidates.
+__device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, const SortShared& s,
+                                             const DecideShared& memory) {
+  const PrologueParams& p = both.prologue;
+  const DecideParams& d = both.decide;
+  const bool whole = both.whole != 0;
   const bool counted = p.mode == kSortCounted;
-  load_curves(d, memory);
+  const bool alone = !counted && p.sort.chunks == 1;
+  const bool tiny = alone && p.sort.slots <= kTinySlots;
+  const bool few = alone && whole && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
+  prepare_decision(d, memory);
   clear_sort(s);
   if (!counted) prefetch_ids(p.sort, blockIdx.x);
   dependency_wait();
   if (p.trigger != 0) launch_dependents();
-  sort_block<false>(p.sort, s, DecidedPlans(d, memory), counted);
+  if (tiny) {
+    if (p.sort.slots <= 32) {
+      decide_tiny<1>(p.sort, d, memory, s);
+    } else {
+      decide_tiny<2>(p.sort, d, memory, s);
+    }
+  } else if (few) {
+    decide_few(p.sort, s, d, memory);
+  } else {
+    // Carved again, as in sort_part().
+    sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), DecidedPlans(d, memory, whole), counted);
+  }
 }
 
 // The rows of x, by block `part` of `parts`.
@@ -121,16 +137,16 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
   const SortShared s = carve_sort(g_shared, p.sort.experts);
   const DecideShared memory = carve_decide(g_shared + both.decide_at);
   if (p.mode == kBatched) {
-    load_curves(d, memory);
+    prepare_decision(d, memory);
     __syncthreads();
     dependency_wait();
     if (p.trigger != 0) launch_dependents();
-    batched_index(p, s, DecidedPlans(d, memory));
-    rows_part(p, s, blockIdx.x, gridDim.x);
+    batched_index(p, s, DecidedPlans(d, memory, false));
   } else if (blockIdx.x < p.sort.chunks) {
-    sort_decided(p, d, s, memory);
-  } else {
-    rows_part(p, s, blockIdx.x - p.sort.chunks, gridDim.x - p.sort.chunks);
+    sort_decided(both, s, memory);
+    return;
   }
+  const u32 sorting = p.mode == kBatched ? 0 : p.sort.chunks;
+  rows_part(p, s, blockIdx.x - sorting, gridDim.x - sorting);
 }
 #endif

@@ -69,99 +69,140 @@ __device__ __forceinline__ u32 count_bits(const u32 (&mask)[W]) {
   return n;
 }
 
+// All slots, in every warp: W per lane. What is told of a slot is of its expert, but for its rank in it.
+template <u32 W>
+struct TinySlots {
+  i32 expert[W];
+  SlotMasks<W> masks;
+  Matches<W> at[W];
+  u32 rank[W], first[W], count[W];
+};
+template <u32 W>
+__device__ __forceinline__ void rank_tiny(const SortParams& p, TinySlots<W>& s) {
+  const u32 lane = threadIdx.x % 32;
+#pragma unroll
+  for (u32 w = 0; w < W; ++w) s.expert[w] = expert_of_slot(p, 32 * w + lane);
+#pragma unroll
+  for (u32 w = 0; w < W; ++w) {
+    s.masks.valid[w] = __ballot_sync(kAllLanes, s.expert[w] >= 0);
+#pragma unroll
+    for (u32 b = 0; b < kExpertBits; ++b)
+      s.masks.bit[w][b] = __ballot_sync(kAllLanes, ((u32)s.expert[w] >> b & 1u) != 0);
+  }
+  // Every warp ranks all slots, because the tiles before an expert are the slots with a lower one that begin
+  // a tile.
+#pragma unroll
+  for (u32 w = 0; w < W; ++w) {
+    s.at[w] = match<W>(s.masks, (u32)s.expert[w]);
+    s.rank[w] = __popc(s.at[w].same[w] & ((1u << lane) - 1u));
+#pragma unroll
+    for (u32 v = 0; v < w; ++v) s.rank[w] += __popc(s.at[w].same[v]);
+    s.first[w] = count_bits<W>(s.at[w].lower);
+    s.count[w] = count_bits<W>(s.at[w].same);
+  }
+}
+// What does not depend on tiles: the rows where experts `first`, `first` + `step`, ... begin (and, behind the
+// last one, how many there are), and counters, by the first warp.
+template <u32 W>
+__device__ __forceinline__ void offsets_tiny(const SortParams& p, const SlotMasks<W>& m, u32 first, u32 step,
+                                             i32* to) {
+  for (u32 e = first; e <= p.experts; e += step) {
+    const Matches<W> of = match<W>(m, e);
+    to[e] = (i32)(e < p.experts ? count_bits<W>(of.lower) : count_bits<W>(m.valid));
+  }
+}
+template <u32 W>
+__device__ __forceinline__ void counters_tiny(const SortParams& p, const TinySlots<W>& s) {
+  u32 masked = 0, out_of_range = 0;
+#pragma unroll
+  for (u32 w = 0; w < W; ++w) {
+    masked += __popc(__ballot_sync(kAllLanes, s.expert[w] == kMasked));
+    out_of_range += __popc(__ballot_sync(kAllLanes, s.expert[w] == kOutOfRange));
+  }
+  if (threadIdx.x == 0) add_counters(p, masked, out_of_range);
+}
 template <u32 W>
 __device__ __forceinline__ void sort_tiny(const SortParams& p, const TileDivider& tile) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
   if (warp >= W && 32 * warp > p.experts) return;  // neither slots nor experts
-  i32 expert[W];
+  TinySlots<W> s;
+  rank_tiny(p, s);
+  u32 begins[W];
 #pragma unroll
-  for (u32 w = 0; w < W; ++w) expert[w] = expert_of_slot(p, 32 * w + lane);
-  SlotMasks<W> m;
-#pragma unroll
-  for (u32 w = 0; w < W; ++w) {
-    m.valid[w] = __ballot_sync(kAllLanes, expert[w] >= 0);
-#pragma unroll
-    for (u32 b = 0; b < kExpertBits; ++b)
-      m.bit[w][b] = __ballot_sync(kAllLanes, ((u32)expert[w] >> b & 1u) != 0);
-  }
-  // Every warp ranks all slots, because the tiles before an expert are the slots with a lower one that begin
-  // a tile.
-  u32 rank[W], first[W], count[W], begins[W];
-  Matches<W> at[W];
-#pragma unroll
-  for (u32 w = 0; w < W; ++w) {
-    at[w] = match<W>(m, (u32)expert[w]);
-    rank[w] = __popc(at[w].same[w] & ((1u << lane) - 1u));
-#pragma unroll
-    for (u32 v = 0; v < w; ++v) rank[w] += __popc(at[w].same[v]);
-    first[w] = count_bits<W>(at[w].lower);
-    count[w] = count_bits<W>(at[w].same);
-    begins[w] = __ballot_sync(kAllLanes, expert[w] >= 0 && tile.quotient(rank[w]) * tile.divisor == rank[w]);
-  }
+  for (u32 w = 0; w < W; ++w)
+    begins[w] =
+        __ballot_sync(kAllLanes, s.expert[w] >= 0 && tile.quotient(s.rank[w]) * tile.divisor == s.rank[w]);
 #pragma unroll
   for (u32 w = 0; w < W; ++w) {
     const u32 slot = 32 * w + lane;
     if (warp != w || slot >= p.slots) continue;
-    if (expert[w] < 0) {
+    if (s.expert[w] < 0) {
       p.positions[slot] = -1;
       continue;
     }
-    const u32 row = first[w] + rank[w];
+    const u32 row = s.first[w] + s.rank[w];
     p.rows[row] = (i32)slot;
     p.positions[slot] = (i32)row;
     if ((begins[w] >> lane & 1u) == 0) continue;
-    u32 number = tile.quotient(rank[w]);
+    u32 number = tile.quotient(s.rank[w]);
 #pragma unroll
-    for (u32 v = 0; v < W; ++v) number += __popc(at[w].lower[v] & begins[v]);
-    const u32 left = count[w] - rank[w];
-    store_words(p.tiles + 4 * (i64)number, (u32)expert[w], row, left < p.tile_m ? left : p.tile_m, 0);
+    for (u32 v = 0; v < W; ++v) number += __popc(s.at[w].lower[v] & begins[v]);
+    const u32 left = s.count[w] - s.rank[w];
+    store_words(p.tiles + 4 * (i64)number, (u32)s.expert[w], row, left < p.tile_m ? left : p.tile_m, 0);
   }
-  for (u32 e = threadIdx.x; e <= p.experts; e += kPrologueThreads) {
-    const Matches<W> of = match<W>(m, e);
-    p.offsets[e] = (i32)(e < p.experts ? count_bits<W>(of.lower) : count_bits<W>(m.valid));
-  }
+  offsets_tiny<W>(p, s.masks, threadIdx.x, kPrologueThreads, p.offsets);
   if (warp != 0) return;
-  u32 masked = 0, out_of_range = 0;
-#pragma unroll
-  for (u32 w = 0; w < W; ++w) {
-    masked += __popc(__ballot_sync(kAllLanes, expert[w] == kMasked));
-    out_of_range += __popc(__ballot_sync(kAllLanes, expert[w] == kOutOfRange));
-  }
-  if (lane != 0) return;
-  store_num_tiles(p.num_tiles, count_bits<W>(begins));
-  add_counters(p, masked, out_of_range);
+  counters_tiny(p, s);
+  if (lane == 0) store_num_tiles(p.num_tiles, count_bits<W>(begins));
 }
 
-// clear_sort() has been called. s.first holds rows in the low half and tiles in the high one.
-__device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& s, const TileDivider& tile) {
-  constexpr u32 kBlockWarps = kPrologueWarps;
+// A slot of sort_few, by its thread.
+struct FewSlot {
+  i32 expert;
+  u32 lower;   // slots of this expert in lower lanes of the warp
+  u16* ranks;  // of the warp
+};
+// clear_sort() has been called; a barrier follows.
+__device__ __forceinline__ FewSlot rank_few(const SortParams& p, const SortShared& s) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
-  const u32 slot = threadIdx.x;
-  const i32 expert = expert_of_slot(p, slot);
+  const i32 expert = expert_of_slot(p, threadIdx.x);
   const u32 peers = __match_any_sync(kAllLanes, expert);
   const u32 lower = __popc(peers & ((1u << lane) - 1u));
   u16* const ranks = s.ranks + warp * s.pitch;
   if (expert >= 0 && lower == 0) ranks[expert] = (u16)__popc(peers);
   if (lower == 0 && expert == kMasked) atomicAdd(&s.invalid[0], __popc(peers));
   if (lower == 0 && expert == kOutOfRange) atomicAdd(&s.invalid[1], __popc(peers));
-  __syncthreads();
-
-  // Counts of the warps -> exclusive prefixes over them; the expert's rows and tiles.
+  return {expert, lower, ranks};
+}
+// Counts of the warps -> exclusive prefixes over them; the rows of expert `thread`.
+__device__ __forceinline__ u32 rows_few(const SortParams& p, const SortShared& s) {
   const u32 e = threadIdx.x;
   const u32 warps = (p.slots + 31) / 32;
   u32 rows = 0;
   if (e < p.experts) {
-    u32 count[kBlockWarps];
+    u32 count[kPrologueWarps];
 #pragma unroll
-    for (u32 w = 0; w < kBlockWarps; ++w) count[w] = w < warps ? s.ranks[w * s.pitch + e] : 0;
+    for (u32 w = 0; w < kPrologueWarps; ++w) count[w] = w < warps ? s.ranks[w * s.pitch + e] : 0;
 #pragma unroll
-    for (u32 w = 0; w < kBlockWarps; ++w) {
+    for (u32 w = 0; w < kPrologueWarps; ++w) {
       if (w < warps) s.ranks[w * s.pitch + e] = (u16)rows;
       rows += count[w];
     }
   }
+  return rows;
+}
+
+// clear_sort() has been called. s.first holds rows in the low half and tiles in the high one.
+__device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& s, const TileDivider& tile) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 warp = threadIdx.x / 32;
+  const u32 slot = threadIdx.x;
+  const u32 e = threadIdx.x;
+  const FewSlot at = rank_few(p, s);
+  __syncthreads();
+  const u32 rows = rows_few(p, s);
   const u32 mine = rows | tile.quotient(rows + tile.divisor - 1) << 16;
   u32 sum = mine;
 #pragma unroll
@@ -174,7 +215,7 @@ __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& 
   __syncthreads();
   u32 before = 0, all = 0;
 #pragma unroll
-  for (u32 w = 0; w < kBlockWarps; ++w) {
+  for (u32 w = 0; w < kPrologueWarps; ++w) {
     const u32 v = sums[w];
     before += w < warp ? v : 0;
     all += v;
@@ -184,19 +225,19 @@ __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& 
   if (threadIdx.x == 0) s.first[p.experts] = all;
   __syncthreads();
 
-  if (expert >= 0) {
-    const u32 rank = lower + ranks[expert];
-    const u32 first = s.first[expert];
+  if (at.expert >= 0) {
+    const u32 rank = at.lower + at.ranks[at.expert];
+    const u32 first = s.first[at.expert];
     const u32 row = (first & 0xffffu) + rank;
     p.rows[row] = (i32)slot;
     p.positions[slot] = (i32)row;
     const u32 number = tile.quotient(rank);
     if (number * tile.divisor == rank) {
-      const u32 left = (s.first[expert + 1] & 0xffffu) - row;
-      store_words(p.tiles + 4 * (i64)((first >> 16) + number), (u32)expert, row,
+      const u32 left = (s.first[at.expert + 1] & 0xffffu) - row;
+      store_words(p.tiles + 4 * (i64)((first >> 16) + number), (u32)at.expert, row,
                   left < p.tile_m ? left : p.tile_m, 0);
     }
-  } else if (expert != kNoSlot) {
+  } else if (at.expert != kNoSlot) {
     p.positions[slot] = -1;
   }
   if (e < p.experts) p.offsets[e] = (i32)(start & 0xffffu);

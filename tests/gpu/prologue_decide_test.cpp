@@ -55,7 +55,14 @@ DecideParams random_params(Rng& rng) {
     }
     if (c != 0 && below(rng, 4) == 0) cost = d.cost[0];
   }
+  // As live sets are: every option one candidate for all experts.
+  const bool whole = below(rng, 2) == 0;
+  if (whole) d.options = d.candidates;
   for (unsigned o = 0; o < d.options; ++o) {
+    if (whole) {
+      for (unsigned a = 0; a + 1 < kMostCandidates; ++a) d.option[o].above[a] = a < o ? 0 : kNeverAbove;
+      continue;
+    }
     // Thresholds that name no candidate beyond the last.
     const auto threshold = [&] {
       const uint32_t kind = below(rng, 4);
@@ -195,8 +202,8 @@ TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
 }
 
 TEST_F(Decide, IdsThroughEveryWayOfSorting) {
-  // One block; a cluster; several launches with one and more sub-chunks.
-  std::vector<int64_t> token_counts = {1, 8, 200, 700, 2000};
+  // One block, by 32, 64, 512 and more slots; a cluster; several launches with one and more sub-chunks.
+  std::vector<int64_t> token_counts = {1, 3, 4, 7, 8, 33, 64, 200, 700, 2000};
   if (!reduced()) token_counts.push_back(200000);
   constexpr int64_t kTopK = 8;
   Device& device = Device::get();
@@ -210,7 +217,7 @@ TEST_F(Decide, IdsThroughEveryWayOfSorting) {
       const Buffer x_scale(static_cast<uint64_t>(tokens * 4));
       Workspace workspace(w, slots, 8);
       Plans plans(random_params(rng), slots, experts);
-      for (uint64_t i = 1; i <= 4; ++i) {
+      for (uint64_t i = 1; i <= 8; ++i) {
         std::vector<int32_t> ids;
         std::vector<int32_t> histogram(static_cast<size_t>(experts), 0);
         const double skew = 1 + 3 * rng.unit();

@@ -198,7 +198,9 @@ void launch_main(PrologueKernels& kernels, ramp_format format, ramp_dtype progra
     launch_kernel(kernels.main(format, program), launch, stream, &p);
     return;
   }
-  DecidedPrologueParams both{p, *decide, (launch.shared / 4 + 1) / 2 * 2};
+  DecidedPrologueParams both{p, *decide, (launch.shared / 4 + 1) / 2 * 2, 1};
+  for (unsigned o = 0; o < decide->options; ++o)
+    if (only_candidate(decide->option[o]) == kMostCandidates) both.whole = 0;
   launch.shared = 4 * (both.decide_at + kDecideWords);
   launch_kernel(kernels.decide(program), launch, stream, &both);
 }
