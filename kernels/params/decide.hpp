@@ -183,6 +183,7 @@ inline unsigned decide_on_host(const DecideParams& d, const int* histogram, unsi
       if (histogram[e] <= 0) continue;
       const auto rows = static_cast<unsigned>(histogram[e]);
       const unsigned c = candidate_of(d.option[o], rows);
+      if (c >= d.candidates) continue;  // costs nothing, and has no tiles
       sum[c] = saturating_sum(sum[c], curve_ns(d.cost[c].ns, rows));
       active[c] += 1;
       tiles[c] += tiles_of(rows, d.plan[c].tile_m);
