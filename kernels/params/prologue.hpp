@@ -150,9 +150,15 @@ RAMP_PARAMS_FN unsigned sort_shared_words(unsigned experts, unsigned entries) {
 RAMP_PARAMS_FN unsigned route_shared_words(unsigned experts, unsigned num_groups) {
   return num_groups > 1 ? experts + 2 * num_groups : 0;
 }
-// Scratch of a block that routes one token by groups: a key and a logit per expert, a score per group.
-RAMP_PARAMS_FN unsigned route_groups_words(unsigned experts, unsigned num_groups) {
-  return 2 * experts + num_groups;
+// kRouteGrouped: the groups that its programs are made for, the next of 2, 4 and 8; and the scratch of a
+// block in words: of every expert key, score and logit, of every group two keys, of up to 32 candidates key,
+// expert, and expert and score again (kernels/prologue/route_groups.cuh).
+constexpr unsigned kRouteGroupsPerWarp = 2;
+RAMP_PARAMS_FN unsigned route_groups_most(unsigned num_groups) {
+  return num_groups <= 2 ? 2 : num_groups <= 4 ? 4 : 8;
+}
+RAMP_PARAMS_FN unsigned route_groups_words(unsigned most_groups) {
+  return 98 * most_groups + 128;
 }
 
 }  // namespace ramp::core::cuda

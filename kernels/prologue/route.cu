@@ -8,7 +8,7 @@
 #include "prologue/route_token.cuh"
 #endif
 
-extern __shared__ u32 g_shared[];
+extern __shared__ __align__(16) u32 g_shared[];
 
 // The grid has a warp for every token at least.
 template <RouteKind kKind>
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) route_softmax(const __grid_con
 #if NV <= 8
 // A block per token, a warp per two groups.
 extern "C" __global__ void __launch_bounds__(128) route_grouped(const __grid_constant__ RouteParams p) {
-  route_block<NV>(p, g_shared);
+  route_block<NV, kRouteGroupsPerWarp>(p, g_shared);
 }
 #endif
 extern "C" __global__ void __launch_bounds__(256) route_sigmoid(const __grid_constant__ RouteParams p) {

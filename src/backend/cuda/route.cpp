@@ -172,9 +172,10 @@ void Prologue::route(const RouteCall& call) {
   const RouteKind kind = route_kind(call.router, num_logits);
   Launch launch{.dependent = state_->dependent()};
   if (kind == kRouteGrouped) {
+    const unsigned most = route_groups_most(p.num_groups);
     launch.grid_x = p.tokens;
-    launch.threads = 32 * ((p.num_groups + 1) / 2);
-    launch.shared = 4 * route_groups_words(p.experts, p.num_groups);
+    launch.threads = 32 * most / kRouteGroupsPerWarp;
+    launch.shared = 4 * route_groups_words(most);
   } else {
     const unsigned warp_bytes = 4 * route_shared_words(p.experts, p.num_groups);
     unsigned warps = tokens <= kFewTokens ? 4 : 8;
