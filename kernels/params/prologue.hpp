@@ -120,6 +120,14 @@ enum PrologueMode : unsigned {
   kBatched = 2,      // every block knows the rows from the counts
 };
 
+// Weights that a prologue asks L2 for before anything else: `count` pieces of `bytes`, a multiple of 16.
+struct EarlyWeights {
+  const unsigned char* first;
+  unsigned long long stride;  // from piece to piece, in bytes
+  unsigned count;             // 0: none
+  unsigned bytes;
+};
+
 struct PrologueParams {
   unsigned mode;
   unsigned early;    // rows are converted before dependency_wait(): see kernels/prologue/prologue.cu
@@ -127,6 +135,7 @@ struct PrologueParams {
   SortParams sort;
   RowsParams rows;
   BatchParams batch;
+  EarlyWeights weights;  // of `prologue` alone
 };
 
 // prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number).
