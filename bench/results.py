@@ -87,6 +87,40 @@ def load_all(directory, pattern):
     return rows
 
 
+BANDS = [(1, 8), (32, 128), (512, 512), (2048, 2048), (8192, 8192), (2048, 8192), (1, 8192)]
+
+
+def in_short(directory):
+    """Geometric means by bands of T, each over its goal where there is one."""
+    lines = ["| speed-up, geometric mean | T ≤ 8 | 32 and 128 | 512 | 2048 | 8192 | from 2048 on | all | points below 0.98 |",
+             "|" + "---|" * 9]
+    for fmt, name in (("fp8_block", "fp8"), ("bf16", "bf16")):
+        for who, pattern in (("by rules", "rule"), ("by fits", "fit")):
+            rows = [r for r in load_all(directory, f"{pattern}_{name}_*") if r["ratio"] is not None
+                    and (pattern == "rule" or r["fit"] is not None)]
+            if not rows:
+                continue
+            goals = {(low, high): goal for low, high, goal in GOALS[fmt]}
+            cells = [f"{fmt}, {who}, {len(rows)} of {POINTS[fmt]} points"]
+            for band in BANDS:
+                reached = geometric_mean([r["ratio"] for r in rows if band[0] <= r["tokens"] <= band[1]])
+                cells.append("–" if reached is None else bold(f"{reached:.3f}", reached < goals.get(band, 0))
+                             + (f" ({goals[band]:.2f})" if band in goals else ""))
+            lost = [f"{title(r['model'])} {r['tokens']} {r['routing']} {r['ratio']:.2f}" for r in rows if r["ratio"] < LEAST]
+            lines.append("| " + " | ".join(cells + [bold(", ".join(lost), True) if lost else "none"]) + " |")
+    if len(lines) == 2:
+        return []
+    return ["## In short\n", "Against the best open kernel at each point; in brackets the goal, bold where it is missed. By rules: what runs without a "
+            "fit. By fits: of the same run.\n", "\n".join(lines) + "\n"]
+
+
+NOT_MEASURED = ("* Widths per expert switched off: see *Against the strongest static policies*.\n"
+                "* A second draw of each unseen point.\n"
+                "* The selector's own time inside a graph. A routed call without a fit, or with one of model wave, is captured with one kernel and decides nothing on "
+                "the device; sets of several candidates, which a fit of model step may ask for, are not timed beside a fixed plan here.\n"
+                "* GPUs other than the one named above; formats other than fp8_block and bf16, for which no open pipelines were measured.\n")
+
+
 def kernels(directory):
     parts = []
     for fmt, name in (("fp8_block", "fp8"), ("bf16", "bf16")):
@@ -326,7 +360,8 @@ def main():
     if environment:
         parts.append(environment + "\n")
     parts.append(protocol(rows))
-    parts += kernels(directory) + fast(directory) + regret(directory) + regions(directory)
+    parts += in_short(directory) + kernels(directory) + fast(directory) + regret(directory) + regions(directory)
+    parts += ["## Not measured at all\n", NOT_MEASURED]
     sys.stdout.write("\n".join(parts))
 
 

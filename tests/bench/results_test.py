@@ -147,6 +147,16 @@ class Page(unittest.TestCase):
         bf16 = self.page().split("## Whole block, bf16")[1]
         self.assertEqual(self.cells(bf16, "1 to 8192"), ["1 to 8192", "1", "1.300", "1.313", "1.15", "met"])
 
+    def test_in_short(self):
+        self.fill()
+        table = self.page().split("## In short")[1].split("## ")[0]
+        self.assertEqual(self.cells(table, "fp8_block, by rules, 4 of 56 points"),
+                         ["fp8_block, by rules, 4 of 56 points", "**0.993** (1.27)", "–", "1.400 (1.35)", "–", "–", "–",
+                          "**1.082** (1.25)", "**OLMoE 8 uniform 0.50**"])
+        # The third row was not chosen by a fit.
+        self.assertEqual(self.cells(table, "fp8_block, by fits, 2 of 56 points")[1:3], ["**1.000** (1.27)", "–"])
+        self.assertEqual(self.cells(table, "bf16, by rules, 1 of 39 points")[-2:], ["1.300 (1.15)", "none"])
+
     def test_worth_of_the_fits(self):
         self.fill()
         page = self.page()
