@@ -168,20 +168,18 @@ def fast(directory):
 
 def regret(directory):
     parts = ["## Choosing\n"]
-    physical, half = choice.read_sets(directory, "physical", FOUR), choice.read_sets(directory, "beta", FOUR)
+    judged = choice.read_judged(directory, FOUR, ("few", "many"))
+    physical = choice.read_sets(directory, "physical", FOUR, judged)
+    half = choice.read_sets(directory, "beta", FOUR, choice.read_judged(directory, FOUR, ("beta",)))
     profiles = {c["model"]: c for m in glob.glob(os.path.join(directory, "profile_*.json"))
                 for c in load(directory, os.path.basename(m)[:-5])}
-    judged = {}
-    for model in FOUR:
-        for part in ("few", "many"):
-            for case in load(directory, f"judge_{part}_{model}") or []:
-                judged.setdefault(case["model"], []).extend(case.get("judged", {}).get("points", []))
     if not physical and not half:
         return parts + ["Not measured in this run.\n"]
     missing = [title(m) for m in FOUR if m not in {s.model for s in physical}]
     parts.append("Regret: time of the chosen config over the best one's, minus 1, at points that no fit has seen. Every config of the "
                  "space is timed; those that were hopeless at the point or next door are left out (they count as 1.5 times the best). "
-                 "Cells: mean / largest, %. wave and step: those cost models behind the measured guard, from this step's histogram; "
+                 "Cells: mean / largest, %. live: what a context with the run's fit does by itself, its decision included, timed beside the "
+                 "configs (bars 2% and 8%). wave and step: those cost models behind the measured guard, from this step's histogram; "
                  "'by T alone': what a routed call is captured with by a wave fit, whatever the histogram, which is why it costs a "
                  "replay nothing. ramp4: the published model. static_uniform and static_skewed: the best config at the nearest "
                  "profiled token count, tuned at uniform and at zipf 1.2 routing. single_best: one config for everything. 'profile': all from nothing (kernels where "
@@ -190,7 +188,7 @@ def regret(directory):
                  + (f" Not measured in this run: {', '.join(missing)}." if missing else "") + "\n")
     if physical:
         parts.append(choice.regret_table(physical, title, profiles))
-        parts.append("The worst points (wave; no noise: the best config was timed once there, which at these sizes the clock decides):\n\n" + choice.worst_table(physical, title))
+        parts.append("The worst points (wave; no noise given: the best config was timed once there):\n\n" + choice.worst_table(physical, title))
     if judged:
         parts.append("Speed-up of the fit that the run made, geometric means over the same points:\n\n"
                      + choice.default_table(judged, title))
@@ -210,11 +208,9 @@ def statics(physical):
     parts = ["### Against the strongest static policies\n"]
     if not physical:
         return parts + ["Not measured in this run.\n"]
-    gains = choice.overall_gains(physical)
-    text = ", ".join(f"{gain:.3f} over {name}" for name, gain in gains.items() if gain is not None)
     parts.append("Gain: the static choice's time over ours, geometric mean over the points above. Slower: than the faster of both static choices "
                  "at that point (which no static policy knows), by more than 2% and the noise floor (the first half of the samples' "
-                 f"best on the second half). Over all points, wave: {text}.\n")
+                 f"best on the second half). Over all points: {choice.overall(physical)}.\n")
     parts.append(choice.static_table(physical, title))
     parts.append("**Widths per expert, switched off: not measured.** All figures here are with them on, for our choice and for the static ones "
                  "alike, so their part is in no gain above: a tile of the stream kernel takes the width that its expert's rows ask "

@@ -16,6 +16,7 @@ POLICIES = ["ramp4", "static_uniform", "static_skewed", "single_best", "oracle"]
 MISSING_AS = 1.5  # as bench/results.sh gives it to `ramp evaluate`
 MARGIN = 0.02     # what the bar allows beyond the noise floor
 MEAN_BAR, MAX_BAR = 0.01, 0.08
+LIVE_BAR = 0.02   # of the mean, with the selector's own cost
 WHO = [("wave", "dispatcher", "wave"), ("step", "dispatcher", "step"), ("wave", "by_tokens", "wave, by T alone")]
 
 
@@ -70,7 +71,8 @@ def join(directory):
 
 
 def join_into(target, sources):
-    """The first source's training points; everybody's test points."""
+    """The first source's training points; everybody's test points. Both halves of the samples become one time, as in
+    `ramp profile`, of which `us_repeat` is the second half still."""
     os.makedirs(target)
     first = sources[0]
     configs = rows_of(os.path.join(first, "configs.csv"))
@@ -84,6 +86,9 @@ def join_into(target, sources):
         names = {p[0] for p in more}
         points += more
         timings += [t for t in rows_of(os.path.join(source, "timings.csv"))[1:] if t[0] in names]
+    for t in timings[1:]:
+        if len(t) > 3 and t[3]:
+            t[2] = f"{math.sqrt(float(t[2]) * float(t[3])):.4f}"
     for name, rows in (("configs", configs), ("points", points), ("timings", timings)):
         write_rows(os.path.join(target, name + ".csv"), rows)
 
@@ -97,9 +102,27 @@ class Set:
         self.model = model
         self.stats = {}    # cost model -> what `ramp evaluate` says of it
         self.timings = {}  # (point, config) -> us
+        self.live = {}     # point -> us of what a context with the run's fit does by itself, the decision included
+        self.noise = {}    # point -> the first half's best on the second half, over the best there, minus 1
+
+    def floor(self):
+        return mean(self.noise.values())
+
+    def points(self):
+        return next(iter(self.stats.values()))["points"]
 
 
-def read_sets(directory, name, order):
+def read_judged(directory, models, parts):
+    """Points of `ramp profile --judge`, by model."""
+    judged = {}
+    for model in models:
+        for part in parts:
+            for case in load(directory, f"judge_{part}_{model}") or []:
+                judged.setdefault(case["model"], []).extend(case.get("judged", {}).get("points", []))
+    return judged
+
+
+def read_sets(directory, name, order, judged):
     """Sets by model, in the order of `order` (others behind)."""
     sets = {}
     for path in sorted(glob.glob(os.path.join(directory, f"evaluate_{name}_*.json"))):
@@ -112,12 +135,13 @@ def read_sets(directory, name, order):
             table = os.path.join(directory, "data", name, stem, "timings.csv")
             if not entry.timings and os.path.exists(table):
                 entry.timings = {(t[0], t[1]): float(t[2]) for t in rows_of(table)[1:] if t[2]}
+            for p in judged.get(model, []):
+                if p.get("live_us") is not None:
+                    entry.live[p["point"]] = p["live_us"]
+                if p.get("noise") is not None:
+                    entry.noise[p["point"]] = p["noise"]
     place = {key: i for i, key in enumerate(order)}
     return sorted(sets.values(), key=lambda s: (place.get(s.model, len(place)), s.model))
-
-
-def noise_of(stats):
-    return mean(p["noise"] for p in stats["points"] if p["noise"] is not None)
 
 
 def percent(stats):
@@ -127,56 +151,67 @@ def percent(stats):
 # --- tables
 
 def regret_table(sets, title, profiles):
-    lines = ["| model | points | entropy | profile, s | " + " | ".join(name for _, _, name in WHO) + " | " +
-             " | ".join(POLICIES) + " | noise floor |", "|" + "---|" * (5 + len(WHO) + len(POLICIES))]
+    lines = ["| model | points | entropy | profile, s | live | " + " | ".join(name for _, _, name in WHO) + " | " +
+             " | ".join(POLICIES) + " | noise floor |", "|" + "---|" * (6 + len(WHO) + len(POLICIES))]
     for s in sets:
         any_stats = next(iter(s.stats.values()))
         profile = profiles.get(s.model)
         entropy = [p["normalised_entropy"] for p in any_stats["points"]]
         cells = [title(s.model), str(len(entropy)), f"{min(entropy):.2f}–{max(entropy):.2f}" if entropy else "–",
                  "–" if profile is None else bold(f"{profile['seconds']:.0f}", profile["seconds"] > 120)]
+        live = [s.live[p["point"]] / p["best_us"] - 1 for p in s.points() if p["point"] in s.live]
+        cells.append("–" if not live else bold(f"{100 * mean(live):.2f} / {100 * max(live):.1f}",
+                                               mean(live) > LIVE_BAR or max(live) > MAX_BAR))
         for cost_model, policy, _ in WHO:
             stats = s.stats.get(cost_model)
             own = None if stats is None else stats["dispatcher"] if policy == "dispatcher" else stats["policies"][policy]
             cells.append(bold(percent(own), own is not None and
                               (own["mean_regret"] > MEAN_BAR or own["max_regret"] > MAX_BAR)))
         cells += [percent(any_stats["policies"].get(p)) for p in POLICIES]
-        noise = noise_of(any_stats)
+        noise = s.floor()
         cells.append("–" if noise is None else f"{100 * noise:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def choosers(s):
+    """(name, [(point as `ramp evaluate` has it, our us)]) for everybody who chooses."""
+    found = []
+    if s.live:
+        found.append(("live", [(p, s.live[p["point"]]) for p in s.points() if p["point"] in s.live]))
+    for cost_model, policy, name in WHO:
+        if cost_model in s.stats:
+            found.append((name, [(p, p["choices"][policy]["us"]) for p in s.stats[cost_model]["points"]]))
+    return [(name, points) for name, points in found if points and all(p in points[0][0]["choices"] for p in STATIC)]
 
 
 def static_table(sets, title):
     lines = ["| model | who chooses | over static_uniform | over static_skewed | slower by more than 2% + noise | worst point | "
              "its time over the faster static choice |", "|" + "---|" * 7]
     for s in sets:
-        for cost_model, policy, name in WHO:
-            stats = s.stats.get(cost_model)
-            if stats is None or not stats["points"] or not all(p in stats["points"][0]["choices"] for p in STATIC):
-                continue
-            gains = {p: geometric_mean([at["choices"][p]["us"] / at["choices"][policy]["us"] for at in stats["points"]])
-                     for p in STATIC}
-            ratio = [(at["choices"][policy]["us"] / min(at["choices"][p]["us"] for p in STATIC), at["point"])
-                     for at in stats["points"]]
-            allowed = 1 + MARGIN + max(noise_of(stats) or 0, 0)
-            slower = sum(r > allowed for r, _ in ratio)
-            worst = max(ratio)
-            lines.append(f"| {title(s.model)} | {name} | {bold(format(gains[STATIC[0]], '.3f'), gains[STATIC[0]] < 1)} | "
-                         f"{bold(format(gains[STATIC[1]], '.3f'), gains[STATIC[1]] < 1)} | "
-                         f"{bold(f'{slower} of {len(ratio)}', slower > 0)} | {worst[1]} | {worst[0]:.3f} |")
+        allowed = 1 + MARGIN + max(s.floor() or 0, 0)
+        for name, points in choosers(s):
+            gains = [geometric_mean([at["choices"][p]["us"] / us for at, us in points]) for p in STATIC]
+            ratio = [(us / min(at["choices"][p]["us"] for p in STATIC), at["point"]) for at, us in points]
+            slower, worst = sum(r > allowed for r, _ in ratio), max(ratio)
+            lines.append(f"| {title(s.model)} | {name} | " + " | ".join(bold(f"{g:.3f}", g < 1) for g in gains) +
+                         f" | {bold(f'{slower} of {len(ratio)}', slower > 0)} | {worst[1]} | {worst[0]:.3f} |")
     return "\n".join(lines) + "\n"
 
 
-def overall_gains(sets, policy="dispatcher", cost_model="wave"):
-    """Geometric means over all points of all models, by static policy."""
-    gains = {p: [] for p in STATIC}
+def overall(sets):
+    """A line per chooser: geometric means over all points of all models, and how many of them are slower."""
+    rows = {}
     for s in sets:
-        for at in s.stats.get(cost_model, {"points": []})["points"]:
-            for p in STATIC:
-                if p in at["choices"]:
-                    gains[p].append(at["choices"][p]["us"] / at["choices"][policy]["us"])
-    return {p: geometric_mean(v) for p, v in gains.items()}
+        allowed = 1 + MARGIN + max(s.floor() or 0, 0)
+        for name, points in choosers(s):
+            entry = rows.setdefault(name, [[], [], 0])
+            for at, us in points:
+                for i, p in enumerate(STATIC):
+                    entry[i].append(at["choices"][p]["us"] / us)
+                entry[2] += us / min(at["choices"][p]["us"] for p in STATIC) > allowed
+    return "; ".join(f"{name}: {geometric_mean(u):.3f} over static_uniform, {geometric_mean(k):.3f} over static_skewed, slower at "
+                     f"{slower} of {len(u)}" for name, (u, k, slower) in rows.items())
 
 
 def worst_table(sets, title, count=3):
@@ -189,7 +224,7 @@ def worst_table(sets, title, count=3):
         for p in ours[:count]:
             mine = p["choices"]["dispatcher"]
             regret = mine["us"] / p["best_us"] - 1
-            noise = "–" if p["noise"] is None else f"{100 * p['noise']:.1f}"
+            noise = "–" if p["point"] not in s.noise else f"{100 * s.noise[p['point']]:.1f}"
             lines.append(f"| {title(s.model)} | {p['point']} | {short(mine['config'])} | {mine['us']:.1f} | "
                          f"{short(p['best'])} | {p['best_us']:.1f} | {bold(f'{100 * regret:.1f}', regret > MAX_BAR)} | {noise} |")
     return "\n".join(lines) + "\n"
