@@ -5,9 +5,10 @@
 #
 # Times the space of configs for each model and writes its profile and fit into DIR, some 50 to 150 KB each. Models are
 # independent and come in the order of their weight; one that is complete (its fit is there) is left alone, one that
-# was cut is gone on from in the next call, one for which less than ten seconds are left waits for it. About 20 s a model and 13 s once for
-# kernels. The points and the budget are those of bench/results.sh, whose folder `fits` may be copied to DIR first: its
-# four models are then complete. To ship: copy DIR's files to profiles/.
+# was cut is gone on from in the next call, one for which less than ten seconds are left waits for it. About 20 s a
+# model and 13 s once for kernels. The points and the budget are those of bench/results.sh, whose folder `fits` may be
+# copied to DIR first (cp -p: a fit older than its profile is not complete), which saves four models. To ship: copy
+# DIR's files to profiles/.
 #
 # BUDGET: seconds of replays per model (6). RAMP: another binary than build/bin/ramp.
 set -uo pipefail
