@@ -27,6 +27,7 @@
 #include "base/float_types.hpp"
 #include "base/rng.hpp"
 #include "base/tensor.hpp"
+#include "params/prologue.hpp"
 #include "routing/router.hpp"
 
 namespace {

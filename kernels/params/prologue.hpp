@@ -3,6 +3,7 @@
 #pragma once
 
 #include "params/decide.hpp"
+#include "params/early.hpp"
 
 #if defined(__CUDACC__)
 #define RAMP_PARAMS_FN __host__ __device__ constexpr
@@ -118,14 +119,6 @@ enum PrologueMode : unsigned {
   kSortHere = 0,     // the first `chunks` blocks (one cluster) sort, the others convert rows
   kSortCounted = 1,  // counts and their prefixes are there: the first `chunks` blocks scatter
   kBatched = 2,      // every block knows the rows from the counts
-};
-
-// Weights that a prologue asks L2 for before anything else: `count` pieces of `bytes`, a multiple of 16.
-struct EarlyWeights {
-  const unsigned char* first;
-  unsigned long long stride;  // from piece to piece, in bytes
-  unsigned count;             // 0: none
-  unsigned bytes;
 };
 
 struct PrologueParams {

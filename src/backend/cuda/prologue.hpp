@@ -11,7 +11,7 @@
 #include "backend/backend.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "params/decide.hpp"
-#include "params/prologue.hpp"
+#include "params/early.hpp"
 
 namespace ramp::core::cuda {
 
