@@ -123,7 +123,7 @@ Profiler::Profiler(ConfigTable configs, const ModelShape& model, std::vector<Wor
   std::vector<size_t> by_rows(data_.points.size());
   std::iota(by_rows.begin(), by_rows.end(), size_t{0});
   std::stable_sort(by_rows.begin(), by_rows.end(),
-                   [&](size_t a, size_t b) { return rows_of(data_.points[a]) < rows_of(data_.points[b]); });
+                   [&](size_t a, size_t b) { return rows_at(a) < rows_at(b); });
   if (options_.budget_us > 0) {
     order_ = by_rows;  // each point's neighbour below is known when it begins
   } else {
@@ -196,6 +196,10 @@ std::vector<Profiler::Task> Profiler::round(size_t most) const {
   return tasks;
 }
 
+double Profiler::rows_at(size_t point) const noexcept {
+  return static_cast<double>(rows_of(data_.points[point]));
+}
+
 void Profiler::start_point() {
   for (; at_ < order_.size(); end_point()) {
     alive_.clear();
@@ -227,125 +231,6 @@ void Profiler::start_point() {
   }
 }
 
-// What is left of the budget, shared out evenly over the points left (small ones leave most of theirs to the
-// large ones, which come last).
-double Profiler::share() const noexcept {
-  const auto left = static_cast<double>(order_.size() - at_);
-  return std::max(0.0, options_.budget_us - spent_us_) / left;
-}
-
-// alive_ by how much slower than the best they were at the nearest visited point (log distance of rows) where
-// they were measured, best first; those that never were come last, in their own order.
-void Profiler::sort_by_neighbour() {
-  const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
-  std::vector<std::pair<double, size_t>> visited;  // distance, point
-  std::vector<double> best(data_.points.size(), std::numeric_limits<double>::infinity());
-  for (size_t i = at_; i-- > 0;) {  // of two as near, the later one comes first: it is the more loaded one
-    const size_t p = order_[i];
-    visited.emplace_back(std::abs(std::log(static_cast<double>(rows_of(data_.points[p])) / rows)), p);
-    for (size_t c = 0; c < data_.configs.size(); ++c)
-      if (timing(p, c) < best[p]) best[p] = timing(p, c);
-  }
-  std::stable_sort(visited.begin(), visited.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<double> key(data_.configs.size(), std::numeric_limits<double>::infinity());
-  for (const size_t c : alive_) {
-    const auto at = std::find_if(visited.begin(), visited.end(),
-                                 [&](const auto& v) { return !std::isnan(timing(v.second, c)); });
-    if (at != visited.end()) key[c] = timing(at->second, c) / best[at->second];
-  }
-  std::stable_sort(alive_.begin(), alive_.end(), [&](size_t a, size_t b) { return key[a] < key[b]; });
-}
-
-double Profiler::best_at(size_t point) const {
-  double best = std::numeric_limits<double>::infinity();
-  for (size_t c = 0; c < data_.configs.size(); ++c) {
-    const double us = data_.us[point * data_.configs.size() + c];
-    if (us < best) best = us;
-  }
-  return best;
-}
-
-// Within a quarter of the best at the last visited point where it was measured.
-bool Profiler::was_near(size_t config) const {
-  constexpr double kNear = 1.25;
-  if (options_.budget_us <= 0) return false;  // points come from the ends inwards: the last one is far away
-  for (size_t i = at_; i-- > 0;) {
-    const double us = data_.us[order_[i] * data_.configs.size() + config];
-    if (!std::isnan(us)) return us <= kNear * best_at(order_[i]);
-  }
-  return false;
-}
-
-// Slower than the best by neighbour_ratio where it was last measured with fewer rows than here, and by more
-// than at half as many or fewer before that. Times are about affine in the rows, and the ratio of two such
-// functions is monotone: a config that fell behind what was best goes on to, and the best here is no slower
-// than that. Of several points with as many rows the one where it did best counts. (H200, fp8_block, three
-// models: this would have left out 533 of 7910 pairs of profiled points and 803 of 7159 of unseen ones, 18 to
-// 64% of the time of a replay of each; none within 12% of the best of its point.)
-bool Profiler::falls_behind(size_t config) const {
-  constexpr double kApart = 2, kRising = 1.1;
-  const double none = std::numeric_limits<double>::infinity();
-  double here = none, before = none;
-  double rows_here = 0, rows_before = 0;
-  const auto rows_now = static_cast<double>(rows_of(data_.points[order_[at_]]));
-  for (size_t i = at_; i-- > 0;) {
-    const size_t p = order_[i];
-    const double us = data_.us[p * data_.configs.size() + config];
-    if (std::isnan(us)) continue;
-    const auto rows = static_cast<double>(rows_of(data_.points[p]));
-    if (rows >= rows_now) continue;  // with other routings to come, they say little
-    if (rows_here == 0) rows_here = rows;
-    if (rows == rows_here) {
-      here = std::min(here, us / best_at(p));
-    } else if (rows * kApart <= rows_here) {
-      if (rows_before == 0) rows_before = rows;
-      if (rows != rows_before) break;
-      before = std::min(before, us / best_at(p));
-    }
-  }
-  return rows_before > 0 && here > options_.neighbour_ratio && here >= kRising * before;
-}
-
-// Points are visited by rising rows, so all visited ones have no more rows than this one. The best's ratio is
-// 1: somebody always stays.
-void Profiler::leave_out_by_neighbour() {
-  constexpr double kNoise = 1.1;  // of single samples
-  const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
-  std::vector<double> best(data_.points.size());
-  for (size_t i = 0; i < at_; ++i) best[order_[i]] = best_at(order_[i]);
-  const size_t before = alive_.size();
-  std::vector<size_t> stay;
-  for (const size_t c : alive_) {
-    bool out = false;
-    for (size_t i = at_; i-- > 0;) {  // the nearest comes first
-      const size_t p = order_[i];
-      if (std::isnan(timing(p, c))) continue;
-      const double growth = rows / static_cast<double>(rows_of(data_.points[p]));
-      out = timing(p, c) / best[p] > std::max(options_.neighbour_ratio, kNoise * growth);
-      break;
-    }
-    if (!(out || (options_.leave_behind && falls_behind(c))) || is_always(c)) stay.push_back(c);
-  }
-  if (stay.empty()) return;
-  alive_ = std::move(stay);
-  dropped_ += before - alive_.size();
-}
-
-// The first round took twice the point's share: what has no sample yet gets none here.
-void Profiler::leave_out_the_rest() {
-  const size_t before = alive_.size();
-  const auto first = alive_.begin() + static_cast<std::ptrdiff_t>(turn_);
-  alive_.erase(
-      std::remove_if(first, alive_.end(), [&](size_t c) { return samples_[c].empty() && !is_always(c); }),
-      alive_.end());
-  dropped_ += before - alive_.size();
-}
-
-bool Profiler::is_always(size_t config) const {
-  return std::find(options_.always.begin(), options_.always.end(), config) != options_.always.end();
-}
-
 void Profiler::start_config() {
   warmup_left_ = samples_[alive_[turn_]].empty() ? options_.warmup : 0;
   bad_ticks_ = 0;
@@ -375,87 +260,6 @@ void Profiler::report(double us) {
   if (reference_.on) reference_.samples.emplace_back(spent_here_us_ - cost_ * us / 2, config);
   ++turn_;
   end_turn();
-}
-
-void Profiler::start_reference() {
-  settling_ = {};
-  reference_ = {};
-  reference_.on = settling_.on = !options_.unsteady.empty() && options_.unsteady[order_[at_]];
-  reference_.due = reference_.on;
-  reference_.config = alive_.front();
-}
-
-void Profiler::settle_tick(double us, bool good) {
-  Settling& s = settling_;
-  if (!good) {  // the config's own turn will tell
-    if (++bad_ticks_ >= options_.max_bad_ticks) s.on = false;
-    if (!s.on) bad_ticks_ = 0;
-    return;
-  }
-  bad_ticks_ = 0;
-  s.pace_us = cost_ * us;
-  s.spent_us += s.pace_us;
-  s.window_us += s.pace_us;
-  ++s.window_runs;
-  if (s.spent_us >= options_.settle_most_us) s.on = false;
-  if (s.window_us < options_.settle_window_us) return;
-  const double mean = s.window_us / s.window_runs;
-  const auto [low, high] = std::minmax(mean, s.last_mean_us);
-  if (s.spent_us >= options_.settle_us && low > 0 && high <= options_.settle_ratio * low) s.on = false;
-  s.last_mean_us = mean;
-  s.window_us = 0;
-  s.window_runs = 0;
-}
-
-void Profiler::reference_tick(double us, bool good) {
-  Reference& r = reference_;
-  if (!good) {  // the round does without
-    if (++bad_ticks_ < options_.max_bad_ticks) return;
-    r.on = r.due = false;
-  } else {
-    r.due = false;
-    r.since = 0;
-    if (r.every == 0) r.every = static_cast<size_t>(std::max(1.0, options_.reference_us / (cost_ * us)));
-    if (r.base_us == 0) r.base_us = us;
-    r.all.push_back(us);
-    r.ticks.emplace_back(spent_here_us_ - cost_ * us / 2, us);
-  }
-  bad_ticks_ = 0;
-  if (turn_ >= alive_.size()) advance();  // it was the last of its round
-}
-
-// A config has had its turn: the reference's may be next.
-void Profiler::end_turn() {
-  Reference& r = reference_;
-  r.due = r.on && (r.since >= r.every || turn_ >= alive_.size());
-  if (!r.due || turn_ < alive_.size()) advance();
-}
-
-// This round's samples at the pace of the reference's first tick.
-void Profiler::relate_round() {
-  Reference& r = reference_;
-  for (const auto& [when, config] : r.samples) {
-    if (samples_[config].empty() || r.ticks.empty()) continue;  // it has failed since
-    const auto after = std::find_if(r.ticks.begin(), r.ticks.end(),
-                                    [at = when](const auto& tick) { return tick.first >= at; });
-    double pace = after == r.ticks.end() ? r.ticks.back().second : after->second;
-    if (after != r.ticks.begin() && after != r.ticks.end()) {
-      const auto before = after - 1;
-      const double share = (when - before->first) / (after->first - before->first);
-      pace = before->second + share * (after->second - before->second);
-    }
-    samples_[config].back() *= r.base_us / pace;
-  }
-  r.samples.clear();
-  if (!r.ticks.empty()) r.ticks.erase(r.ticks.begin(), r.ticks.end() - 1);  // where the next round begins
-}
-
-// Back from the first tick's pace to the one that the point had on the whole.
-void Profiler::relate_point() {
-  if (reference_.all.empty()) return;
-  const double factor = quantile(reference_.all, 0.5) / reference_.base_us;
-  for (std::vector<double>& s : samples_)
-    for (double& us : s) us *= factor;
 }
 
 void Profiler::report_failure(const std::string& reason) {

@@ -158,6 +158,7 @@ class Profiler {
   [[nodiscard]] double share() const noexcept;
   [[nodiscard]] bool is_always(size_t config) const;
   [[nodiscard]] bool was_near(size_t config) const;
+  [[nodiscard]] double rows_at(size_t point) const noexcept;
   [[nodiscard]] double best_at(size_t point) const;  // +infinity: nothing was measured there
   [[nodiscard]] double fastest_median() const;
   double& timing(size_t point, size_t config) { return data_.us[point * data_.configs.size() + config]; }
