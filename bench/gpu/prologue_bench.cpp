@@ -5,8 +5,11 @@
 // beside them, '!' where one is missed.
 //
 //   prologue_bench [fp8_block|fp8_channel|fp8_tensor|bf16] [largest T] [chosen|own] [f32|bf16]
+//   prologue_bench decide [largest T]
 //
 // chosen: every model with a softmax over the chosen; own: with its own router. Then the type of the logits.
+// decide: what it costs that the device decides among 1, 2 or 3 kernels: ids given, fp8_block; columns: one
+// fixed plan, then by how much longer the prologues with a decision take; the same of the index alone.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -24,6 +27,7 @@
 #include "base/float_types.hpp"
 #include "base/rng.hpp"
 #include "base/tensor.hpp"
+#include "params/prologue.hpp"
 #include "routing/router.hpp"
 
 namespace {
@@ -181,7 +185,111 @@ std::string against(double us, double bar) {
   return fmt::format("{:9.2f}{}", us, bar > 0.0 && us > bar ? '!' : ' ');
 }
 
+// A set of `candidates` kernels, every option one of them for all experts, with curves and waves as real ones
+// have them.
+DecideParams make_decision(unsigned candidates) {
+  constexpr unsigned kHeights[kMostCandidates] = {16, 32, 128};
+  DecideParams d{};
+  d.candidates = d.options = candidates;
+  for (unsigned c = 0; c < candidates; ++c) {
+    d.plan[c].tile_m = kHeights[c];
+    CandidateCost& cost = d.cost[c];
+    cost.base_ns = 5000 * (c + 1);
+    cost.active_ns = 400;
+    cost.overlap = 128;
+    for (unsigned g = 0; g < 2; ++g) {
+      cost.wave_ns[g] = 2000;
+      cost.units[g] = 16;
+      cost.places[g] = 132 * (3 - c);
+    }
+    for (unsigned i = 0; i < kCostPoints; ++i) cost.ns[i] = 300 + 10 * (3 - c) * point_rows(i);
+    for (unsigned a = 0; a + 1 < kMostCandidates; ++a) d.option[c].above[a] = a < c ? 0 : kNeverAbove;
+  }
+  return d;
+}
+
+// What decisions need beside a layer's own: a plan for every candidate.
+struct Plans {
+  std::vector<std::shared_ptr<void>> memory;
+  DecideParams decide{};
+};
+Plans make_plans(Machine& m, const Layer& l, unsigned candidates) {
+  Plans p;
+  p.decide = make_decision(candidates);
+  const int64_t tiles = max_tiles(l.block.tokens * l.block.top_k, l.block.weights->experts, 16);
+  for (unsigned c = 0; c < candidates; ++c) {
+    p.memory.push_back(m.memory->allocate(static_cast<uint64_t>(tiles) * sizeof(Tile)));
+    p.decide.plan[c].tiles = &static_cast<Tile*>(p.memory.back().get())->expert;
+    p.memory.push_back(m.memory->allocate(4 * kTileCounters));
+    p.decide.plan[c].num_tiles = static_cast<int32_t*>(p.memory.back().get());
+  }
+  return p;
+}
+
+void run_decide(int argc, char** argv) {
+  const int64_t largest = argc > 2 ? std::atoll(argv[2]) : 8192;
+  Machine m;
+  fmt::print("{}, fp8_block, x bf16, ids given, medians of {} replays, us per prologue\n",
+             m.gpu->facts().name, kReplays);
+  fmt::print("{:14}{:>6}{:>8}{:>8}{:>8}{:>8}{:>10}{:>8}{:>8}{:>8}\n", "model", "T", "fixed", "+1", "+2", "+3",
+             "index", "+1", "+2", "+3");
+  for (const Model& model : kModels) {
+    ExpertWeights w;
+    w.format = RAMP_FORMAT_FP8_BLOCK;
+    w.experts = model.experts;
+    w.hidden = model.hidden;
+    w.intermediate = 1024;
+    ramp_router_config router = ramp_router_config_init();
+    router.top_k = static_cast<int32_t>(model.top_k);
+    router = check_router(router, model.experts);
+    m.prologue.prepare(w, RAMP_BF16);
+    m.prologue.prepare(w, RAMP_E4M3);
+    for (int64_t tokens = 1; tokens <= largest; tokens *= tokens == 512 ? 4 : tokens < 512 ? 8 : 4) {
+      const int64_t count = std::clamp<int64_t>(kDistinctBytes / (tokens * model.hidden * 2), 4, 24);
+      std::vector<Layer> layers;
+      std::vector<std::vector<Plans>> plans(kMostCandidates + 1);
+      for (int64_t i = 0; i < count; ++i) {
+        layers.push_back(make_layer(m, model, w, router, RAMP_F32, tokens, 10 * static_cast<uint64_t>(i)));
+        for (unsigned c = 1; c <= kMostCandidates; ++c) plans[c].push_back(make_plans(m, layers.back(), c));
+      }
+      fmt::print("{:14}{:6}", model.name, tokens);
+      for (const bool index : {false, true}) {
+        // Turn by turn, so that what changes meanwhile changes for all.
+        constexpr int kTurns = 3;
+        double us[kMostCandidates + 1][kTurns];
+        for (int turn = 0; turn < kTurns; ++turn) {
+          for (unsigned c = 0; c <= kMostCandidates; ++c) {
+            us[c][turn] = time_graph(m, layers, [&](Layer& l) {
+              const auto at = static_cast<size_t>(&l - layers.data());
+              l.parts.decide = c == 0 ? nullptr : &plans[c][at].decide;
+              BlockCall call = l.block;
+              if (index) {  // x is there already
+                call.x = view(l.x, RAMP_E4M3, tokens, model.hidden);
+                call.x_scale = view(l.weights, RAMP_F32, tokens, 1);
+              }
+              m.prologue.block(call, l.parts, m.stream);
+            });
+          }
+        }
+        for (unsigned c = 0; c <= kMostCandidates; ++c) {
+          std::nth_element(us[c], us[c] + kTurns / 2, us[c] + kTurns);
+          const double median = us[c][kTurns / 2];
+          if (c == 0)
+            fmt::print("{:{}.2f}", median, index ? 10 : 8);
+          else
+            fmt::print("{:+8.2f}", median - us[0][kTurns / 2]);
+        }
+      }
+      fmt::print("\n");
+    }
+  }
+}
+
 void run(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "decide") {
+    run_decide(argc, argv);
+    return;
+  }
   const ramp_format format = parse_format(argc > 1 ? argv[1] : "fp8_block");
   const int64_t largest = argc > 2 ? std::atoll(argv[2]) : 8192;
   const bool own = argc > 3 && std::string_view(argv[3]) == "own";

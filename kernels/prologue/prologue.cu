@@ -97,8 +97,18 @@ __device__ __forceinline__ void rows_part(const PrologueParams& p, const SortSha
 #endif
 }
 
+// Memory has little to do from here until GEMM 1's blocks know their items. Weights depend on nothing that
+// kernels in front of this one write.
+__device__ __forceinline__ void ask_for_weights(const EarlyWeights& w) {
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x == kPrologueThreads - 1)
+    for (u32 i = blockIdx.x; i < w.count; i += gridDim.x) prefetch_bytes(w.first + i * w.stride, w.bytes);
+#endif
+}
+
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     prologue(const __grid_constant__ PrologueParams p) {
+  ask_for_weights(p.weights);
   const SortShared s = carve_sort(g_shared, p.sort.experts);
   if (p.mode == kBatched) {
     dependency_wait();

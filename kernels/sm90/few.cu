@@ -9,7 +9,8 @@
 //   x -> codes | GEMM 1 -> sums | act(gate) * up -> codes | GEMM 2 -> sums | y
 //
 // All tokens are wgmma's N side for every expert: an expert's products with tokens that are not its own cost
-// nothing (the instruction has 8 columns at least) and are dropped, and nothing is gathered.
+// nothing (the instruction has 8 columns at least) and are dropped, and nothing is gathered. (In GEMM 2 they
+// are the expert's own.) What shared memory holds in the columns behind them does not matter either.
 //
 //   DIRECT  1: for the very fewest tokens: no stages for codes, they are made where they are used, again by
 //   every block

@@ -83,13 +83,14 @@ __device__ __forceinline__ void make_tokens(const FewParams& p, const FewPieces&
           there = true;
         }
 #pragma unroll 1
-        for (u32 left = tile.tokens; left != 0; left &= left - 1) {
+        for (u32 left = tile.tokens, number = 0; left != 0; left &= left - 1, ++number) {
           const u32 token = __ffs(left) - 1;
+          const u32 row = second ? number : token;  // of the step's
           float scale;
-          const u32 codes = second ? encode_h(p, row_of(tile, token), piece.k, pieces1.parts, scale)
+          const u32 codes = second ? encode_h(p, tile.first + number, piece.k, pieces1.parts, there, scale)
                                    : encode_x(p, load_x(p, token, piece.k), scale);
-          store_shared(to + token * 128 + ((lane / 4) ^ (token % 8)) * 16 + lane % 4 * 4, codes);
-          if (lane == 0) store_shared(s.scales + slot * kScaleBytes + 4 * token, __float_as_uint(scale));
+          store_shared(to + row * 128 + ((lane / 4) ^ (row % 8)) * 16 + lane % 4 * 4, codes);
+          if (lane == 0) store_shared(s.scales + slot * kScaleBytes + 4 * row, __float_as_uint(scale));
         }
       }
       if (lane == 0) said.factor[slot] = factor;
@@ -133,6 +134,7 @@ __device__ __forceinline__ void bring_tokens(const FewParams& p, const FewWeight
     }
     // Whoever's step has been announced goes ahead. A lane looks at its barrier only when those of the round
     // before have passed it, else it might take that round's phase for its own.
+    const u32 rows = GEMM == 1 ? p.tokens : rows_of(plan.tiles[piece.tile]);
     u32 waiting = piece.steps == 32 ? 0xffffffffu : (1u << piece.steps) - 1u;
     while (waiting != 0) {
       const u32 mine = at + lane;
@@ -142,10 +144,11 @@ __device__ __forceinline__ void bring_tokens(const FewParams& p, const FewWeight
         const u32 slot = mine % STAGES;
         const u64 block = (u64)piece.tile * per_tile + piece.first + lane;
         said.factor[slot] = factor;
-        barrier_expect(s.tokens + 8 * slot, kTokenBytes + kScaleBytes);
-        bulk_copy(s.tiles + slot * kStage + kTile, in.codes + block * kTokenBytes, kTokenBytes,
+        const u32 scale_bytes = (rows + 3) / 4 * 16;
+        barrier_expect(s.tokens + 8 * slot, rows * 128 + scale_bytes);
+        bulk_copy(s.tiles + slot * kStage + kTile, in.codes + block * kTokenBytes, rows * 128,
                   s.tokens + 8 * slot);
-        bulk_copy(s.scales + slot * kScaleBytes, in.scales + block * WIDTH, kScaleBytes, s.tokens + 8 * slot);
+        bulk_copy(s.scales + slot * kScaleBytes, in.scales + block * WIDTH, scale_bytes, s.tokens + 8 * slot);
       }
       waiting &= ~__ballot_sync(0xffffffffu, go);
     }

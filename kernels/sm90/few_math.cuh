@@ -119,7 +119,8 @@ __device__ __forceinline__ void multiply(const FewParams& p, bool second_gemm, c
       odd.finish(s, at + k, sum);
     }
     at += piece.steps;
-    const FewTile tile = plan.tiles[piece.tile];
+    FewTile tile = plan.tiles[piece.tile];
+    if (second_gemm) tile.tokens = (u16)((1u << rows_of(tile)) - 1u);  // its rows one after the other
     const u32 columns = second_gemm ? p.hidden : 2 * p.intermediate;
     float* const out =
         (second_gemm ? p.out2 : p.out1) + (u64)(piece.first / pieces.length) * p.slots * columns;

@@ -96,7 +96,6 @@ struct FewPlan {
   FewTile tiles[kFewSlots];
   u16 row[kFewSlots];          // slot -> row, kFewNoTile: none
   u16 row_tile[kFewSlots];     // row -> tile, kFewNoTile: no such row
-  u16 row_token[kFewSlots];    // row -> token
   u32 masks[kFewSlots];        // by rows: the tile's tokens, where one begins
   u32 begins[kFewSlots / 32];  // rows where an expert begins
   u32 active;                  // tiles
@@ -123,6 +122,10 @@ __device__ __forceinline__ i32 local_expert_of(const FewParams& p, u32 slot) {
 // Row of a tile's token: experts in order, tokens in order.
 __device__ __forceinline__ u32 row_of(const FewTile& tile, u32 token) {
   return tile.first + __popc(tile.tokens & ((1u << token) - 1u));
+}
+
+__device__ __forceinline__ u32 rows_of(const FewTile& tile) {
+  return __popc(tile.tokens);
 }
 
 constexpr u32 kPlanBarrier = 2, kPlanReadyBarrier = 3;  // numbers of named barriers
@@ -177,7 +180,6 @@ __device__ __forceinline__ void make_plan(const FewParams& p, FewPlan& s, u32 sl
     const FewTile tile{(u32)expert, (u16)lower, (u16)s.masks[lower]};
     const u32 row = row_of(tile, token);
     s.row_tile[row] = (u16)(before - 1);  // slots of the same token and expert write the same
-    s.row_token[row] = (u16)token;
     s.row[slot] = (u16)row;
     if (first) s.tiles[before - 1] = tile;
   }

@@ -25,12 +25,15 @@ __device__ __forceinline__ u32 encode4(const float (&v)[4], float& scale) {
   for (u32 i = 0; i < 4; ++i) codes |= plain_code(v[i], scale) << 8 * i;
   return codes;
 }
-// A group's codes and scale into the block of WIDTH rows that a GEMM step reads, with the 128-byte swizzle.
-__device__ __forceinline__ void store_group(const FewCodes& out, u64 block, u32 row, u32 codes, float scale) {
+// A group's codes and scale into the block that a GEMM step reads, with the 128-byte swizzle. It has `rows`
+// rows; its scales are filled up to a multiple of 16 bytes, which is what is copied.
+__device__ __forceinline__ void store_group(const FewCodes& out, u64 block, u32 row, u32 rows, u32 codes,
+                                            float scale) {
   const u32 lane = threadIdx.x % 32;
   *(u32*)(out.codes + block * (WIDTH * 128) + row * 128 + ((lane / 4) ^ (row % 8)) * 16 + lane % 4 * 4) =
       codes;
-  if (lane == 0) out.scales[block * WIDTH + row] = scale;
+  const u32 last = row + 1 == rows ? row | 3 : row;
+  if (row + lane <= last) out.scales[block * WIDTH + row + lane] = scale;
 }
 
 // Columns [128 k + 4 lane, + 4) of x[token], as they lie.
@@ -76,7 +79,7 @@ __device__ __forceinline__ u32 encode_x(const FewParams& p, const RawX& raw, flo
 __device__ __forceinline__ void convert_x(const FewParams& p, u32 token, u32 k) {
   float scale;
   const u32 codes = encode_x(p, load_x(p, token, k), scale);
-  store_group(p.in1, k, token, codes, scale);
+  store_group(p.in1, k, token, p.tokens, codes, scale);
 }
 
 __device__ __forceinline__ float activate(int activation, float g, float u) {
@@ -89,10 +92,14 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 // Columns [128 k + 4 lane, + 4) of act(gate) * up of a row as codes, from GEMM 1's sums; `parts` per item.
-__device__ __forceinline__ u32 encode_h(const FewParams& p, u32 row, u32 k, u32 parts, float& scale) {
+// `there` false: nobody has written those yet; the same code with weights in their place, for no result.
+__device__ __forceinline__ u32 encode_h(const FewParams& p, u32 row, u32 k, u32 parts, bool there,
+                                        float& scale) {
   constexpr u32 kFlight = 2;
-  const u32 part = p.slots * (2 * p.intermediate);
-  u32 from = row * (2 * p.intermediate) + 128 * k + threadIdx.x % 32 * 4;
+  const float* const sums = there ? p.out1 : reinterpret_cast<const float*>(p.w13.tiles);
+  const u32 part = there ? p.slots * (2 * p.intermediate) : 0;
+  const u32 up = there ? p.intermediate : 0;
+  u32 from = (there ? row * (2 * p.intermediate) + 128 * k : 0) + threadIdx.x % 32 * 4;
   float4 g = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   float4 u = g;
 #pragma unroll 1
@@ -101,8 +108,8 @@ __device__ __forceinline__ u32 encode_h(const FewParams& p, u32 row, u32 k, u32 
 #pragma unroll
     for (u32 i = 0; i < kFlight; ++i, from += part) {
       if (i0 + i >= parts) continue;
-      a[i] = load_floats(p.out1 + from);
-      b[i] = load_floats(p.out1 + from + p.intermediate);
+      a[i] = load_floats(sums + from);
+      b[i] = load_floats(sums + from + up);
     }
 #pragma unroll
     for (u32 i = 0; i < kFlight; ++i) {
@@ -115,14 +122,16 @@ __device__ __forceinline__ u32 encode_h(const FewParams& p, u32 row, u32 k, u32 
                       activate(p.activation, g.z, u.z), activate(p.activation, g.w, u.w)};
   return encode4(h, scale);
 }
-// `store` false: all but the result, which brings the code and the sums' pages in.
+// `store` false: all but the result, before there are sums, which brings the code in.
 __device__ __forceinline__ void convert_h(const FewParams& p, const FewPlan& plan, u32 row, u32 k, u32 parts,
                                           bool store) {
-  float scale;
-  const u32 codes = encode_h(p, row, k, parts, scale);
   const u32 number = plan.row_tile[row];
-  if (store && number != kFewNoTile)
-    store_group(p.in2, (u64)number * p.w2.steps + k, plan.row_token[row], codes, scale);
+  if (number == kFewNoTile) return;  // no sums either
+  float scale;
+  const u32 codes = encode_h(p, row, k, parts, store, scale);
+  if (!store) return;
+  const FewTile tile = plan.tiles[number];
+  store_group(p.in2, (u64)number * p.w2.steps + k, row - tile.first, rows_of(tile), codes, scale);
 }
 
 // ---------------------------------------------------------------- y
@@ -160,7 +169,7 @@ __device__ __forceinline__ void combine(const FewParams& p, const FewPlan& plan,
                                         u32 parts, bool store) {
   const u32 lane = threadIdx.x % 32;
   const u32 column = strip * kStrip + lane / kSlotLanes * 4;
-  const u32 part = p.slots * p.hidden;
+  const u32 part = store ? p.slots * p.hidden : 0;
   float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   bool some = false;
 #pragma unroll 1
@@ -169,7 +178,8 @@ __device__ __forceinline__ void combine(const FewParams& p, const FewPlan& plan,
     if (row == kFewNoTile) continue;
     const float weight =
         __uint_as_float(load_u32(p.weights + (i64)token * p.weights_token + (i64)j * p.weights_slot));
-    const float* const from = p.out2 + (row * p.hidden + column);
+    const float* const from =
+        store ? p.out2 + (row * p.hidden + column) : reinterpret_cast<const float*>(p.w2.tiles) + lane * 4;
     float4 a[kFewParts];
 #pragma unroll
     for (u32 i = 0; i < kFewParts; ++i)
