@@ -1,28 +1,27 @@
 #!/usr/bin/env python3
-"""The page of results from what bench/results.sh measured: bench/results.py DIR > PAGE.md.
+"""The page of results from what bench/results.sh measured: bench/results.py DIR > PAGE.md, which also draws
+DIR/img/results_replay.svg. bench/results.py --join DIR puts together what was judged in several calls.
 
-Reads the JSON files of DIR, measures nothing. A part whose file is missing is named as missing."""
+Reads the JSON files of DIR, measures nothing. A part whose file is missing is named as missing. What is about choosing
+is in results_regret.py."""
 import glob
 import json
 import math
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import results_regret as choice  # noqa: E402
+from results_regret import bold, geometric_mean, load, short  # noqa: E402
+
 MODELS = [("olmoe", "OLMoE"), ("qwen3-30b", "Qwen3-30B"), ("mixtral-8x7b", "Mixtral-8x7B"), ("dsv3", "DSv3"),
           ("64,4,3584,2560", "64/4/3584/2560")]
-ROUTINGS = [("uniform", "z0"), ("zipf:1.2", "z1.2"), ("zipf:2", "z2")]
+FOUR = [key for key, _ in MODELS[:4]]
 LEAST = 0.98  # below it a row is lost: the goal says no point may be
 GOALS = {"fp8_block": [(1, 8, 1.27), (32, 128, 1.16), (512, 512, 1.35), (2048, 8192, 1.30), (1, 8192, 1.25)],
          "bf16": [(1, 8192, 1.15)]}
-POLICIES = ["ramp4", "static_uniform", "static_skewed", "single_best", "oracle"]
-
-
-def load(directory, name):
-    path = os.path.join(directory, name + ".json")
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+POINTS = {"fp8_block": 56, "bf16": 39}
+PEERS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "peers_h200.json")
 
 
 def number(value):
@@ -31,24 +30,8 @@ def number(value):
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def bold(text, losing):
-    return f"**{text}**" if losing else text
-
-
-def short(config):
-    """m32_n128_k128_s5_t320 -> m32 n128 s5; whatever else a name has stays."""
-    return " ".join(part for part in config.split("_") if not part.startswith(("k1", "k6", "t")))
-
-
-def name_of(row):
-    for key, name in MODELS:
-        if row["model"] == key:
-            return name
-    return row["model"]
-
-
-def geometric_mean(values):
-    return math.exp(sum(math.log(v) for v in values) / len(values)) if values else None
+def title(model):
+    return dict(MODELS).get(model, model)
 
 
 def key_of(row):
@@ -66,7 +49,7 @@ def points_table(rows, fitted):
         losing = ratio is not None and ratio < LEAST
         peer = "–" if row["peer_us"] is None else number(row["peer_us"]) + (row["peer"] or "")
         floor = row["floor_us"]
-        cells = [name_of(row), str(row["tokens"]), row["routing"], number(row["us"]),
+        cells = [title(row["model"]), str(row["tokens"]), row["routing"], number(row["us"]),
                  f"{number(row['p10_us'])}–{number(row['p90_us'])}", number(floor),
                  "–" if not floor else f"{row['us'] / floor:.2f}", peer, "–" if ratio is None else f"{ratio:.2f}",
                  short(row["config"])]
@@ -79,14 +62,16 @@ def points_table(rows, fitted):
 
 def goals_table(rows, fmt):
     compared = [r for r in rows if r["ratio"] is not None]
-    lines = ["| T | points | speed-up, geometric mean | goal |", "|---|---|---|---|"]
+    lines = ["| T | points | speed-up, geometric mean | fastest tenth of the replays | goal | |", "|---|---|---|---|---|---|"]
     for low, high, goal in GOALS[fmt]:
-        mean = geometric_mean([r["ratio"] for r in compared if low <= r["tokens"] <= high])
-        if mean is None:
+        band = [r for r in compared if low <= r["tokens"] <= high]
+        reached = geometric_mean([r["ratio"] for r in band])
+        if reached is None:
             continue
-        count = sum(low <= r["tokens"] <= high for r in compared)
+        cool = geometric_mean([r["ratio"] * r["us"] / r["p10_us"] for r in band])
         text = str(low) if low == high else f"{low} to {high}"
-        lines.append(f"| {text} | {count} | {bold(f'{mean:.3f}', mean < goal)} | {goal:.2f} |")
+        lines.append(f"| {text} | {len(band)} | {bold(f'{reached:.3f}', reached < goal)} | {cool:.3f} | {goal:.2f} | "
+                     f"{'missed' if reached < goal else 'met'} |")
     lost = [r for r in compared if r["ratio"] < LEAST]
     lines.append("")
     lines.append(f"{len(lost)} of {len(compared)} points below {LEAST}." if lost else f"No point below {LEAST}.")
@@ -102,6 +87,40 @@ def load_all(directory, pattern):
     return rows
 
 
+BANDS = [(1, 8), (32, 128), (512, 512), (2048, 2048), (8192, 8192), (2048, 8192), (1, 8192)]
+
+
+def in_short(directory):
+    """Geometric means by bands of T, each over its goal where there is one."""
+    lines = ["| speed-up, geometric mean | T ≤ 8 | 32 and 128 | 512 | 2048 | 8192 | from 2048 on | all | points below 0.98 |",
+             "|" + "---|" * 9]
+    for fmt, name in (("fp8_block", "fp8"), ("bf16", "bf16")):
+        for who, pattern in (("by rules", "rule"), ("by fits", "fit")):
+            rows = [r for r in load_all(directory, f"{pattern}_{name}_*") if r["ratio"] is not None
+                    and (pattern == "rule" or r["fit"] is not None)]
+            if not rows:
+                continue
+            goals = {(low, high): goal for low, high, goal in GOALS[fmt]}
+            cells = [f"{fmt}, {who}, {len(rows)} of {POINTS[fmt]} points"]
+            for band in BANDS:
+                reached = geometric_mean([r["ratio"] for r in rows if band[0] <= r["tokens"] <= band[1]])
+                cells.append("–" if reached is None else bold(f"{reached:.3f}", reached < goals.get(band, 0))
+                             + (f" ({goals[band]:.2f})" if band in goals else ""))
+            lost = [f"{title(r['model'])} {r['tokens']} {r['routing']} {r['ratio']:.2f}" for r in rows if r["ratio"] < LEAST]
+            lines.append("| " + " | ".join(cells + [bold(", ".join(lost), True) if lost else "none"]) + " |")
+    if len(lines) == 2:
+        return []
+    return ["## In short\n", "Against the best open kernel at each point; in brackets the goal, bold where it is missed. By rules: what runs without a "
+            "fit. By fits: of the same run.\n", "\n".join(lines) + "\n"]
+
+
+NOT_MEASURED = ("* Widths per expert switched off: see *Against the strongest static policies*.\n"
+                "* A second draw of each unseen point.\n"
+                "* The selector's own time inside a graph. A routed call without a fit, or with one of model wave, is captured with one kernel and decides nothing on "
+                "the device; sets of several candidates, which a fit of model step may ask for, are not timed beside a fixed plan here.\n"
+                "* GPUs other than the one named above; formats other than fp8_block and bf16, for which no open pipelines were measured.\n")
+
+
 def kernels(directory):
     parts = []
     for fmt, name in (("fp8_block", "fp8"), ("bf16", "bf16")):
@@ -110,75 +129,113 @@ def kernels(directory):
         if not rows:
             parts.append("Not measured in this run.\n")
             continue
-        missing = [title for key, title in MODELS if key not in {r["model"] for r in rows}
-                   and not (fmt == "bf16" and key == "dsv3") and not (fmt == "fp8_block" and "/" in title)]
-        parts.append(f"{rows[0]['device']}, CUDA graphs of 5, 5, 3, 2 layers with distinct weights and routing, median of "
-                     "the replays. Losing rows in bold."
-                     + (f" Not measured in this run: {', '.join(missing)}." if missing else "") + "\n")
+        missing = [name_ for key, name_ in MODELS if key not in {r["model"] for r in rows}
+                   and not (fmt == "bf16" and key == "dsv3") and not (fmt == "fp8_block" and "/" in name_)]
+        parts.append(f"{len(rows)} of {POINTS[fmt]} points."
+                     + (f" Not measured in this run: {', '.join(missing)}." if missing else "")
+                     + " Config chosen by the rules that hold without a fit. Losing rows in bold.\n")
         fitted = {key_of(r): r for r in load_all(directory, f"fit_{name}_*") if r["fit"] is not None}
-        parts.append(points_table(rows, fitted) + "\n")
         parts.append(goals_table(rows, fmt) + "\n")
+        parts.append(points_table(rows, fitted) + "\n")
         both = [r for r in rows if key_of(r) in fitted]
         if both:
             gains = [r["us"] / fitted[key_of(r)]["us"] for r in both]
             parts.append("Chosen by the rules above (without a fit), and by the fits that the same run made: these are "
                          f"{geometric_mean(gains):.3f} times as fast (geometric mean; {min(gains):.3f} to {max(gains):.3f}).\n")
             parts.append("With them:\n\n" + goals_table([fitted[key_of(r)] for r in both], fmt) + "\n")
+        elif fmt == "fp8_block":
+            parts.append("The same points chosen by fits: not measured in this run.\n")
     return parts
 
 
-def percent(stats):
-    return "–" if stats is None else f"{100 * stats['mean_regret']:.2f} / {100 * stats['max_regret']:.1f}"
+def fast(directory):
+    parts = ["### Fast mode: rows added up in memory\n"]
+    rows = load(directory, "fast_sum") or []
+    sums = {key_of(r): r for r in rows if r["config_requested"].endswith("_sum")}
+    pairs = [(r, sums[key_of(r)]) for r in rows if not r["config_requested"].endswith("_sum") and key_of(r) in sums]
+    if not pairs:
+        return parts + ["Not measured in this run.\n"]
+    lines = ["| model | T | routing | rows us | sums us | rows / sums |", "|---|---|---|---|---|---|"]
+    gains = [off["us"] / on["us"] for off, on in pairs]
+    for (off, on), gain in zip(pairs, gains):
+        lines.append(f"| {title(off['model'])} | {off['tokens']} | {off['routing']} | {number(off['us'])} | {number(on['us'])} | "
+                     f"{bold(f'{gain:.3f}', gain < LEAST)} |")
+    parts.append("The prefill kernel storing rows for combine, and the same config adding them up (`_sum`), both in fast mode. Sums are "
+                 f"slower at {sum(g < 1 for g in gains)} of {len(gains)} points, geometric mean {geometric_mean(gains):.3f}.\n\n"
+                 + "\n".join(lines) + "\n")
+    return parts
 
 
 def regret(directory):
-    judged, tables = {}, {}
-    for path in sorted(glob.glob(os.path.join(directory, "regret_*.json"))):
-        for case in load(directory, os.path.basename(path)[:-5]):
-            judged[case["model"]] = case
-    for path in sorted(glob.glob(os.path.join(directory, "evaluate_*.json"))):
-        document = load(directory, os.path.basename(path)[:-5])
-        cost_model = document["overall"]["cost_model"]
-        for model, stats in document["models"].items():
-            tables.setdefault(model, {})[cost_model] = stats
-    parts = ["## Regret of the choice\n"]
-    if not judged:
+    parts = ["## Choosing\n"]
+    judged = choice.read_judged(directory, FOUR, ("few", "many"))
+    physical = choice.read_sets(directory, "physical", FOUR, judged)
+    half = choice.read_sets(directory, "beta", FOUR, choice.read_judged(directory, FOUR, ("beta",)))
+    profiles = {c["model"]: c for m in glob.glob(os.path.join(directory, "profile_*.json"))
+                for c in load(directory, os.path.basename(m)[:-5])}
+    if not physical and not half:
         return parts + ["Not measured in this run.\n"]
-    parts.append("Time of the chosen config over the best one's, minus 1, at points that no fit has seen: T = 3, 12, 48, 96, "
-                 "200, 700, 1500, 3000, 6000, each with zipf 0.4, 0.9 and 1.6. Every config of the space is timed, those "
-                 "that were hopeless next door left out (they count as 1.5 times the best). Mean and largest, %; 'profile' is everything from an empty cache for the first model "
-                 "(kernels, weights, timing, fit), without kernels for the others. wave and step: the fits of those cost "
-                 "models behind the measured guard.\n")
-    lines = ["| model | configs | profile, s | wave | step | " + " | ".join(POLICIES) + " | noise floor |",
-             "|" + "---|" * (len(POLICIES) + 6)]
-    for model, name in MODELS:
-        case = judged.get(model)
-        if case is None:
-            continue
-        wave = tables.get(model, {}).get("wave")
-        policies = (wave or {}).get("policies", {})
-        own = wave["dispatcher"] if wave else case["judged"]
-        cells = [name, str(case["configs"]), f"{case['seconds']:.0f}",
-                 bold(percent(own), own["mean_regret"] > 0.01 or own["max_regret"] > 0.08)]
-        step = tables.get(model, {}).get("step")
-        cells.append(percent(step["dispatcher"] if step else None))
-        cells += [percent(policies.get(p)) for p in POLICIES]
-        cells.append(f"{100 * case['judged']['noise_floor']:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    parts.append("\n".join(lines) + "\n")
-    lines = ["| model | against the single best config | against what runs without a fit | worst point | its regret, % |",
-             "|---|---|---|---|---|"]
-    for model, name in MODELS:
-        case = judged.get(model)
-        if case is None or not case["judged"]["points"]:
-            continue
-        j = case["judged"]
-        worst = max(j["points"], key=lambda p: p["regret"])
-        lines.append(f"| {name} | {j['speedup_over_single_best']:.3f} ({short(j['single_best'])}) | "
-                     f"{bold(format(j['speedup_over_default'], '.3f'), j['speedup_over_default'] < 1)} | "
-                     f"{worst['point']}: {short(worst['config'])}, best {short(worst['best'])} | "
-                     f"{100 * worst['regret']:.1f} |")
-    parts.append("Speed-up of the choice, geometric means over those points:\n\n" + "\n".join(lines) + "\n")
+    missing = [title(m) for m in FOUR if m not in {s.model for s in physical}]
+    parts.append("Regret: time of the chosen config over the best one's, minus 1, at points that no fit has seen. Every config of the "
+                 "space is timed; those that were hopeless at the point or next door are left out (they count as 1.5 times the best). "
+                 "Cells: mean / largest, %. live: what a context with the run's fit does by itself, its decision included, timed beside the "
+                 "configs (bars 2% and 8%). wave and step: those cost models behind the measured guard, from this step's histogram; "
+                 "'by T alone': what a routed call is captured with by a wave fit, whatever the histogram, which is why it costs a "
+                 "replay nothing. ramp4: the published model. static_uniform and static_skewed: the best config at the nearest "
+                 "profiled token count, tuned at uniform and at zipf 1.2 routing. single_best: one config for everything. 'profile': all from nothing (kernels where "
+                 "the cache was empty, which is the first model; weights, timing, fit); bar 120 s. Bold: above 1% or 8%.\n")
+    parts.append("### At routing that occurs\n\nT = 3, 12, 48, 96, 200, 700, 1500, 3000, 6000, each with zipf 0.4, 0.9 and 1.6, one draw."
+                 + (f" Not measured in this run: {', '.join(missing)}." if missing else "") + "\n")
+    if physical:
+        parts.append(choice.regret_table(physical, title, profiles))
+        parts.append("The worst points (wave; no noise given: the best config was timed once there):\n\n" + choice.worst_table(physical, title))
+    if judged:
+        parts.append("Speed-up of the fit that the run made, geometric means over the same points:\n\n"
+                     + choice.default_table(judged, title))
+    parts.append("### At normalised entropy 0.5, for comparison with the published method\n")
+    if half:
+        parts.append("Entropy of the histogram over ln E about 0.5: what one token with 8 of 64 experts gives. In a batch that is nearly all tokens "
+                     "choosing the same k experts (`single`, `ddist:x`), at T = 96, 700 and 3000. Published there: 0.93% mean and 10.2% "
+                     "largest regret, 1.22 times static dispatch (on the paper's kernels and models).\n")
+        parts.append(choice.regret_table(half, title, {}))
+        parts.append(choice.static_table(half, title))
+    else:
+        parts.append("Not measured in this run.\n")
+    return parts + statics(physical) + replay(directory, physical)
+
+
+def statics(physical):
+    parts = ["### Against the strongest static policies\n"]
+    if not physical:
+        return parts + ["Not measured in this run.\n"]
+    parts.append("Gain: the static choice's time over ours, geometric mean over the points above. Slower: than the faster of both static choices "
+                 "at that point (which no static policy knows), by more than 2% and the noise floor (the first half of the samples' "
+                 f"best on the second half). Over all points: {choice.overall(physical)}.\n")
+    parts.append(choice.static_table(physical, title))
+    parts.append("**Widths per expert, switched off: not measured.** All figures here are with them on, for our choice and for the static ones "
+                 "alike, so their part is in no gain above: a tile of the stream kernel takes the width that its expert's rows ask "
+                 "for, in steps of 8, whatever config runs. No config has them off: `STEP` of kernels/sm90/stream.cu is 8. It would take a program "
+                 "with STEP = WIDTH: its switch over widths with one case, GEMM 1's gather and GEMM 2's packed copy padded to whole tiles, "
+                 "and h laid out in tiles of WIDTH rows, which the workspace is not sized for.\n")
+    return parts
+
+
+def replay(directory, physical):
+    parts = ["### Graphs replayed with other routing\n"]
+    table = choice.replay_table(physical, title)
+    if table.count("\n") <= 2:
+        return parts + ["Not measured in this run.\n"]
+    parts.append("What a graph loses whose config was chosen for other routing than it is replayed with: time over the best config at the replay's "
+                 "point, minus 1, mean / largest over T, %. The choice that ships for routed calls does not know the capture's "
+                 "routing (last column), so that it has no wrong one. Results are the same bits in either case (`gpu_block_test` replays "
+                 "graphs with other routing).\n")
+    parts.append(table)
+    figure = choice.replay_figure(physical, title)
+    if figure:
+        os.makedirs(os.path.join(directory, "img"), exist_ok=True)
+        with open(os.path.join(directory, "img", "results_replay.svg"), "w", encoding="utf-8") as file:
+            file.write(figure)
+        parts.append("![replays](img/results_replay.svg)\n")
     return parts
 
 
@@ -248,19 +305,59 @@ def regions(directory):
                 continue
             tiles = row["active"] * max(1, math.ceil(tokens * row["top_k"] / row["active"] / 64))
             add(name, "wide tile", tokens, tiles * lam / 132 > 1, us(row), us(w.get((name, tokens, slices[1]))))
+    rows = lines[2:]
     parts.append("\n".join(lines) + "\n")
+    parts.append(f"The prediction held in {sum(r.endswith('| held |') for r in rows)} of {len(rows)} rows. Split-K at prefill is not in the table: the "
+                 "kernel that cuts depth takes 16 tokens at most.\n")
     return parts
 
 
+def machine(directory, rows):
+    """What the run was on, from the metadata of a profile that it wrote."""
+    device = rows[0]["device"] if rows else None
+    for path in sorted(glob.glob(os.path.join(directory, "fits", "*.profile.json"))):
+        with open(path, encoding="utf-8") as file:
+            m = json.load(file)["metadata"]
+        return (f"{m['device']}, driver {m['driver']}, CUDA ({m['cuda']}), SM clock up to {m['sm_clock_mhz']:.0f} MHz, "
+                f"{m['date_utc'][:10]}, ramp {m['library_version']}.")
+    return f"{device}." if device else None
+
+
+def protocol(rows):
+    with open(PEERS, encoding="utf-8") as file:
+        pipelines = json.load(file)["pipelines"]
+    letters = ", ".join(f"{k} = {v}" for k, v in pipelines.items() if k)
+    layers = {title(r["model"]): r["layers"] for r in rows}
+    spread = [r["p90_us"] / r["p10_us"] - 1 for r in rows if r["tokens"] >= 2048]
+    clock = ("" if not spread else f"**From T = 2048 on (Mixtral from 512) the clock follows the power limit**: p90 lies {100 * choice.mean(spread):.0f}% "
+             f"above p10 on average and {100 * max(spread):.0f}% at most there, and runs differ by as much; 'fastest tenth' takes each "
+             "row's p10 for its time.")
+    return ("The whole block, from (x, ids, router weights) to y, repeatable mode: one CUDA graph of L layers with distinct weights and routing "
+            f"({', '.join(f'{m} {n}' for m, n in layers.items())}), median of 20 replays / L in µs, p10 and p90 beside it "
+            "([bench/README.md](../bench/README.md)). Floor: the active experts' weight bytes at the measured read bandwidth, or the floating-point work "
+            "at the measured ceiling of the format, whichever is longer. Best open kernel: the best of the open pipelines at that point, measured on an "
+            f"H200 with the same protocol ({letters}; without a letter, bf16: {pipelines['']}). {clock}".rstrip() + "\n")
+
+
 def main():
-    if len(sys.argv) != 2 or not os.path.isdir(sys.argv[1]):
-        sys.exit("results: got no directory, expected the one that bench/results.sh wrote; bench/results.py DIR")
-    directory = sys.argv[1]
+    arguments = sys.argv[1:]
+    joining = arguments[:1] == ["--join"]
+    directory = arguments[-1] if len(arguments) == 1 + joining else ""
+    if not os.path.isdir(directory):
+        sys.exit("results: got no directory, expected the one that bench/results.sh wrote; bench/results.py [--join] DIR")
+    if joining:
+        choice.join(directory)
+        return
+    rows = load_all(directory, "rule_*")
     parts = ["# Results on the GPU\n",
-             "Made by `bench/results.sh` (one call measures everything; `bench/results.py DIR` makes this page from its "
-             "files). Times are medians of the whole block, from (x, ids, router weights) to y, in µs per layer; how they "
-             "are taken is in [bench/README.md](../bench/README.md).\n"]
-    parts += kernels(directory) + regret(directory) + regions(directory)
+             "Made by `bench/results.sh` in one call (`bench/results.sh --offline DIR` makes this page again from its files); nothing in it is "
+             "written by hand.\n"]
+    environment = machine(directory, rows)
+    if environment:
+        parts.append(environment + "\n")
+    parts.append(protocol(rows))
+    parts += in_short(directory) + kernels(directory) + fast(directory) + regret(directory) + regions(directory)
+    parts += ["## Not measured at all\n", NOT_MEASURED]
     sys.stdout.write("\n".join(parts))
 
 

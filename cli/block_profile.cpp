@@ -104,7 +104,6 @@ double BlockTimer::now_us() const {
 }
 
 std::vector<Tick> BlockTimer::run(std::span<const core::Profiler::Task> tasks,
-                                  std::span<const core::Profiler::Task> /*next*/,
                                   std::span<const int32_t> numbers) {
   std::vector<Tick> ticks;
   ticks.reserve(tasks.size());

@@ -33,7 +33,6 @@ class BlockTimer final : public TickSource {
              ramp_format format, ramp_determinism determinism, uint64_t seed);
   void prepare(const TimedPoint& point) override;
   std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
-                        std::span<const core::Profiler::Task> next,
                         std::span<const int32_t> numbers) override;
   // Ticks are CPU time of the process over this many workers from now on, not wall time: blind to workers
   // that wait for one another, but also to other programs that take the cores away.

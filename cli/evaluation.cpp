@@ -12,11 +12,15 @@
 #include "base/error.hpp"
 #include "cli/options.hpp"
 #include "dispatch/dispatcher.hpp"
+#include "routing/workload.hpp"
 
 namespace ramp::cli {
 namespace {
 
-constexpr const char* kPolicyOrder[] = {"ramp4", "static_uniform", "static_skewed", "single_best", "oracle"};
+constexpr const char* kPolicyOrder[] = {"by_tokens",     "ramp4",       "static_uniform",
+                                        "static_skewed", "single_best", "oracle"};
+// Routings over which "by_tokens" expects: those of a capture on the GPU (src/backend/cuda/step_choice.cpp).
+constexpr double kExponents[] = {0, 0.4, 0.8, 1.2, 1.6};
 constexpr size_t kNotInData = std::numeric_limits<size_t>::max();
 
 // Index in the data of each config of the fit.
@@ -55,6 +59,61 @@ core::RegretStats regret_of(const core::Dataset& d, const std::vector<size_t>& p
   const std::span<std::byte> bytes(scratch.as<std::byte>(), p.scratch_bytes());
   return core::regret(
       d, points, [&](size_t point) { return in_data(match, p.choose(d.points[point].histogram, bytes), p); });
+}
+
+// The config of least expected loss at this many tokens, whatever the step's histogram: what a routed call on
+// a GPU is captured with where the fit leaves one candidate.
+size_t choose_by_tokens(const core::Predictor& p, int64_t tokens) {
+  const core::AlignedBuffer scratch(p.scratch_bytes());
+  std::vector<float> us(p.configs().size());
+  std::vector<double> loss(us.size(), 0);
+  for (const double exponent : kExponents) {
+    const core::ModelShape& m = p.model();
+    const core::Routing r =
+        core::make_routing({core::WorkloadKind::kZipf, exponent, {}}, m.experts, m.top_k, tokens, 0);
+    std::vector<int32_t> histogram(static_cast<size_t>(m.experts), 0);
+    for (const int32_t id : r.ids) ++histogram[static_cast<size_t>(id)];
+    p.predict(histogram, us, {scratch.as<std::byte>(), p.scratch_bytes()});
+    float best = std::numeric_limits<float>::infinity();
+    for (const float v : us)
+      if (v < best) best = v;  // not by min: a config that was never timed has no prediction
+    for (size_t c = 0; c < us.size(); ++c) loss[c] += us[c] / std::max(best, 1e-3F);
+  }
+  size_t chosen = 0;
+  for (size_t c = 0; c < loss.size(); ++c)
+    if (loss[c] < loss[chosen] || std::isnan(loss[chosen])) chosen = c;
+  return chosen;
+}
+
+size_t fastest_at(const core::Dataset& d, size_t point, bool repeat) {
+  size_t best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (size_t c = 0; c < d.configs.size(); ++c) {
+    const double us = repeat ? d.repeat(point, c) : d.time(point, c);
+    if (us >= least || std::isnan(us)) continue;
+    least = us;
+    best = c;
+  }
+  return best;
+}
+
+std::vector<EvaluatedPoint> points_of(const core::Dataset& d, const std::vector<size_t>& test,
+                                      const std::map<std::string, core::Chooser>& choosers) {
+  std::vector<EvaluatedPoint> points;
+  for (const size_t p : test) {
+    EvaluatedPoint& e = points.emplace_back();
+    const size_t best = fastest_at(d, p, false);
+    e.point = p;
+    e.best = d.configs.names[best];
+    e.best_us = d.time(p, best);
+    e.noise = std::numeric_limits<double>::quiet_NaN();
+    if (d.has_repeat) e.noise = d.repeat(p, best) / d.repeat(p, fastest_at(d, p, true)) - 1;
+    for (const auto& [name, choose] : choosers) {
+      const size_t c = choose(p);
+      e.choices[name] = {d.configs.names[c], d.time(p, c)};
+    }
+  }
+  return points;
 }
 
 // Mean absolute relative error over test points and measured configs.
@@ -118,6 +177,20 @@ double mean_mape(const std::vector<ModelEvaluation>& models) {
     ++n;
   }
   return n == 0 ? 0 : sum / static_cast<double>(n);
+}
+
+Json point_json(const core::Dataset& d, const EvaluatedPoint& e) {
+  const core::WorkPoint& p = d.points[e.point];
+  Json j = {{"point", p.name},
+            {"tokens", p.tokens},
+            {"normalised_entropy", core::describe(p.histogram).normalised_entropy},
+            {"best", e.best},
+            {"best_us", e.best_us},
+            {"noise", std::isfinite(e.noise) ? Json(e.noise) : Json(nullptr)},
+            {"choices", Json::object()}};
+  for (const auto& [name, choice] : e.choices)
+    j["choices"][name] = {{"config", choice.config}, {"us", choice.us}};
+  return j;
 }
 
 }  // namespace
@@ -193,28 +266,47 @@ std::vector<ModelEvaluation> evaluate(const core::Dataset& d, const core::Fit& f
     e.regret = regret_of(d, test, p);
     const std::vector<size_t> match = match_configs(d, p);
     const core::Dispatcher dispatcher(fitted);
-    e.dispatched = core::regret(d, test, [&](size_t point) {
+    std::map<std::string, core::Chooser> choosers;
+    choosers["dispatcher"] = [&](size_t point) {
       return in_data(match, dispatcher.choose(d.points[point].histogram), p);
-    });
-    e.mape = mape_of(d, test, p);
-    e.noise = core::noise_floor(d, test);
-    e.policies["oracle"] = core::regret(d, test, core::make_policy(d, model, core::Policy::kOracle));
+    };
+    std::map<int64_t, size_t> by_tokens;
+    for (const size_t point : test) {
+      const int64_t tokens = d.points[point].tokens;
+      if (!by_tokens.contains(tokens)) by_tokens[tokens] = choose_by_tokens(p, tokens);
+    }
+    choosers["by_tokens"] = [&](size_t point) {
+      return in_data(match, by_tokens.at(d.points[point].tokens), p);
+    };
+    choosers["oracle"] = core::make_policy(d, model, core::Policy::kOracle);
+    std::unique_ptr<core::Predictor> ramp4;
     if (!train.empty()) {
       for (const core::Policy policy :
-           {core::Policy::kStaticUniform, core::Policy::kStaticSkewed, core::Policy::kSingleBest}) {
-        e.policies[core::policy_name(policy)] = core::regret(d, test, core::make_policy(d, model, policy));
-      }
+           {core::Policy::kStaticUniform, core::Policy::kStaticSkewed, core::Policy::kSingleBest})
+        choosers[core::policy_name(policy)] = core::make_policy(d, model, policy);
       core::FitReport report;
-      e.policies["ramp4"] =
-          regret_of(d, test, *core::find_cost_model("ramp4").fit(d, model, train, hw, report));
+      ramp4 = core::find_cost_model("ramp4").fit(d, model, train, hw, report);
+      const std::vector<size_t> same = match_configs(d, *ramp4);
+      choosers["ramp4"] = [&d, same, &ramp4](size_t point) {
+        const core::AlignedBuffer scratch(ramp4->scratch_bytes());
+        return in_data(
+            same, ramp4->choose(d.points[point].histogram, {scratch.as<std::byte>(), ramp4->scratch_bytes()}),
+            *ramp4);
+      };
     }
+    e.dispatched = core::regret(d, test, choosers["dispatcher"]);
+    for (const auto& [name, choose] : choosers)
+      if (name != "dispatcher") e.policies[name] = core::regret(d, test, choose);
+    e.mape = mape_of(d, test, p);
+    e.noise = core::noise_floor(d, test);
+    e.points = points_of(d, test, choosers);
     out.push_back(std::move(e));
   }
   return out;
 }
 
-Json evaluation_json(const std::vector<ModelEvaluation>& models, const std::string& cost_model,
-                     const std::string& data) {
+Json evaluation_json(const core::Dataset& d, const std::vector<ModelEvaluation>& models,
+                     const std::string& cost_model, const std::string& data) {
   const Mean overall = over_models(models, [](const ModelEvaluation& e) { return &e.regret; });
   const Mean guarded = over_models(models, [](const ModelEvaluation& e) { return &e.dispatched; });
   const Mean noise = over_models(models, [](const ModelEvaluation& e) { return &e.noise; });
@@ -257,6 +349,8 @@ Json evaluation_json(const std::vector<ModelEvaluation>& models, const std::stri
         policies[policy] = {{"mean_regret", s->mean}, {"p95_regret", s->p95}, {"max_regret", s->max}};
       }
     }
+    Json& points = m["points"] = Json::array();
+    for (const EvaluatedPoint& at : e.points) points.push_back(point_json(d, at));
   }
   Json& policies = j["policies"] = Json::object();
   for (const char* policy : kPolicyOrder) {

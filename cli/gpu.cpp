@@ -199,7 +199,7 @@ std::vector<double> Graph::time(int64_t replays) {
 
 struct GraphRounds::State {
   std::shared_ptr<const Gpu> gpu;
-  CUstream stream = nullptr, capturing = nullptr;  // what is being timed stays out of captures' way
+  CUstream stream = nullptr;
   std::map<size_t, CUgraphExec> graphs;
   std::vector<CUevent> events;
 
@@ -214,8 +214,7 @@ struct GraphRounds::State {
       if (stream != nullptr) d.cuStreamSynchronize(stream);
       clear();
       for (CUevent e : events) d.cuEventDestroy(e);
-      for (CUstream s : {stream, capturing})
-        if (s != nullptr) d.cuStreamDestroy(s);
+      if (stream != nullptr) d.cuStreamDestroy(stream);
     } catch (const std::exception&) {
       // The driver has shut down, and all of it with the driver.
     }
@@ -226,7 +225,6 @@ GraphRounds::GraphRounds(ramp_context* context) : state_(std::make_unique<State>
   state_->gpu = gpu_of(core::context_of(context));
   const ScopedContext scope(*state_->gpu);
   RAMP_CU(cuStreamCreate, &state_->stream, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
-  RAMP_CU(cuStreamCreate, &state_->capturing, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
 }
 
 GraphRounds::~GraphRounds() = default;
@@ -242,7 +240,7 @@ void GraphRounds::capture(size_t key, const std::function<void(void*)>& enqueue,
     enqueue(s.stream);
     RAMP_CU(cuStreamSynchronize, s.stream);
   }
-  CUgraphExec const exec = captured(s.capturing, enqueue);
+  CUgraphExec const exec = captured(s.stream, enqueue);
   const auto [at, fresh] = s.graphs.try_emplace(key, exec);
   if (fresh) return;
   core::cuda::driver().cuGraphExecDestroy(at->second);
@@ -254,7 +252,7 @@ void GraphRounds::clear() {
   state_->clear();
 }
 
-std::vector<double> GraphRounds::time(std::span<const size_t> keys, const std::function<void()>& meanwhile) {
+std::vector<double> GraphRounds::time(std::span<const size_t> keys) {
   State& s = *state_;
   std::vector<double> us;
   if (keys.empty()) return us;
@@ -271,7 +269,6 @@ std::vector<double> GraphRounds::time(std::span<const size_t> keys, const std::f
     RAMP_CU(cuGraphLaunch, s.graphs.at(keys[i]), s.stream);
     RAMP_CU(cuEventRecord, s.events[i + 1], s.stream);
   }
-  if (meanwhile) meanwhile();
   RAMP_CU(cuStreamSynchronize, s.stream);
   us.reserve(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) us.push_back(elapsed_us(s.events[i], s.events[i + 1]));

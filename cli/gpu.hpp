@@ -58,9 +58,8 @@ class GraphRounds {
   // first: runs it once as it is before, so that whatever has to be loaded is.
   void capture(size_t key, const std::function<void(void* stream)>& enqueue, bool first);
   void clear();  // drops all graphs
-  // Microseconds of each replay, between events on the stream. meanwhile: called once everything has been
-  // enqueued; it may capture other keys.
-  std::vector<double> time(std::span<const size_t> keys, const std::function<void()>& meanwhile = {});
+  // Microseconds of each replay, between events on the stream.
+  std::vector<double> time(std::span<const size_t> keys);
 
  private:
   struct State;

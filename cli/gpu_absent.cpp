@@ -45,8 +45,7 @@ void GraphRounds::capture(size_t /*key*/, const std::function<void(void*)>& /*en
 void GraphRounds::clear() {
   absent();
 }
-std::vector<double> GraphRounds::time(std::span<const size_t> /*keys*/,
-                                      const std::function<void()>& /*meanwhile*/) {
+std::vector<double> GraphRounds::time(std::span<const size_t> /*keys*/) {
   absent();
 }
 size_t compile_configs(ramp_context* /*context*/, std::span<const core::KernelConfig> /*configs*/,

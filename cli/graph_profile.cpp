@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <map>
 #include <numeric>
@@ -30,6 +31,19 @@ std::vector<int32_t> relabelling(int64_t experts, size_t layer, uint64_t seed) {
   for (size_t i = to.size(); i > 1; --i) std::swap(to[i - 1], to[rng.next() % i]);
   return to;
 }
+
+// Adds the seconds of its scope to a sum.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& sum) : sum_(sum) {}
+  ~Stopwatch() { sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& sum_;
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
 
 }  // namespace
 
@@ -58,6 +72,7 @@ GraphTimer::GraphTimer(ramp_context* context, const std::vector<RunnableLayer>& 
     : context_(context),
       weights_(layers),
       shape_(shape),
+      format_(format),
       determinism_(determinism),
       seed_(seed),
       layers_(layers.size()),
@@ -72,13 +87,31 @@ GraphTimer::GraphTimer(ramp_context* context, const std::vector<RunnableLayer>& 
   for (Layer& layer : layers_) layer.y = device_memory_of(context)->allocate(bytes);
 }
 
+LayerFloor GraphTimer::floor_at(const core::WorkPoint& point) const {
+  return layer_floor(point.histogram, shape_, format_, values_of(weights_.front().handle.get()).activation);
+}
+int64_t GraphTimer::layers_at(const core::WorkPoint& point) const {
+  return layers_of_replay(floor_at(point), l2_bytes_of(context_), static_cast<int64_t>(weights_.size()));
+}
+bool GraphTimer::unsteady_at(const core::WorkPoint& point) const {
+  return floor_at(point).unsteady();
+}
+
+void GraphTimer::live_with(ramp_context* context) {
+  graphs_.clear();
+  seen_.erase(kLive);
+  live_ = context;
+}
+
 void GraphTimer::prepare(const TimedPoint& point) {
+  const Stopwatch watch(spent_.inputs);
   graphs_.clear();  // they use what goes now
+  used_ = static_cast<size_t>(layers_at(point.work));
   tokens_ = point.work.tokens;
   router_weights_ = make_host_tensor(RAMP_F32, {tokens_, shape_.top_k});
   std::copy(point.routing.weights.begin(), point.routing.weights.end(), router_weights_.data.as<float>());
   device_router_weights_ = Mirror::uploaded(context_, router_weights_.view);
-  for (size_t l = 0; l < layers_.size(); ++l) {
+  for (size_t l = 0; l < used_; ++l) {
     Layer& layer = layers_[l];
     const std::vector<int32_t> to = relabelling(shape_.experts, l, seed_);
     layer.ids = make_host_tensor(RAMP_I32, {tokens_, shape_.top_k});
@@ -94,34 +127,50 @@ void GraphTimer::prepare(const TimedPoint& point) {
 void GraphTimer::enqueue(int32_t number, void* stream) const {
   ramp_tensor x = device_x_.view();
   x.shape[0] = tokens_;
-  for (size_t l = 0; l < layers_.size(); ++l) {
+  const bool live = number == kLive;
+  for (size_t l = 0; l < used_; ++l) {
     ramp_expert_block_args args = ramp_expert_block_args_init();
     args.weights = weights_[l].handle.get();
     args.determinism = determinism_;
-    args.config = number;
+    args.config = live ? 0 : number;
     args.x = x;
     args.topk_ids = layers_[l].device_ids.view();
     args.topk_weights = device_router_weights_.view();
     args.y = x;
     args.y.data = layers_[l].y.get();
-    run_block(context_, args, workspace_, stream, launch_);
+    run_block(live ? live_ : context_, args, workspace_, stream, launch_);
   }
 }
 
 void GraphTimer::capture(size_t config, int32_t number) {
-  if (!graphs_.has(config))
-    graphs_.capture(
-        config, [&](void* stream) { enqueue(number, stream); }, seen_.insert(number).second);
+  if (graphs_.has(config)) return;
+  const Stopwatch watch(spent_.capture);
+  graphs_.capture(
+      config, [&](void* stream) { enqueue(number, stream); }, seen_.insert(number).second);
+  ++spent_.graphs;
+}
+
+std::vector<TickSource::Failure> GraphTimer::make_ready(std::span<const size_t> configs,
+                                                        std::span<const int32_t> numbers) {
+  std::vector<Failure> failures;
+  for (const size_t config : configs) {
+    try {
+      capture(config, numbers[config]);
+    } catch (const core::Error& e) {
+      failures.push_back({config, e.what()});
+    }
+  }
+  return failures;
 }
 
 std::string GraphTimer::name_of(int32_t number) const {
   if (names_) return names_(number);
+  if (number == kLive) return "the fit's choice";
   const char* const name = ramp_config_name(context_, weights_.front().handle.get(), number - 1);
   return name != nullptr ? name : "default";
 }
 
 std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
-                                  std::span<const core::Profiler::Task> next,
                                   std::span<const int32_t> numbers) {
   std::map<size_t, std::string> failed;
   std::vector<size_t> keys;
@@ -134,20 +183,11 @@ std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
       failed.emplace(task.config, e.what());
     }
   }
-  const auto meanwhile = [&] {
-    for (const core::Profiler::Task& task : next) {
-      // One that has never run runs first, and not beside what is being timed.
-      if (!seen_.contains(numbers[task.config])) continue;
-      try {
-        capture(task.config, numbers[task.config]);
-      } catch (const core::Error&) {
-        return;  // it will fail again, and be reported, in its turn
-      }
-    }
-  };
+  const Stopwatch watch(spent_.replay);
+  spent_.replays += keys.size();
   std::vector<double> us;
   try {
-    us = graphs_.time(keys, meanwhile);
+    us = graphs_.time(keys);
   } catch (const core::Error& e) {
     // A kernel that faults takes the context with it: nothing goes on, but the message may say where it was.
     std::set<std::string> names;
@@ -163,7 +203,7 @@ std::vector<Tick> GraphTimer::run(std::span<const core::Profiler::Task> tasks,
       continue;
     }
     // Whole nanoseconds: events have no more, and files stay small.
-    ticks.push_back({std::round(1e3 * us[at_us++] / static_cast<double>(layers_.size())) / 1e3, {}});
+    ticks.push_back({std::round(1e3 * us[at_us++] / static_cast<double>(used_)) / 1e3, {}});
   }
   return ticks;
 }

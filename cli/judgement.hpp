@@ -20,8 +20,9 @@ struct JudgedPoint {
   int64_t tokens = 0;
   std::string chosen, best;  // configs
   double us = 0, best_us = 0, default_us = 0, single_us = 0;
-  double regret = 0;  // us / best_us - 1
-  double noise = 0;   // the first half's best config judged on the second half
+  double live_us = 0;  // what a context with the fit runs by itself, its decision included; NaN: not timed
+  double regret = 0;   // us / best_us - 1
+  double noise = 0;    // the first half's best config judged on the second half
 };
 struct Judgement {
   std::vector<JudgedPoint> points;
@@ -29,9 +30,14 @@ struct Judgement {
   std::string single_best;  // the one config that the profile would fix
   double mean_regret = 0, p95_regret = 0, max_regret = 0, mean_noise = 0;
   double over_single_best = 1, over_default = 1;  // geometric means of us(other) / us(chosen)
+  // Of live_us / best_us - 1, over the points that have it.
+  size_t live_points = 0;
+  double mean_live_regret = 0, max_live_regret = 0;
 };
 // train: what was profiled (halves merged); test: exhaustive timings of the same configs and, after them, of
-// one more: the analytic default, whatever that is at each point (halves not merged).
+// one more: the analytic default, whatever that is at each point (halves not merged), and perhaps of another:
+// what a context with the fit runs by itself. The best of a point is one with two samples or more, where
+// anybody has them: one quick sample beats nobody.
 Judgement judge(const core::Dataset& train, const core::Dataset& test, const core::Dispatcher& dispatcher);
 std::string judgement_text(const Judgement& j);
 Json judgement_json(const Judgement& j);

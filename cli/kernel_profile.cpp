@@ -238,10 +238,16 @@ class KernelProfile {
 
   void time(const std::vector<TimedPoint>& points) {
     std::unique_ptr<TickSource> timer;
+    core::ProfilerOptions options;
     const auto seed = static_cast<uint64_t>(o_.seed);
     if (gpu_) {
-      timer = std::make_unique<GraphTimer>(context_, layers_, case_.model, case_.format, RAMP_REPEATABLE,
-                                           seed, most_tokens_);
+      auto graphs = std::make_unique<GraphTimer>(context_, layers_, case_.model, case_.format,
+                                                 RAMP_REPEATABLE, seed, most_tokens_);
+      for (const TimedPoint& p : points) {
+        options.cost.push_back(static_cast<double>(graphs->layers_at(p.work)));
+        options.unsteady.push_back(graphs->unsteady_at(p.work));
+      }
+      timer = std::move(graphs);
     } else {
       timer =
           std::make_unique<BlockTimer>(context_, layers_, case_.model, case_.format, RAMP_REPEATABLE, seed);
@@ -260,15 +266,14 @@ class KernelProfile {
     metadata.source = fmt::format("ramp profile --kernel-library, {} layers", layers_.size());
     metadata.protocol = protocol_text(static_cast<int64_t>(layers_.size()), o_.clock, o_.quantile);
     metadata.budget_seconds = o_.budget >= 0 ? o_.budget : defaults_.budget;
-    core::ProfilerOptions options;
     const bool resumed = resume(metadata, options.reopen);
     options.warmup = 1;
     options.repeats = static_cast<int32_t>(o_.repeats);
     options.quantile = o_.quantile;
     options.hopeless_ratio = 1.5;
     options.skip_after = 0;
-    options.budget_us = 1e6 * metadata.budget_seconds / static_cast<double>(gpu_ ? layers_.size() : 1);
-    options.settled_us = gpu_ ? 1000 : 5000;
+    options.budget_us = 1e6 * metadata.budget_seconds;
+    options.settled_us = gpu_ ? 0 : 5000;
     options.narrow_ratio = gpu_ ? 1.15 : 1.25;
     options.narrow_after = gpu_ ? 2 : 4;
     // Somebody wants to know about these: timed everywhere, however slow.

@@ -5,14 +5,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <map>
+#include <thread>
 
 #include "base/error.hpp"
 #include "cli/block_bench.hpp"
 #include "cli/command.hpp"
 #include "cli/layer_report.hpp"
 #include "cli/options.hpp"
+#include "cli/profile_protocol.hpp"
 #include "cli/progress.hpp"
 #include "geometry/config.hpp"
 #include "routing/sorted_rows.hpp"
@@ -216,6 +219,12 @@ class LayerBench {
         const double seconds = graph.time(1).front() * 1e-6;
         replays = std::clamp(static_cast<int64_t>(o_.seconds / seconds), kLeastReplays, kReplays);
       }
+      const bool unsteady = layer_floor(histograms.front(), model, source.format(), o_.activation).unsteady();
+      if (unsteady || unsteady_) {
+        std::this_thread::sleep_for(std::chrono::duration<double>(o_.pause));
+        row.pause = o_.pause;
+      }
+      unsteady_ = unsteady;
       std::vector<double> times = graph.time(replays);
       for (double& t : times) t /= static_cast<double>(layers.size());
       m.passes = replays;
@@ -286,6 +295,7 @@ class LayerBench {
   bool known_device_ = false;
   double read_gbps_ = 0;
   int failed_ = 0;
+  bool unsteady_ = false;  // the row before
   std::vector<LayerRow> rows_;
 };
 

@@ -22,9 +22,13 @@ struct LayerBenchOptions {
   std::vector<std::string> configs;
   std::vector<ramp_determinism> modes;
   ramp_activation activation = RAMP_ACTIVATION_SILU_AND_MUL;
-  int64_t layers = 0;       // 0: the protocol's, else as many as fit, 2 to 5
-  int64_t replays = 0;      // 0: 20, at least 5 where they take more than `seconds`
-  double seconds = 10;      // of replays per row
+  int64_t layers = 0;   // 0: the protocol's, else as many as fit, 2 to 5
+  int64_t replays = 0;  // 0: 20, at least 5 where they take more than `seconds`
+  double seconds = 10;  // of replays per row
+  // Seconds of rest before the replays of a row whose work takes the GPU to its power limit, and of the row
+  // after that (LayerFloor::unsteady): else a row would meet the clock that the one before left behind.
+  double pause = kPause;
+  static constexpr double kPause = 0.5;
   double read_gbps = 0;     // 0: the peers' device's
   double check_budget = 0;  // multiply-adds of reference work per point; 0: no check
   uint64_t seed = 0;

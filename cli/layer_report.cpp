@@ -112,6 +112,7 @@ Json to_json(const LayerRow& r, const ContextFacts& facts) {
           {"ratio", or_null(r.ratio())},
           {"layers", r.layers},
           {"passes", m.passes},
+          {"pause_s", r.pause},
           {"protocol",
            fmt::format("one CUDA graph of {} layers with distinct weights and routing, median of {} replays "
                        "/ {}; whole block",

@@ -22,6 +22,7 @@ struct LayerRow {
   core::CheckResult check;
   bool checked = false;
   double floor_us = 0, read_gbps = 0;  // 0: not known
+  double pause = 0;                    // seconds of rest before its replays
   Peers::Figure peer;
   // Speed-up over the peer; 0: there is none.
   [[nodiscard]] double ratio() const { return peer.us > 0 ? peer.us / m.us.median : 0; }

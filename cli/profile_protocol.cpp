@@ -4,8 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.hpp"
+#include "geometry/hardware.hpp"
+#include "weights/synthetic.hpp"
 
 namespace ramp::cli {
 
@@ -18,6 +21,32 @@ LayerPlan plan_gpu_layers(const GpuLayerLimits& l, int64_t wanted) noexcept {
     layers = std::min(std::max(l.protocol > 0 ? l.protocol : kGpuLayers, beyond), l.fit);
   }
   return {layers, layers * l.experts * l.expert_bytes, l.l2_bytes > 0 && layers * read > l.l2_bytes};
+}
+
+LayerFloor layer_floor(std::span<const int32_t> histogram, const core::ModelShape& shape, ramp_format format,
+                       ramp_activation activation) noexcept {
+  const core::HardwareConstants& hw = core::h200();
+  double active = 0, rows = 0;
+  for (const int32_t count : histogram) {
+    active += count > 0 ? 1 : 0;
+    rows += count;
+  }
+  const bool fp8 = format == RAMP_FORMAT_FP8_BLOCK || format == RAMP_FORMAT_FP8_TENSOR ||
+                   format == RAMP_FORMAT_FP8_CHANNEL;
+  const double flops =
+      2.0 * static_cast<double>(shape.hidden) *
+      static_cast<double>(core::w13_rows(shape.intermediate, activation) + shape.intermediate);
+  return {active * static_cast<double>(core::expert_bytes(shape, format, activation)) / hw.dram_gbps / 1e3,
+          rows * flops / (fp8 ? hw.fp8_tflops : hw.bf16_tflops) / 1e6};
+}
+
+int64_t layers_of_replay(const LayerFloor& floor, int64_t l2_bytes, int64_t most) noexcept {
+  constexpr double kReplayUs = 500, kLeastGpuLayers = 2;
+  const double pass = std::max(floor.read_us, floor.compute_us);
+  const double cache_us = static_cast<double>(l2_bytes) / core::h200().dram_gbps / 1e3;
+  const double beyond = floor.read_us > 0 ? 2 * cache_us / floor.read_us : 0;
+  const double wanted = std::max({kLeastGpuLayers, pass > 0 ? kReplayUs / pass : kLeastGpuLayers, beyond});
+  return std::min(most, static_cast<int64_t>(std::ceil(std::min(wanted, 1e6))));
 }
 
 std::string protocol_text(int64_t layers, const std::string& clock, double quantile,

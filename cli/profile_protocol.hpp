@@ -3,9 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "dispatch/metadata.hpp"
+#include "geometry/model.hpp"
+#include "ramp/ramp.h"
 
 namespace ramp::cli {
 
@@ -26,6 +29,23 @@ struct GpuLayerLimits {
   int64_t protocol = 0;      // layers in the protocol of `ramp bench`; 0: it does not know the model
 };
 LayerPlan plan_gpu_layers(const GpuLayerLimits& limits, int64_t wanted) noexcept;
+
+// What a layer's pass over a point takes at the least: to read the weights of the experts with rows, and to
+// compute. At a GPU's measured rates; those of the H200 stand in for any.
+struct LayerFloor {
+  double read_us = 0, compute_us = 0;
+  // Whether the clock will not hold: computing at full speed takes a GPU to its power limit, reading does
+  // not. Measured (H200, OLMoE, fp8_block, replays without a pause): steady within 1% at compute/read = 0.06
+  // (T = 64), 6% slower after 80 ms at 0.6 (T = 700), 11% at 2.5 and 41% for a while at 5 (T = 3000, 6000).
+  static constexpr double kUnsteady = 0.25;
+  [[nodiscard]] bool unsteady() const noexcept { return compute_us >= kUnsteady * read_us; }
+};
+LayerFloor layer_floor(std::span<const int32_t> histogram, const core::ModelShape& shape, ramp_format format,
+                       ramp_activation activation) noexcept;
+// Of the `most` layers there are, those that a replay runs at a point: two at least, as many as read twice
+// the L2 cache, and as many as take half a millisecond, of which the gap between two replays (below 2 us) is
+// nothing.
+int64_t layers_of_replay(const LayerFloor& floor, int64_t l2_bytes, int64_t most) noexcept;
 
 // Metadata::protocol of a run.
 std::string protocol_text(int64_t layers, const std::string& clock, double quantile,

@@ -47,16 +47,24 @@ void run_profiler(core::Profiler& profiler, TickSource& source, const std::vecto
                   const std::function<void()>& progress) {
   size_t prepared = points.size();
   size_t done = profiler.progress().points_done;
+  const auto saved = [&] {
+    const size_t now = profiler.progress().points_done;
+    if (now != done && after_point) after_point();
+    done = now;
+  };
   while (const auto first = profiler.next()) {
     progress();
     if (first->point != prepared) {
       prepared = first->point;
       source.prepare(points[prepared]);
+      const std::vector<size_t> configs = profiler.contenders();
+      for (const TickSource::Failure& f : source.make_ready(configs, numbers))
+        profiler.report_failure(f.config, f.reason);
+      saved();
+      continue;  // the point may be over with that
     }
     const std::vector<core::Profiler::Task> tasks = profiler.round(source.batch());
-    const std::vector<core::Profiler::Task> more = profiler.round(2 * source.batch());
-    const std::vector<Tick> ticks =
-        source.run(tasks, std::span(more).subspan(std::min(tasks.size(), more.size())), numbers);
+    const std::vector<Tick> ticks = source.run(tasks, numbers);
     size_t failed = numbers.size();  // no config
     for (size_t i = 0; i < tasks.size(); ++i) {
       if (tasks[i].config == failed) continue;  // what was left of it is not asked for any more
@@ -69,9 +77,7 @@ void run_profiler(core::Profiler& profiler, TickSource& source, const std::vecto
         profiler.report_failure(ticks[i].failure);
       }
     }
-    const size_t now = profiler.progress().points_done;
-    if (now != done && after_point) after_point();
-    done = now;
+    saved();
   }
 }
 

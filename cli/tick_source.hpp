@@ -46,13 +46,21 @@ class TickSource {
   TickSource& operator=(const TickSource&) = delete;
   // Inputs for this point from now on. The point must live until the next call.
   virtual void prepare(const TimedPoint& point) = 0;
+  // These configs will run at the prepared point, so that nothing of them need be made ready between two of
+  // their runs. Returns who cannot, and why.
+  struct Failure {
+    size_t config = 0;
+    std::string reason;
+  };
+  virtual std::vector<Failure> make_ready(std::span<const size_t> /*configs*/,
+                                          std::span<const int32_t> /*numbers*/) {
+    return {};
+  }
   // How many tasks it likes to run at once.
   [[nodiscard]] virtual size_t batch() const { return 1; }
-  // One tick per task, in their order; all tasks are of the prepared point. next: what will probably follow,
-  // of the same point, to make ready meanwhile. numbers[task.config]: the context's number of the config, 0:
-  // it chooses.
+  // One tick per task, in their order; all tasks are of the prepared point. numbers[task.config]: the
+  // context's number of the config, 0: it chooses.
   virtual std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
-                                std::span<const core::Profiler::Task> next,
                                 std::span<const int32_t> numbers) = 0;
   // From now on numbers mean what `launch` takes them for, not ramp_expert_block: where kernels of others
   // take part. names: of the same numbers.

@@ -23,7 +23,7 @@ struct BenchOptions {
   std::string protocol = "auto", peers;
   BackendChoice backend;
   int64_t layers = 0, repeats = 0, seed = 0;
-  double seconds = 1.0, read_gbps = 0;
+  double seconds = 1.0, read_gbps = 0, pause = -1;
   bool check = false, no_check = false;
 };
 
@@ -43,10 +43,14 @@ std::vector<ramp_determinism> modes_from(const std::string& list) {
 }
 
 // Whether the layers of a point run as one CUDA graph.
-bool check_protocol(const std::string& protocol, const std::string& peers, const std::string& backend) {
+bool check_protocol(const std::string& protocol, const std::string& peers, double pause,
+                    const std::string& backend) {
   const bool gpu = backend == "cuda";
   if (!gpu && !peers.empty())
     core::fail_argument("--peers", fmt::format("'{}' on the {} backend", core::printable(peers), backend),
+                        "it with GPU measurements", "leave it out, or say --backend cuda");
+  if (!gpu && pause >= 0)
+    core::fail_argument("--pause", fmt::format("{:g} on the {} backend", pause, backend),
                         "it with GPU measurements", "leave it out, or say --backend cuda");
   if (protocol != "auto" && (protocol == "layers") != gpu)
     core::fail_argument("--protocol", fmt::format("{} on the {} backend", protocol, backend),
@@ -80,10 +84,11 @@ int bench(Io& io, const BenchOptions& o) {
   // Before the context, which may take seconds: arguments that are wrong fail at once.
   auto passes = points_of<PassBenchOptions>(o);
   const ContextPtr context = make_context(o.backend, io);
-  if (check_protocol(o.protocol, o.peers, facts_of(context.get()).backend)) {
+  if (check_protocol(o.protocol, o.peers, o.pause, facts_of(context.get()).backend)) {
     auto layers = points_of<LayerBenchOptions>(o);
     layers.replays = o.repeats;
     layers.peers = o.peers;
+    if (o.pause >= 0) layers.pause = o.pause;
     return bench_layers(io, context.get(), layers);
   }
   passes.repeats = o.repeats;
@@ -122,6 +127,11 @@ Body setup(CLI::App& app) {
       ->group(kProtocol);
   add_real(app, "--seconds", o->seconds, 0, 3600, "S",
            "time per point, at least three passes (a graph: 20 replays, fewer where they take over 10 s)")
+      ->group(kProtocol);
+  add_real(app, "--pause", o->pause, 0, 3600, "S",
+           fmt::format("a GPU's rest before a point that takes it to its power limit, and after one, so that "
+                       "rows do not depend on those before (default: {:g})",
+                       LayerBenchOptions::kPause))
       ->group(kProtocol);
   add_integer(app, "--repeats", o->repeats, {1, 1000000}, "N", "exactly N passes or replays instead")
       ->group(kProtocol);

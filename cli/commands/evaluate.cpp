@@ -63,7 +63,7 @@ int evaluate_command(Io& io, const EvaluateOptions& o) {
   }
   const std::vector<ModelEvaluation> models = evaluate(d, fit, hw);
   io.print(evaluation_text(models, cost_model, o.data.directory));
-  io.emit(evaluation_json(models, cost_model, o.data.directory));
+  io.emit(evaluation_json(d, models, cost_model, o.data.directory));
   return kOk;
 }
 

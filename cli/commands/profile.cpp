@@ -101,7 +101,10 @@ Body setup(CLI::App& app) {
           "limit (default: {:g}; on a GPU {:g})",
           kCpuPoints.budget, kGpuPoints.budget))
       ->group(kProtocol);
-  add_integer(app, "--repeats", o->repeats, {2, 1000}, "N", "samples per config and point, at most")
+  add_integer(
+      app, "--repeats", o->repeats, {2, 1000}, "N",
+      "samples per config and point, at most; judging takes at least 4 where the choice is close, on a GPU "
+      "20")
       ->group(kProtocol);
   add_real(app, "--quantile", o->quantile, 0, 1, "Q",
            "which sample counts: 0.5 = the median; 0 = the fastest, where others use the machine meanwhile")
@@ -148,10 +151,11 @@ Body setup(CLI::App& app) {
            "their routing (default: " + both(kCpuPoints.judge_routing, kGpuPoints.judge_routing) + ")")
       ->group(kJudge);
   add_integer(app, "--judge-draws", o->judge_draws, {1, 100}, "N", "each with so many draws")->group(kJudge);
-  add_real(app, "--judge-budget", o->judge_budget, 0, 86400, "S",
-           "seconds of timing for them (default: as --budget); on a CPU every config is timed at least twice "
-           "everywhere, "
-           "whatever it takes; on a GPU those that are hopeless at a point or next door once or not at all")
+  add_real(
+      app, "--judge-budget", o->judge_budget, 0, 86400, "S",
+      "seconds of timing for them (default: as --budget); on a CPU every config is timed at least twice "
+      "everywhere, on a GPU three times, whatever it takes, but for those that are hopeless at a point or "
+      "next door, once or not at all")
       ->group(kJudge);
   add_text(app, "--csv", o->csv, "DIR",
            "judge, and write all timings as a dataset for 'ramp evaluate' into a directory in DIR")

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "params/decide.hpp"
+#include "params/early.hpp"
 
 #if defined(__CUDACC__)
 #define RAMP_PARAMS_FN __host__ __device__ constexpr
@@ -127,6 +128,7 @@ struct PrologueParams {
   SortParams sort;
   RowsParams rows;
   BatchParams batch;
+  EarlyWeights weights;  // of `prologue` alone
 };
 
 // prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number); whole:

@@ -20,6 +20,15 @@ struct StreamOwnPlan {
   unsigned experts;
 };
 
+// What GEMM 1's copying lanes ask L2 for besides what they copy, in calls of one or two tokens.
+struct StreamAhead {
+  const unsigned char* weights;  // GEMM 2's
+  int slices, steps;             // ... items per tile of the plan, and steps of one
+  int tiles;                     // at most, of the first item of the GEMM 2 block of the same number; 0: none
+  int part;                      // bytes of a packed tile that are an item's: 16384, or 8192 (half slices)
+  int own;                       // tiles behind those that GEMM 1's ring holds at first
+};
+
 // One GEMM over packed tiles. Packed weights of an expert: slices of 128 rows; a slice is its depth steps one
 // after the other; a step is one 16 KB tile of 128 rows x 128 bytes with the 128-byte swizzle.
 struct StreamParams {
@@ -40,6 +49,7 @@ struct StreamParams {
   int top_k;
   int slices, steps;     // per expert; per slice
   StreamOwnPlan own;     // GEMM1 of stream.cu
+  StreamAhead ahead;     // GEMM1
   int early;             // 1: the next kernel may start while this one runs
   int beside;            // 1: GEMM1 behind GEMM1 of another plan: see GemmPair::beside (host)
   unsigned char* codes;  // GEMM1: [rows, I] e4m3 (stream_flat.cu: as the format wants h)

@@ -21,6 +21,12 @@ __device__ __forceinline__ Words4 load_words(const void* p) {
 __device__ __forceinline__ void prefetch_line(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
+#if __CUDA_ARCH__ >= 900
+// The same for `bytes` from p on, both multiples of 16.
+__device__ __forceinline__ void prefetch_bytes(const void* p, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+}
+#endif
 __device__ __forceinline__ void store_words(void* p, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");

@@ -73,6 +73,25 @@ __device__ __forceinline__ void release(const Ring& s, u32 slot) {
   barrier_arrive(s.empty + 8 * slot);
 }
 
+#if GEMM == 1
+// The copying lane when it has nothing left to copy: the first tiles of what the block of GEMM 2 with this
+// number begins with. That one comes when blocks of this GEMM have left, asks for its weights then, and finds
+// these on their way or in L2.
+__device__ __forceinline__ void ask_for_next(const StreamParams& p, const Work& work) {
+  const StreamAhead& a = p.ahead;
+  const Work next{work.units / work.slices * (u32)a.slices, (u32)a.slices, work.own};
+  if (a.tiles == 0 || blockIdx.x >= next.units) return;
+  const Item item = find_item(p, next, blockIdx.x);
+  const u32 parts = kTile / (u32)a.part;  // of a slice
+  const u8* from =
+      a.weights +
+      ((u64)item.expert * ((u32)a.slices / parts) + (u32)item.slice / parts) * (u32)a.steps * kTile +
+      (u32)item.slice % parts * (u32)a.part;
+  const u64 keep = evict_last();
+  for (int i = 0; i < a.tiles && i < a.steps; ++i, from += kTile) bulk_prefetch_hint(from, (u32)a.part, keep);
+}
+#endif
+
 // One lane: weights. GEMM 2's run ahead of the end of GEMM 1: its plan is older than that (a block of GEMM 2
 // starts after every block of GEMM 1 has waited for the prologue). GEMM 1's can if it makes the plan itself.
 // `item`: the first one; `rank`: this block's slice of an item that a cluster shares.
@@ -98,6 +117,11 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
 #endif
     for (u32 k = 0; k < (u32)p.steps; ++k, ++at, tile += kTile) {
       const u32 slot = at % STAGES;
+#if GEMM == 1
+      if (at == STAGES)
+        for (u32 i = 0; i < (u32)p.ahead.own && k + i < (u32)p.steps; ++i)
+          bulk_prefetch(tile + i * kTile, kPart);
+#endif
       if (at >= STAGES) barrier_wait(s.empty + 8 * slot, (at / STAGES - 1) & 1);
       barrier_expect(s.full + 8 * slot, SLICES * kPart);
 #pragma unroll
@@ -113,6 +137,9 @@ __device__ __forceinline__ void bring_weights(const StreamParams& p, const Ring&
     unit += unit_stride();
     if (unit < work.units) item = find_item(p, work, unit);
   }
+#if GEMM == 1
+  ask_for_next(p, work);
+#endif
 }
 
 #if ROWS == kRowsPacked

@@ -55,20 +55,21 @@ __device__ __forceinline__ int own_expert(const StreamParams& p, u32 slot) {
   return (u32)local < o.experts ? local : -1;
 }
 
-// One warp, lane l with slots l and l + 32. A barrier of the block follows.
+// One warp, lane l with slots l and (WORDS 2) l + 32. A barrier of the block follows.
+template <int WORDS>
 __device__ __forceinline__ void make_own_plan(const StreamParams& p, u32 table) {
   constexpr u32 kAll = 0xffffffffu;
   const u32 lane = threadIdx.x % 32;
-  int expert[2];
-  u32 valid[2], same[2][2], lower[2][2];  // [slot of this lane][word of slots]
+  int expert[WORDS];
+  u32 valid[WORDS], same[WORDS][WORDS], lower[WORDS][WORDS];  // [slot of this lane][word of slots]
 #pragma unroll
-  for (u32 i = 0; i < 2; ++i) expert[i] = own_expert(p, lane + 32 * i);
+  for (int i = 0; i < WORDS; ++i) expert[i] = own_expert(p, lane + 32 * i);
 #pragma unroll
-  for (u32 i = 0; i < 2; ++i) valid[i] = __ballot_sync(kAll, expert[i] >= 0);
+  for (int i = 0; i < WORDS; ++i) valid[i] = __ballot_sync(kAll, expert[i] >= 0);
 #pragma unroll
-  for (u32 i = 0; i < 2; ++i) {
+  for (int i = 0; i < WORDS; ++i) {
 #pragma unroll
-    for (u32 w = 0; w < 2; ++w) {
+    for (int w = 0; w < WORDS; ++w) {
       same[i][w] = valid[w];
       lower[i][w] = 0;
     }
@@ -76,39 +77,54 @@ __device__ __forceinline__ void make_own_plan(const StreamParams& p, u32 table) 
   // Experts are compared bit by bit, from the highest one on.
 #pragma unroll 1
   for (int b = 31 - __clz((int)p.own.experts); b >= 0; --b) {
-    u32 ones[2];
+    u32 ones[WORDS];
 #pragma unroll
-    for (u32 w = 0; w < 2; ++w) ones[w] = __ballot_sync(kAll, (expert[w] >> b & 1) != 0);
+    for (int w = 0; w < WORDS; ++w) ones[w] = __ballot_sync(kAll, (expert[w] >> b & 1) != 0);
 #pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
+    for (int i = 0; i < WORDS; ++i) {
       const u32 mine = 0u - ((u32)expert[i] >> b & 1u);
 #pragma unroll
-      for (u32 w = 0; w < 2; ++w) {
+      for (int w = 0; w < WORDS; ++w) {
         lower[i][w] |= same[i][w] & ~ones[w] & mine;
         same[i][w] &= ~(ones[w] ^ mine);
       }
     }
   }
-  const u32 below = (1u << lane) - 1u;
-  u32 rank[2], begins[2];  // among the expert's slots; slots that begin a tile
+  u32 begins[WORDS];  // slots that begin a tile
+  int rank[WORDS];    // among the expert's slots
 #pragma unroll
-  for (u32 i = 0; i < 2; ++i) {
-    rank[i] = i == 0 ? __popc(same[i][0] & below) : __popc(same[i][0]) + __popc(same[i][1] & below);
+  for (int i = 0; i < WORDS; ++i) {
+    rank[i] = __popc(same[i][i] & ((1u << lane) - 1u));
+#pragma unroll
+    for (int w = 0; w < i; ++w) rank[i] += __popc(same[i][w]);
     begins[i] = __ballot_sync(kAll, expert[i] >= 0 && rank[i] % WIDTH == 0);
   }
 #pragma unroll
-  for (u32 i = 0; i < 2; ++i) {
+  for (int i = 0; i < WORDS; ++i) {
     if (expert[i] < 0) continue;
-    const u32 begin = __popc(lower[i][0]) + __popc(lower[i][1]);
-    const u32 count = __popc(same[i][0]) + __popc(same[i][1]);
-    const u32 first_tile = __popc(lower[i][0] & begins[0]) + __popc(lower[i][1] & begins[1]);
+    u32 begin = 0, count = 0, first_tile = 0;
+#pragma unroll
+    for (int w = 0; w < WORDS; ++w) {
+      begin += __popc(lower[i][w]);
+      count += __popc(same[i][w]);
+      first_tile += __popc(lower[i][w] & begins[w]);
+    }
     store_word(table + 8 * kOwnSlots + 4 * (begin + rank[i]), lane + 32 * i);
     if (rank[i] % WIDTH != 0) continue;
     const u32 entry = table + 8 * (first_tile + rank[i] / WIDTH);
     store_word(entry, (u32)expert[i]);
     store_word(entry + 4, begin | count << 8 | first_tile << 16);
   }
-  if (lane == 0) store_word(table + 12 * kOwnSlots, __popc(begins[0]) + __popc(begins[1]));
+  u32 tiles = 0;
+#pragma unroll
+  for (int w = 0; w < WORDS; ++w) tiles += __popc(begins[w]);
+  if (lane == 0) store_word(table + 12 * kOwnSlots, tiles);
+}
+__device__ __forceinline__ void make_own_plan(const StreamParams& p, u32 table) {
+  if (p.own.slots <= 32)
+    make_own_plan<1>(p, table);
+  else
+    make_own_plan<2>(p, table);
 }
 
 __device__ __forceinline__ u32 own_tiles(u32 table) {

@@ -53,7 +53,23 @@ void check_options(const ProfilerOptions& o) {
   need(o.narrow_ratio == 0 || o.narrow_ratio > 1, "narrow_ratio", o.narrow_ratio, "0 or > 1");
   need(o.neighbour_ratio == 0 || o.neighbour_ratio > 1, "neighbour_ratio", o.neighbour_ratio, "0 or > 1");
   need(o.narrow_after >= 1, "narrow_after", o.narrow_after, ">= 1");
+  need(o.finalist_ratio == 0 || o.finalist_ratio > 1, "finalist_ratio", o.finalist_ratio, "0 or > 1");
+  need(o.finalist_after >= 1, "finalist_after", o.finalist_after, ">= 1");
+  need(o.least_repeats >= 1 && o.least_repeats <= o.repeats, "least_repeats", o.least_repeats,
+       "1 to repeats");
+  need(o.settle_us >= 0, "settle_us", o.settle_us, ">= 0");
+  need(o.settle_window_us > 0, "settle_window_us", o.settle_window_us, "> 0");
+  need(o.settle_most_us >= o.settle_us, "settle_most_us", o.settle_most_us, ">= settle_us");
+  need(o.settle_ratio > 1, "settle_ratio", o.settle_ratio, "> 1");
+  need(o.reference_us > 0, "reference_us", o.reference_us, "> 0");
+  for (const double c : o.cost) need(c > 0 && !std::isinf(c), "cost", c, "> 0, finite");
   need(o.budget_us >= 0, "budget_us", o.budget_us, ">= 0");
+}
+
+void check_length(size_t got, size_t points, const char* name) {
+  if (got != 0 && got != points)
+    fail_argument(name, fmt::format("{} entries", got),
+                  fmt::format("none, or one for each of {} points", points));
 }
 
 }  // namespace
@@ -82,6 +98,8 @@ Profiler::Profiler(ConfigTable configs, const ModelShape& model, std::vector<Wor
   check_options(options);
   if (configs.size() == 0) fail_argument("configs", "none", "at least one");
   if (points.empty()) fail_argument("workloads", "none", "at least one");
+  check_length(options.unsteady.size(), points.size(), "unsteady");
+  check_length(options.cost.size(), points.size(), "cost");
   std::unordered_set<std::string> names;
   for (WorkPoint& p : points) {
     check_point(p, model);
@@ -105,7 +123,7 @@ Profiler::Profiler(ConfigTable configs, const ModelShape& model, std::vector<Wor
   std::vector<size_t> by_rows(data_.points.size());
   std::iota(by_rows.begin(), by_rows.end(), size_t{0});
   std::stable_sort(by_rows.begin(), by_rows.end(),
-                   [&](size_t a, size_t b) { return rows_of(data_.points[a]) < rows_of(data_.points[b]); });
+                   [&](size_t a, size_t b) { return rows_at(a) < rows_at(b); });
   if (options_.budget_us > 0) {
     order_ = by_rows;  // each point's neighbour below is known when it begins
   } else {
@@ -144,20 +162,42 @@ void Profiler::adopt(const Dataset& previous) {
 
 std::optional<Profiler::Task> Profiler::next() const noexcept {
   if (at_ >= order_.size()) return std::nullopt;
+  if (settling_.on || reference_.due) return Task{reference_.config, order_[at_], true};
   return Task{alive_[turn_], order_[at_], warmup_left_ > 0};
 }
 
 std::vector<Profiler::Task> Profiler::round(size_t most) const {
   std::vector<Task> tasks;
   if (at_ >= order_.size()) return tasks;
+  const Task reference{reference_.config, order_[at_], true};
+  if (settling_.on) {  // what fills the window at the pace of the last run
+    const double left = options_.settle_window_us - settling_.window_us;
+    const double runs = settling_.pace_us > 0 ? std::ceil(left / settling_.pace_us) : 1;
+    tasks.assign(static_cast<size_t>(std::clamp(runs, 1.0, std::max(1.0, static_cast<double>(most)))),
+                 reference);
+    return tasks;
+  }
+  if (reference_.due) tasks.push_back(reference);
+  if (reference_.every == 0 && reference_.on) return tasks;  // how often, its first tick will say
+  size_t since = reference_.due ? 0 : reference_.since;
   for (size_t turn = turn_; turn < alive_.size() && tasks.size() < most; ++turn) {
     const size_t config = alive_[turn];
     const int32_t warmups = turn == turn_ ? warmup_left_ : samples_[config].empty() ? options_.warmup : 0;
+    const size_t before = tasks.size();
     for (int32_t w = 0; w < (settles_ ? std::min(warmups, 1) : warmups); ++w)
       tasks.push_back({config, order_[at_], true});
     if (warmups == 0 || !settles_) tasks.push_back({config, order_[at_], false});
+    since += tasks.size() - before;
+    if (reference_.on && (since >= reference_.every || turn + 1 == alive_.size())) {
+      tasks.push_back(reference);
+      since = 0;
+    }
   }
   return tasks;
+}
+
+double Profiler::rows_at(size_t point) const noexcept {
+  return static_cast<double>(rows_of(data_.points[point]));
 }
 
 void Profiler::start_point() {
@@ -184,98 +224,11 @@ void Profiler::start_point() {
     }
     settles_ = options_.settled_us > 0 && at_ > 0 && best_at(order_[at_ - 1]) >= options_.settled_us;
     share_us_ = share();
+    cost_ = options_.cost.empty() ? 1 : options_.cost[order_[at_]];
+    start_reference();
     start_config();
     return;
   }
-}
-
-// What is left of the budget, shared out evenly over the points left (small ones leave most of theirs to the
-// large ones, which come last).
-double Profiler::share() const noexcept {
-  const auto left = static_cast<double>(order_.size() - at_);
-  return std::max(0.0, options_.budget_us - spent_us_) / left;
-}
-
-// alive_ by how much slower than the best they were at the nearest visited point (log distance of rows) where
-// they were measured, best first; those that never were come last, in their own order.
-void Profiler::sort_by_neighbour() {
-  const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
-  std::vector<std::pair<double, size_t>> visited;  // distance, point
-  std::vector<double> best(data_.points.size(), std::numeric_limits<double>::infinity());
-  for (size_t i = at_; i-- > 0;) {  // of two as near, the later one comes first: it is the more loaded one
-    const size_t p = order_[i];
-    visited.emplace_back(std::abs(std::log(static_cast<double>(rows_of(data_.points[p])) / rows)), p);
-    for (size_t c = 0; c < data_.configs.size(); ++c)
-      if (timing(p, c) < best[p]) best[p] = timing(p, c);
-  }
-  std::stable_sort(visited.begin(), visited.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<double> key(data_.configs.size(), std::numeric_limits<double>::infinity());
-  for (const size_t c : alive_) {
-    const auto at = std::find_if(visited.begin(), visited.end(),
-                                 [&](const auto& v) { return !std::isnan(timing(v.second, c)); });
-    if (at != visited.end()) key[c] = timing(at->second, c) / best[at->second];
-  }
-  std::stable_sort(alive_.begin(), alive_.end(), [&](size_t a, size_t b) { return key[a] < key[b]; });
-}
-
-double Profiler::best_at(size_t point) const {
-  double best = std::numeric_limits<double>::infinity();
-  for (size_t c = 0; c < data_.configs.size(); ++c) {
-    const double us = data_.us[point * data_.configs.size() + c];
-    if (us < best) best = us;
-  }
-  return best;
-}
-
-// Within a quarter of the best at the last visited point where it was measured.
-bool Profiler::was_near(size_t config) const {
-  constexpr double kNear = 1.25;
-  if (options_.budget_us <= 0) return false;  // points come from the ends inwards: the last one is far away
-  for (size_t i = at_; i-- > 0;) {
-    const double us = data_.us[order_[i] * data_.configs.size() + config];
-    if (!std::isnan(us)) return us <= kNear * best_at(order_[i]);
-  }
-  return false;
-}
-
-// Points are visited by rising rows, so all visited ones have no more rows than this one. The best's ratio is
-// 1: somebody always stays.
-void Profiler::leave_out_by_neighbour() {
-  constexpr double kNoise = 1.1;  // of single samples
-  const auto rows = static_cast<double>(rows_of(data_.points[order_[at_]]));
-  std::vector<double> best(data_.points.size());
-  for (size_t i = 0; i < at_; ++i) best[order_[i]] = best_at(order_[i]);
-  const size_t before = alive_.size();
-  std::vector<size_t> stay;
-  for (const size_t c : alive_) {
-    bool out = false;
-    for (size_t i = at_; i-- > 0;) {  // the nearest comes first
-      const size_t p = order_[i];
-      if (std::isnan(timing(p, c))) continue;
-      const double growth = rows / static_cast<double>(rows_of(data_.points[p]));
-      out = timing(p, c) / best[p] > std::max(options_.neighbour_ratio, kNoise * growth);
-      break;
-    }
-    if (!out || is_always(c)) stay.push_back(c);
-  }
-  if (stay.empty()) return;
-  alive_ = std::move(stay);
-  dropped_ += before - alive_.size();
-}
-
-// The first round took twice the point's share: what has no sample yet gets none here.
-void Profiler::leave_out_the_rest() {
-  const size_t before = alive_.size();
-  const auto first = alive_.begin() + static_cast<std::ptrdiff_t>(turn_);
-  alive_.erase(
-      std::remove_if(first, alive_.end(), [&](size_t c) { return samples_[c].empty() && !is_always(c); }),
-      alive_.end());
-  dropped_ += before - alive_.size();
-}
-
-bool Profiler::is_always(size_t config) const {
-  return std::find(options_.always.begin(), options_.always.end(), config) != options_.always.end();
 }
 
 void Profiler::start_config() {
@@ -287,30 +240,40 @@ void Profiler::report(double us) {
   if (at_ >= order_.size()) fail_argument("report", "a timing", "no more: the profile is complete");
   ++runs_;
   const bool good = us > 0 && !std::isinf(us);
-  if (good) {
-    spent_us_ += us;
-    spent_here_us_ += us;
-  }
+  if (good) spent_us_ += cost_ * us;
+  if (settling_.on) return settle_tick(us, good);
+  if (good) spent_here_us_ += cost_ * us;
+  if (reference_.due) return reference_tick(us, good);
+  ++reference_.since;
   if (warmup_left_ > 0) {
     const bool settled = good && options_.settled_us > 0 && us >= options_.settled_us;
     warmup_left_ = settled ? 0 : warmup_left_ - 1;
     if (!settled) return;
   }
   const size_t config = alive_[turn_];
-  if (!(us > 0) || std::isinf(us)) {
+  if (!good) {
     if (++bad_ticks_ >= options_.max_bad_ticks)
       fail_config(config, fmt::format("the timer said {:g} us {} times in a row", us, bad_ticks_));
     return;
   }
   samples_[config].push_back(us);
+  if (reference_.on) reference_.samples.emplace_back(spent_here_us_ - cost_ * us / 2, config);
   ++turn_;
-  advance();
+  end_turn();
 }
 
 void Profiler::report_failure(const std::string& reason) {
   if (at_ >= order_.size()) fail_argument("report_failure", "a failure", "none: the profile is complete");
   ++runs_;
-  fail_config(alive_[turn_], reason);
+  fail_config(next()->config, reason);
+}
+
+void Profiler::report_failure(size_t config, const std::string& reason) {
+  if (at_ >= order_.size()) fail_argument("report_failure", "a failure", "none: the profile is complete");
+  if (config >= data_.configs.size())
+    fail_argument("report_failure", fmt::format("config {}", config),
+                  fmt::format("below {}", data_.configs.size()));
+  if (!failed_[config]) fail_config(config, reason);
 }
 
 void Profiler::fail_config(size_t config, const std::string& reason) {
@@ -322,7 +285,21 @@ void Profiler::fail_config(size_t config, const std::string& reason) {
     data_.us_repeat[p * data_.configs.size() + config] = kUnmeasured;
   }
   samples_[config].clear();
-  alive_.erase(alive_.begin() + static_cast<std::ptrdiff_t>(turn_));
+  const auto at = std::find(alive_.begin(), alive_.end(), config);
+  if (at == alive_.end()) return;
+  if (static_cast<size_t>(at - alive_.begin()) < turn_) --turn_;
+  alive_.erase(at);
+  if (reference_.on && config == reference_.config) {
+    const bool samples = !reference_.samples.empty() || !reference_.all.empty();
+    if (samples || alive_.empty())
+      reference_.on = reference_.due = settling_.on = false;  // those that are left do without
+    else
+      start_reference();
+  }
+  if (turn_ >= alive_.size() && reference_.on && !alive_.empty() && !settling_.on) {
+    reference_.due = true;
+    return;
+  }
   advance();
 }
 
@@ -354,9 +331,11 @@ double Profiler::fastest_median() const {
 
 void Profiler::end_round() {
   turn_ = 0;
+  relate_round();
   const double fastest = fastest_median();
   const double limit = options_.hopeless_ratio * fastest;
-  const auto fewest = static_cast<size_t>(options_.everybody ? options_.judge_after : 1);
+  const auto fewest =
+      static_cast<size_t>(std::max(options_.least_repeats, options_.everybody ? options_.judge_after : 1));
   if (options_.budget_us > 0 && spent_here_us_ >= share_us_ &&
       std::all_of(alive_.begin(), alive_.end(), [&](size_t c) { return samples_[c].size() >= fewest; })) {
     alive_.clear();  // nobody lost samples that others got
@@ -374,13 +353,18 @@ void Profiler::end_round() {
     const bool hopeless = static_cast<int32_t>(s.size()) >= options_.judge_after && *low > limit && !doubtful;
     const bool far = options_.narrow_ratio > 0 && static_cast<int32_t>(s.size()) >= options_.narrow_after &&
                      quantile(s, options_.quantile) > options_.narrow_ratio * fastest && !hiccup;
+    const bool beaten = options_.finalist_ratio > 0 &&
+                        static_cast<int32_t>(s.size()) >= options_.finalist_after &&
+                        quantile(s, options_.quantile) > options_.finalist_ratio * fastest;
     dropped_ += hopeless ? 1 : 0;
-    return hopeless || far;
+    return hopeless || far || beaten;
   });
+  std::reverse(alive_.begin(), alive_.end());
 }
 
 void Profiler::end_point() {
   const size_t point = order_[at_];
+  relate_point();
   for (size_t c = 0; c < data_.configs.size(); ++c) {
     const std::vector<double>& s = samples_[c];
     if (s.empty()) continue;

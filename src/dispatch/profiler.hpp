@@ -4,8 +4,9 @@
 // course for the same ticks.
 //
 // Points are visited from the ends inwards (fewest rows, most rows, the middle, ...), so that early points
-// see every regime. At a point the configs take turns, one sample per round (a drift of the clock hits all
-// alike): each is run `warmup` times untimed before its first sample. Hopeless configs lose their remaining
+// see every regime. At a point the configs take turns, one sample per round, every other round backwards: a
+// clock that drifts meets all alike, since over two rounds each stands in the middle. Each is run `warmup`
+// times untimed before its first sample. Hopeless configs lose their remaining
 // samples at the point (their timing is kept: cost models learn from slow configs too), and configs that were
 // hopeless at every one of the first `skip_after` points are not measured at the others.
 //
@@ -14,11 +15,17 @@
 // best first: when a point has used up its share of what is left, its rounds end, and configs that would only
 // come after twice the share are left out there (those are the ones that were slow next door). At the first
 // point nobody is.
+//
+// A processor at its power limit lowers its clock some tens of milliseconds after work has begun, raises it
+// again where work pauses, and swings between. At points that do this to it (ProfilerOptions::unsteady) one
+// config, the reference, is run untimed until its pace has settled, then again and again between the others,
+// and samples are taken relative to its runs before and after them.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cost/dataset.hpp"
@@ -42,6 +49,9 @@ struct ProfilerOptions {
   // one go on: precision is spent where the choice is close. 0 = off.
   double narrow_ratio = 0;
   int32_t narrow_after = 3;
+  // The same once more, for the last few. 0 = off.
+  double finalist_ratio = 0;
+  int32_t finalist_after = 8;
   // Microseconds that all runs together, warm-ups included, should take. Kept to within about one round of
   // the last point; every config of a point that is not left out has at least one sample. 0 = no limit.
   double budget_us = 0;
@@ -50,6 +60,9 @@ struct ProfilerOptions {
   // to here its ratio falls at most by the ratio of rows, which is taken where it is the larger limit. 0 =
   // off.
   double neighbour_ratio = 0;
+  // With neighbour_ratio: what fell behind by that from one number of rows to twice as many or more is left
+  // out from then on, however much rows grow.
+  bool leave_behind = false;
   // Configs (by index) that are left out nowhere: what static policies are made of.
   std::vector<size_t> always;
   // With a budget: the budget leaves nobody out and everybody gets judge_after samples (judging needs all of
@@ -58,6 +71,18 @@ struct ProfilerOptions {
   // What an earlier run with a budget has left out is measured now, as far as the budget goes: where this
   // budget is another one.
   bool reopen = false;
+  // With a budget: samples that everybody has who takes part (but for the hopeless) before it ends a point.
+  int32_t least_repeats = 1;
+  // By point: whether the clock will not hold there; empty: nowhere. The reference, which is the config that
+  // was best next door, is run for settle_us at least, until the means of two windows in a row agree to
+  // within the ratio, and for settle_most_us at most; afterwards at both ends of a round and every
+  // reference_us within it. In microseconds of ticks times `cost`, and part of the budget.
+  std::vector<bool> unsteady;
+  double settle_us = 100e3, settle_window_us = 25e3, settle_most_us = 400e3, settle_ratio = 1.01;
+  double reference_us = 5e3;
+  // By point: what a run takes, as a multiple of its tick (a replay over some layers of which a tick is the
+  // mean); empty: 1 everywhere.
+  std::vector<double> cost;
   // us: median of the even samples, us_repeat: of the odd ones (configs with one sample have no repeat):
   // what a guard and a noise floor need. Off: us is the median of all.
   bool halves = false;
@@ -75,7 +100,7 @@ class Profiler {
   struct Task {
     size_t config = 0;
     size_t point = 0;
-    bool warmup = false;  // report() ignores the value
+    bool warmup = false;  // no sample: the value only tells how fast the machine is
   };
   // What to run now; the same until it is reported. nullopt: the profile is complete.
   [[nodiscard]] std::optional<Task> next() const noexcept;
@@ -89,6 +114,10 @@ class Profiler {
   void report(double us);
   // The task could not be run: the config failed and must never be chosen. All its timings are dropped.
   void report_failure(const std::string& reason);
+  // The same of any config, whether or not it is its turn.
+  void report_failure(size_t config, const std::string& reason);
+  // Who still takes part in the point of next(), in the order of this round.
+  [[nodiscard]] const std::vector<size_t>& contenders() const noexcept { return alive_; }
 
   struct Progress {
     size_t points_done = 0, points = 0;
@@ -119,9 +148,17 @@ class Profiler {
   void sort_by_neighbour();
   void leave_out_the_rest();
   void leave_out_by_neighbour();
+  [[nodiscard]] bool falls_behind(size_t config) const;
+  void start_reference();
+  void settle_tick(double us, bool good);
+  void reference_tick(double us, bool good);
+  void end_turn();
+  void relate_round();
+  void relate_point();
   [[nodiscard]] double share() const noexcept;
   [[nodiscard]] bool is_always(size_t config) const;
   [[nodiscard]] bool was_near(size_t config) const;
+  [[nodiscard]] double rows_at(size_t point) const noexcept;
   [[nodiscard]] double best_at(size_t point) const;  // +infinity: nothing was measured there
   [[nodiscard]] double fastest_median() const;
   double& timing(size_t point, size_t config) { return data_.us[point * data_.configs.size() + config]; }
@@ -144,6 +181,22 @@ class Profiler {
   int32_t bad_ticks_ = 0;
   bool settles_ = false;                     // the point before was so slow that first ticks will settle here
   double share_us_ = 0, spent_here_us_ = 0;  // of this point
+  double cost_ = 1;                          // of a run at this point
+  struct Settling {
+    bool on = false;
+    double spent_us = 0, window_us = 0;
+    int32_t window_runs = 0;
+    double pace_us = 0, last_mean_us = 0;  // of a run; 0: none yet
+  } settling_;
+  struct Reference {
+    bool on = false, due = false;
+    size_t config = 0;
+    size_t every = 0, since = 0;                     // runs between two of the reference; since the last one
+    double base_us = 0;                              // its first tick: the pace that samples are brought to
+    std::vector<double> all;                         // of this point
+    std::vector<std::pair<double, double>> ticks;    // when, how long: of this round
+    std::vector<std::pair<double, size_t>> samples;  // when, whose: of this round
+  } reference_;
 };
 
 // The order of visit for n points sorted by work: 0, n-1, then midpoints of ever smaller gaps.

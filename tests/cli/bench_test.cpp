@@ -149,6 +149,7 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"bandwidth", {"--model", "4,2,64,32", "--read-gbps", "-3"}, "--read-gbps"},
         Bad{"bandwidth_tail", {"--model", "4,2,64,32", "--read-gbps", "5x"}, "--read-gbps: got '5x'"},
         Bad{"peers", {"--model", "4,2,64,32", "--backend", "cpu", "--peers", "/p.json"}, "--peers: got"},
+        Bad{"pause", {"--model", "4,2,64,32", "--backend", "cpu", "--pause", "1"}, "--pause: got"},
         Bad{"device", {"--model", "4,2,64,32", "--backend", "cpu", "--device", "1"}, "--device: got 1"},
         Bad{"both_checks", {"--model", "4,2,64,32", "--check", "--no-check"}, "--check"}),
     [](const auto& info) { return info.param.name; });

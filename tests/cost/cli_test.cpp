@@ -47,8 +47,21 @@ TEST(CliEvaluate, JsonHasTheDocumentedKeys) {
       EXPECT_LT(m.at(key).get<double>(), 1) << name << ": fractions, not percent";
     }
     EXPECT_LE(m.at("mean_regret").get<double>(), 0.016) << name;
+    ASSERT_EQ(m.at("points").size(), m.at("n_test").get<size_t>()) << name;
+    double sum = 0;
+    for (const nlohmann::json& p : m.at("points")) {
+      const double best = p.at("best_us").get<double>();
+      EXPECT_GT(p.at("normalised_entropy").get<double>(), 0);
+      for (const auto& [policy, choice] : p.at("choices").items())
+        EXPECT_GE(choice.at("us").get<double>(), best) << policy << ": " << choice.at("config");
+      EXPECT_EQ(p.at("choices").at("oracle").at("config"), p.at("best"));
+      sum += p.at("choices").at("by_tokens").at("us").get<double>() / best - 1;
+    }
+    EXPECT_NEAR(sum / m.at("n_test").get<double>(),
+                m.at("policies").at("by_tokens").at("mean_regret").get<double>(), 1e-12);
   }
-  for (const char* policy : {"static_uniform", "static_skewed", "single_best", "oracle", "ramp4"}) {
+  for (const char* policy :
+       {"static_uniform", "static_skewed", "single_best", "oracle", "ramp4", "by_tokens"}) {
     EXPECT_GE(j.at("policies").at(policy).at("max_regret").get<double>(), 0);
     EXPECT_GE(j.at("policies").at(policy).at("mean_regret").get<double>(), 0);
   }

@@ -34,11 +34,19 @@ class FakeTimer final : public cli::TickSource {
     ++prepared;
   }
   [[nodiscard]] size_t batch() const override { return batch_; }
-  std::vector<cli::Tick> run(std::span<const Profiler::Task> tasks, std::span<const Profiler::Task> next,
+  std::vector<Failure> make_ready(std::span<const size_t> configs,
+                                  std::span<const int32_t> numbers) override {
+    EXPECT_FALSE(configs.empty());
+    std::vector<Failure> failures;
+    for (const size_t c : configs) {
+      EXPECT_EQ(numbers[c], static_cast<int32_t>(c) + 1);
+      if (unmakable.contains(c)) failures.push_back({c, "does not compile"});
+    }
+    return failures;
+  }
+  std::vector<cli::Tick> run(std::span<const Profiler::Task> tasks,
                              std::span<const int32_t> numbers) override {
     ++batches;
-    for (const Profiler::Task& t : next) EXPECT_EQ(t.point, tasks.front().point);
-    EXPECT_LE(next.size(), batch_ + 2);
     std::vector<cli::Tick> ticks;
     for (const Profiler::Task& t : tasks) {
       ++runs[t.config];
@@ -55,7 +63,7 @@ class FakeTimer final : public cli::TickSource {
            synthetic_us(configs_.configs[config], point_->work.histogram);
   }
 
-  std::set<size_t> broken, slow;
+  std::set<size_t> broken, unmakable, slow;
   std::map<size_t, int> runs;
   int prepared = 0, batches = 0;
 
@@ -176,6 +184,32 @@ TEST(ProfileRounds, AFailureCostsOneConfig) {
     for (size_t c = 0; c < configs.size(); ++c) EXPECT_EQ(std::isnan(d.time(p, c)), c == 2);
 }
 
+TEST(ProfileRounds, WhatCannotBeMadeReadyFailsBeforeItsTurn) {
+  const ConfigTable configs = toy_configs(6);
+  FakeTimer timer(configs, 100);
+  timer.unmakable = {0, 5};  // who would have been first, and last
+  std::vector<std::string> notes;
+  const Dataset d = profiled(timer, configs, gpu_like(), &notes);
+  ASSERT_EQ(notes.size(), 2U);
+  expect_has(notes[0], {"'c0'", "does not compile"});
+  EXPECT_FALSE(timer.runs.contains(0));
+  EXPECT_FALSE(timer.runs.contains(5));
+  for (size_t p = 0; p < d.points.size(); ++p)
+    for (size_t c = 0; c < configs.size(); ++c) EXPECT_EQ(std::isnan(d.time(p, c)), c == 0 || c == 5);
+}
+
+TEST(ProfileRounds, NobodyLeft) {
+  const ConfigTable configs = toy_configs(2);
+  const auto points = timed_points();
+  FakeTimer timer(configs, 100);
+  timer.unmakable = {0, 1};
+  Profiler p(configs, toy_model(), work_of(points), gpu_like());
+  cli::run_profiler(p, timer, points, numbers(2), {}, [] {});
+  EXPECT_FALSE(p.next().has_value());
+  EXPECT_EQ(p.progress().failed, 2U);
+  EXPECT_EQ(timer.batches, 0);
+}
+
 TEST(ProfileRounds, HopelessAfterOneReplay) {
   const ConfigTable configs = toy_configs(8);
   FakeTimer timer(configs, 100);
@@ -275,6 +309,41 @@ TEST(ProfileRounds, ContendersJudgementAndReport) {
     EXPECT_EQ(p.noise, 0);
   }
   EXPECT_EQ(cli::judgement_json(j)["points"].size(), j.points.size());
+  EXPECT_EQ(j.live_points, 0U);
+  EXPECT_TRUE(cli::judgement_json(j)["mean_live_regret"].is_null());
+
+  // One quick sample beats nobody; and what a context with the fit runs is judged beside the choice.
+  Dataset quick = test;
+  const size_t slowest = 7;
+  quick.configs.names.emplace_back("live");
+  quick.configs.configs.push_back(quick.configs.configs.front());
+  quick.configs.extra.push_back(0);
+  quick.us.clear();
+  quick.us_repeat.clear();
+  for (size_t p = 0; p < test.points.size(); ++p) {
+    for (size_t c = 0; c < test.configs.size(); ++c) {
+      quick.us.push_back(c == slowest ? 0.1 : test.time(p, c));
+      quick.us_repeat.push_back(c == slowest ? std::nan("") : test.time(p, c));
+    }
+    const size_t choice = Dispatcher(fit.models.front()).choose(test.points[p].histogram);
+    const std::string& name = Dispatcher(fit.models.front()).predictor().configs().names[choice];
+    const auto at = std::find(test.configs.names.begin(), test.configs.names.end(), name);
+    quick.us.push_back(1.25 * test.time(p, static_cast<size_t>(at - test.configs.names.begin())));
+    quick.us_repeat.push_back(quick.us.back());
+  }
+  const cli::Judgement live = cli::judge(all, quick, Dispatcher(fit.models.front()));
+  ASSERT_EQ(live.points.size(), test.points.size());
+  EXPECT_EQ(live.live_points, live.points.size());
+  double mean = 0;
+  for (const cli::JudgedPoint& p : live.points) {
+    EXPECT_NE(p.best, "c7") << p.name;
+    if (p.chosen == "c7") continue;
+    EXPECT_NEAR(p.live_us, 1.25 * p.us, 1e-9);
+    mean += (p.live_us / p.best_us - 1) / static_cast<double>(live.points.size());
+  }
+  EXPECT_NEAR(live.mean_live_regret, mean, 1e-9);
+  EXPECT_GE(live.max_live_regret, 0.25);
+  EXPECT_NE(cli::judgement_text(live).find("its decision included"), std::string::npos);
   EXPECT_NE(cli::judgement_text(j).find("regret on"), std::string::npos);
 
   cli::ProfileReport report{
@@ -318,6 +387,36 @@ TEST(ProfileProtocol, LayersBeyondTheCache) {
   limits.l2_bytes = 0;  // a driver that does not tell
   EXPECT_EQ(cli::plan_gpu_layers(limits, 0).layers, 5);
   EXPECT_FALSE(cli::plan_gpu_layers(limits, 0).beyond_cache);
+}
+
+// What a GPU's clock will hold at, and how much of the layers a replay needs there: OLMoE in fp8_block.
+TEST(ProfileProtocol, FloorsOfAPoint) {
+  const ModelShape olmoe{"olmoe", 64, 8, 2048, 1024};
+  const auto floor = [&](int32_t tokens) {
+    return cli::layer_floor(std::vector<int32_t>(64, tokens / 8), olmoe, RAMP_FORMAT_FP8_BLOCK,
+                            RAMP_ACTIVATION_SILU_AND_MUL);
+  };
+  EXPECT_NEAR(floor(64).read_us, 64 * 6.3 / 4.53, 1);  // 64 experts of 6.3 MB at 4.53 TB/s
+  EXPECT_NEAR(floor(6000).compute_us, 48000 * 2.0 * 3 * 2048 * 1024 / 1080e6, 1);
+  EXPECT_FALSE(floor(64).unsteady());
+  EXPECT_FALSE(floor(200).unsteady());
+  EXPECT_TRUE(floor(700).unsteady());
+  EXPECT_TRUE(floor(6000).unsteady());
+  const cli::LayerFloor nothing = cli::layer_floor(std::vector<int32_t>(64, 0), olmoe, RAMP_FORMAT_FP8_BLOCK,
+                                                   RAMP_ACTIVATION_SILU_AND_MUL);
+  EXPECT_EQ(nothing.read_us, 0);
+  constexpr int64_t kL2 = 50000000;
+  EXPECT_EQ(cli::layers_of_replay(nothing, kL2, 5), 2);
+  EXPECT_EQ(cli::layers_of_replay(floor(8), kL2, 5), 5);
+  EXPECT_EQ(cli::layers_of_replay(floor(64), kL2, 24), 6) << "half a millisecond";
+  EXPECT_EQ(cli::layers_of_replay(floor(64), kL2, 5), 5) << "all there are";
+  EXPECT_EQ(cli::layers_of_replay(floor(6000), kL2, 5), 2);
+  EXPECT_EQ(cli::layers_of_replay(floor(6000), kL2, 1), 1);
+  // Much work on few weights: the cache counts.
+  const ModelShape small{"small", 2, 2, 256, 256};
+  const cli::LayerFloor hot = cli::layer_floor(std::vector<int32_t>(2, 2000000), small, RAMP_FORMAT_FP8_BLOCK,
+                                               RAMP_ACTIVATION_SILU_AND_MUL);
+  EXPECT_EQ(cli::layers_of_replay(hot, kL2, 24), 24);
 }
 
 TEST(ProfileProtocol, TimingsOfTwoAreNotMixed) {

@@ -56,10 +56,10 @@ TEST(Profiler, MeasuresEveryPairWhenAllAreClose) {
   for (size_t i = 0; i < points.size(); ++i) {
     for (size_t c = 0; c < 4; ++c) EXPECT_EQ(p.data().time(i, c), 10.0 + static_cast<double>(c));
   }
-  // Configs take turns; each begins with its warm-ups.
+  // Configs take turns, to and fro; each begins with its warm-ups.
   const std::vector<std::pair<size_t, bool>> head = {
-      {0, true}, {0, true},  {0, false}, {1, true}, {1, true},  {1, false}, {2, true},
-      {2, true}, {2, false}, {3, true},  {3, true}, {3, false}, {0, false}, {1, false}};
+      {0, true}, {0, true}, {0, false}, {1, true},  {1, true},  {1, false}, {2, true},  {2, true}, {2, false},
+      {3, true}, {3, true}, {3, false}, {3, false}, {2, false}, {1, false}, {0, false}, {0, false}};
   for (size_t i = 0; i < head.size(); ++i) {
     EXPECT_EQ(tasks[i].config, head[i].first) << i;
     EXPECT_EQ(tasks[i].warmup, head[i].second) << i;

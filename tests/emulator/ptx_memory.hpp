@@ -150,9 +150,27 @@ void red_relaxed_gpu_global_add_v4_f32(u64 address, const V& s) {
 
 inline void prefetch_global_L2(u64) {}
 inline void prefetch_tensormap(u64) {}
+// Reads what is asked for: a range that is not all there is a fault here.
+template <typename S>
+void cp_async_bulk_prefetch_L2_global(u64 from, const S& bytes) {
+  constexpr u32 kUnit = 16, kPage = 4096;
+  const u64 size = get<u32>(bytes);
+  check_aligned(from, kUnit, "cp.async.bulk.prefetch.L2");
+  check_aligned(size, kUnit, "cp.async.bulk.prefetch.L2's size");
+  for (u64 at = 0; at < size; at += kPage) (void)*reinterpret_cast<const volatile u8*>(from + at);
+  if (size != 0) (void)*reinterpret_cast<const volatile u8*>(from + size - 1);
+}
+template <typename S, typename P>
+void cp_async_bulk_prefetch_L2_global_L2_cache_hint(u64 from, const S& bytes, const P&) {
+  cp_async_bulk_prefetch_L2_global(from, bytes);
+}
 // Any value: who hands it on to a copy is not asked what it is.
 template <typename D>
 void createpolicy_fractional_L2_evict_first_b64(D& d, double) {
+  put(d, u64{0});
+}
+template <typename D>
+void createpolicy_fractional_L2_evict_last_b64(D& d, double) {
   put(d, u64{0});
 }
 

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/early_weights.hpp"
 #include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/flat_params.hpp"
 #include "backend/cuda/gated_programs.hpp"
@@ -147,6 +148,7 @@ struct Run {
   FlatVariant variant;
   int64_t slots = 0, top_k = 1;
   CUstream stream = nullptr;
+  int64_t tokens = 0;  // 0: only the device knows
 
   [[nodiscard]] StreamParams common() const {
     StreamParams p{};
@@ -171,6 +173,7 @@ struct Run {
     p.out_stride =
         parts.h != nullptr ? w.intermediate : w.intermediate * element_bytes(w.format);  // floats or bytes
     p.h_static = w.w2_input_scale;
+    p.ahead = stream_ahead(w, variant.rows, tokens);
     launch_dependent(true, f, grid(), stream, p);
   }
   GemmInput middle(Prologue& prologue) const {
@@ -210,7 +213,12 @@ void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
   check_workspace(call.workspace, call.workspace_bytes,
                   carve(w, call.tokens, call.top_k, variant, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
-  const Run run{*gpu_, w, parts, variant, call.tokens * call.top_k, call.top_k, stream};
+  const Run run{*gpu_, w, parts, variant, call.tokens * call.top_k, call.top_k, stream, call.tokens};
+  // An item has as many slices as it has 128 weight rows.
+  const auto slices = static_cast<int64_t>(run.grid().x) * std::max<int64_t>(1, variant.rows / kFlatTileRows);
+  constexpr int64_t kLeastTokens = 5;  // at 2 and 4 up to 1% slower with it
+  parts.prologue.weights =
+      early_weights(w, slices, expected_tokens(call), expected_top_k(call), kLeastTokens);
   const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
   run.gemm1(functions[0], x);
   run.gemm2(functions[1], run.middle(prologue_), weights_for_gemm2(call));

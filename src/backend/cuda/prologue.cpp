@@ -188,6 +188,7 @@ PrologueParams block_params(const BlockCall& call, const PrologueWorkspace& work
   p.sort.counters = reinterpret_cast<long long*>(call.counters);
   p.sort.counts = workspace.counts;
   p.rows = conversion.rows;
+  p.weights = workspace.weights;
   return p;
 }
 
@@ -282,12 +283,24 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
                 .shared = 4 * sort_shared_words(p.sort.experts, grid.entries),
                 .dependent = dependent()};
   launch.grid_x = grid.blocks;
+  // All blocks are in clusters where the sorting blocks are, and what a GPC has beyond 16 SMs (18 of H200's
+  // SMs in some) holds no whole cluster of 8.
+  const unsigned resident = grid.blocks > 1 ? std::max(1U, sms() / 16) * 16 : sms();
   if (conversion.program != RAMP_DTYPE_NONE) {
-    // One wave with the sorting blocks. All blocks are in clusters where those are, and what a GPC has beyond
-    // 16 SMs (18 of H200's SMs in some) holds no whole cluster of 8.
-    const unsigned resident = grid.blocks > 1 ? std::max(1U, sms() / 16) * 16 : sms();
+    // One wave with the sorting blocks.
     const unsigned limit = counted ? sms() * kBlocksPerSmBeside : resident * kBlocksPerSm - grid.blocks;
     launch.grid_x += std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, limit));
+  }
+  // A block asks for no more weights than its SM's copy engine passes on while the prologue runs.
+  if (workspace.decide == nullptr && p.weights.count != 0) {
+    if (p.weights.blocks == 0) {
+      launch.grid_x = std::max(launch.grid_x, resident);
+    } else if (grid.blocks == 1 && !counted && p.sort.slots <= kPrologueThreads) {
+      launch.grid_x += p.weights.blocks;
+      launch.shared = std::max(launch.shared, 4 * (kEarlySetWords + p.sort.experts));
+    } else {
+      p.weights = {};
+    }
   }
   if (!counted) {
     launch.cluster = grid.blocks;

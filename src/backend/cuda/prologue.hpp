@@ -11,6 +11,7 @@
 #include "backend/backend.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "params/decide.hpp"
+#include "params/early.hpp"
 
 namespace ramp::core::cuda {
 
@@ -54,6 +55,7 @@ struct PrologueWorkspace {
   void* codes = nullptr;    // GEMM1's input where x cannot be read as it is: rows x H in the activation type
   float* scales = nullptr;  // its scales
   int32_t* counts = nullptr;  // scratch of the sort over several launches
+  EarlyWeights weights{};     // early_weights.hpp
   bool overlap = false;       // GEMM 1 has something to do before this prologue ends: it starts beside it
   // Several candidates: tiles go to their plans (index.tiles and index.num_tiles are not written). fp8_block
   // alone. Read during the call.

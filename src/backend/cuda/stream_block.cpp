@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "backend/cuda/driver.hpp"
+#include "backend/cuda/early_weights.hpp"
 #include "backend/cuda/expected_rows.hpp"
 #include "backend/cuda/gated_programs.hpp"
 #include "backend/cuda/gemm_params.hpp"
@@ -136,6 +137,7 @@ struct Run {
   const ExpertWeights& w;
   const GemmPair& pair;
   StreamVariant variant;
+  int64_t tokens = 0;  // 0: only the device knows, or a candidate of several
   StreamOwnPlan own{};
 
   [[nodiscard]] StreamParams common() const {
@@ -174,6 +176,8 @@ struct Run {
     p.out_stride = w.intermediate;
     p.scales = pair.h_scale;
     p.scale_out_stride = w.intermediate / kGroup;
+    p.ahead = stream_ahead(w, variant.rows2, tokens);
+    p.ahead.own = tokens == 1 ? 1 : 0;  // two tokens: nothing
     launch_dependent(true, f, grid(1), pair.stream, p);
   }
 
@@ -249,7 +253,10 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
                   carve(w, call.tokens, call.top_k, variant.width, call.workspace, prologue, pair));
   pair.top_k = call.top_k;
   pair.stream = static_cast<CUstream>(call.stream);
-  Run run{*gpu_, w, pair, variant};
+  Run run{*gpu_, w, pair, variant, call.tokens};
+  constexpr int64_t kLeastTokens = 2;  // one token: the block is a microsecond slower with it
+  prologue.weights = early_weights(w, static_cast<int64_t>(run.grid(1).x), expected_tokens(call),
+                                   expected_top_k(call), kLeastTokens);
   if (plans_itself(call, variant)) {
     run.own = own_plan(call);
     prologue.overlap = true;
