@@ -33,13 +33,11 @@ constexpr unsigned kCostPoints = kFinePoints + 4 * (kLastOctave - 8 + 1);
 // The most that a point of a curve may be (the host sees to it): the 64 experts of a warp stay below 2^32.
 constexpr unsigned kMostCurveNs = (1U << 26) - 1;
 
-// Shared memory of a deciding block in 4-byte words: curves, terms and dividers of the candidates
-// (kDecideTerms words each), two sums per option and candidate and warp, a scan's sums. (Warps:
-// params/prologue.hpp.)
+// Shared memory of a deciding block in 4-byte words: two sums per option and candidate and warp, a scan's
+// sums, notes. (Warps: params/prologue.hpp.)
 constexpr unsigned kDecideSums = 2 * kMostOptions * kMostCandidates;
-constexpr unsigned kDecideTerms = 13;
-constexpr unsigned kDecideWords =
-    (kMostCandidates * (kCostPoints + kDecideTerms) + 1) / 2 * 2 + 16 * (kDecideSums + 2);
+constexpr unsigned kDecideNotes = kMostCandidates + 3;
+constexpr unsigned kDecideWords = 16 * (kDecideSums + 2) + kDecideNotes;
 
 struct CandidateCost {
   unsigned base_ns;
@@ -150,6 +148,11 @@ RAMP_DECIDE_FN unsigned long long waves_ns(unsigned tiles, unsigned units, unsig
   const unsigned rounded = (all < most ? static_cast<unsigned>(all) : most) + places - 1;
   return static_cast<Wide>(divided(rounded, places, inverse)) * wave_ns;
 }
+// A candidate's terms and its tiles' height, as the device has them.
+struct CandidateNumbers {
+  CandidateTerms terms;
+  unsigned tile_m, tile_inverse;
+};
 RAMP_DECIDE_FN unsigned candidate_ns(const CandidateTerms& c, unsigned sum, unsigned active, unsigned tiles) {
   using Wide = unsigned long long;
   if (tiles == 0) return 0;

@@ -132,11 +132,12 @@ struct PrologueParams {
 };
 
 // prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number); whole:
-// every option gives all experts to one candidate.
+// every option gives all experts to one candidate. numbers: of candidates that are not there tile_m is 1.
 struct DecidedPrologueParams {
   PrologueParams prologue;
-  DecideParams decide;
   unsigned decide_at, whole;
+  CandidateNumbers numbers[kMostCandidates];
+  DecideParams decide;
 };
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,

@@ -1,6 +1,7 @@
 // The device's side of params/decide.hpp, for a block that knows how many rows every expert has: it reads the
-// candidates' curves from shared memory, adds up what every option costs and takes the cheapest. Every block
-// that writes a part of the plan decides by itself, from the same numbers; where it can, every warp.
+// candidates' curves from the parameters (few different points, so no copy of them all), adds up what every
+// option costs and takes the cheapest. Every block that writes a part of the plan decides by itself, from the
+// same numbers; where it can, every warp.
 #pragma once
 
 #include "params/decide.hpp"
@@ -11,55 +12,42 @@
 constexpr u32 kActiveShift = 21;
 
 struct DecideShared {
-  u32* curves;  // [candidates][kCostPoints]
-  u32* terms;   // [candidates][kDecideTerms]
-  u32* sums;    // [warps][kDecideSums]
+  u32* sums;   // [warps][kDecideSums]
+  u64* scan;   // [warps]
+  u32* notes;  // [kDecideNotes]
 };
-// The curves and terms, the sums, and a scan's.
-static_assert(kDecideWords == (kMostCandidates * (kCostPoints + kDecideTerms) + 1) / 2 * 2 +
-                                  kPrologueWarps * (kDecideSums + 2),
-              "kDecideWords counts these");
+static_assert(kDecideWords == kPrologueWarps * (kDecideSums + 2) + kDecideNotes, "these");
 
 __device__ __forceinline__ DecideShared carve_decide(u32* shared) {
-  return {shared, shared + kMostCandidates * kCostPoints,
-          shared + (kMostCandidates * (kCostPoints + kDecideTerms) + 1) / 2 * 2};
+  return {shared, reinterpret_cast<u64*>(shared + kPrologueWarps * kDecideSums),
+          shared + kPrologueWarps * (kDecideSums + 2)};
 }
+// A decision's parameters, by reference.
+struct DecideInput {
+  const DecideParams& decide;
+  const CandidateNumbers (&numbers)[kMostCandidates];
+};
+
 // Lane kMostCandidates * o + c works out what option o's experts cost candidate c.
 constexpr u32 kPairs = kMostOptions * kMostCandidates;
 static_assert(kPairs <= 32 && kDecideSums == 2 * kPairs, "a lane per option and candidate");
-// Before dependency_wait(), where divisions and what they wait for are free; a barrier follows.
-__device__ __forceinline__ void prepare_decision(const DecideParams& d, const DecideShared& s) {
-#pragma unroll
-  for (u32 c = 0; c < kMostCandidates; ++c)
-    if (c < d.candidates && threadIdx.x < kCostPoints)
-      s.curves[c * kCostPoints + threadIdx.x] = d.cost[c].ns[threadIdx.x];
-  if (threadIdx.x >= kMostCandidates) return;
-  const u32 tile_m = threadIdx.x < d.candidates ? d.plan[threadIdx.x].tile_m : 1;
-  const CandidateTerms t = terms_of(d.cost[threadIdx.x]);
-  const u32 words[kDecideTerms] = {t.base_ns,    t.active_ns, t.overlap,         t.wave_ns[0], t.wave_ns[1],
-                                   t.units[0],   t.units[1],  t.places[0],       t.places[1],  t.inverse[0],
-                                   t.inverse[1], tile_m,      inverse_of(tile_m)};
-#pragma unroll
-  for (u32 i = 0; i < kDecideTerms; ++i) s.terms[threadIdx.x * kDecideTerms + i] = words[i];
-}
 // The tile heights of all candidates, with dividers.
 struct Heights {
   u32 tile_m[kMostCandidates], inverse[kMostCandidates];
-  __device__ __forceinline__ explicit Heights(const DecideShared& s) {
+  __device__ __forceinline__ explicit Heights(const DecideInput& in) {
 #pragma unroll
     for (u32 c = 0; c < kMostCandidates; ++c) {
-      tile_m[c] = s.terms[c * kDecideTerms + kDecideTerms - 2];
-      inverse[c] = s.terms[c * kDecideTerms + kDecideTerms - 1];
+      tile_m[c] = in.numbers[c].tile_m;
+      inverse[c] = in.numbers[c].tile_inverse;
     }
   }
   __device__ __forceinline__ u32 tiles(u32 rows, u32 c) const {
     return divided(rows + tile_m[c] - 1, tile_m[c], inverse[c]);
   }
 };
-
-__device__ __forceinline__ u32 tiles_of_candidate(const DecideShared& s, u32 rows, u32 c) {
-  const u32 tile_m = s.terms[c * kDecideTerms + kDecideTerms - 2];
-  return divided(rows + tile_m - 1, tile_m, s.terms[c * kDecideTerms + kDecideTerms - 1]);
+__device__ __forceinline__ u32 tiles_of_candidate(const DecideInput& in, u32 rows, u32 c) {
+  const CandidateNumbers& n = in.numbers[c];
+  return divided(rows + n.tile_m - 1, n.tile_m, n.tile_inverse);
 }
 
 // All bits, or none. (Where an array's element is taken on the condition that its index is some number, the
@@ -86,15 +74,14 @@ struct LaneRows {
   }
 };
 template <u32 R>  // 1 or 2
-__device__ __forceinline__ PairSums sum_pairs(const DecideParams& d, const DecideShared& s,
-                                              const LaneRows<R>& of) {
+__device__ __forceinline__ PairSums sum_pairs(const DecideParams& d, const LaneRows<R>& of) {
   const u32 lane = threadIdx.x % 32;
   u32 ns[R][kMostCandidates];
 #pragma unroll
   for (u32 i = 0; i < R; ++i) {
 #pragma unroll
     for (u32 c = 0; c < kMostCandidates; ++c)
-      ns[i][c] = c < d.candidates ? curve_ns(s.curves + c * kCostPoints, of.rows[i]) : 0;
+      ns[i][c] = c < d.candidates ? curve_ns(d.cost[c].ns, of.rows[i]) : 0;
   }
   const u32 active0 = of.rows[0] != 0 ? 1u << kActiveShift : 0;
   const u32 active1 = of.rows[R - 1] != 0 ? 1u << kActiveShift : 0;
@@ -121,11 +108,10 @@ __device__ __forceinline__ PairSums sum_pairs(const DecideParams& d, const Decid
   return mine;
 }
 // The number of the cheapest option, from the sums over all experts. time_ns: of that option.
-__device__ __forceinline__ u32 cheapest(const DecideParams& d, const DecideShared& s, const PairSums& all,
-                                        u32& time_ns) {
+__device__ __forceinline__ u32 cheapest(const DecideInput& in, const PairSums& all, u32& time_ns) {
   const u32 lane = threadIdx.x % 32;
-  const u32* const t = s.terms + lane % kMostCandidates * kDecideTerms;
-  const CandidateTerms terms{t[0], t[1], t[2], {t[3], t[4]}, {t[5], t[6]}, {t[7], t[8]}, {t[9], t[10]}};
+  const DecideParams& d = in.decide;
+  const CandidateTerms terms = in.numbers[lane % kMostCandidates].terms;
   const u32 mine =
       candidate_ns(terms, all.ns, all.counts >> kActiveShift, all.counts & ((1u << kActiveShift) - 1u));
   u32 total = 0;
@@ -160,7 +146,7 @@ __device__ __forceinline__ PairSums load_pairs(const DecideShared& s, u32 warps)
 
 // What is left of a sort once every expert's candidate is known: rows as in scan_experts(), and tiles of the
 // candidates' plans. s.tile holds an expert's first tile in its plan, and its candidate in the upper bits.
-// The tiles of all plans, the option and its time are left where the curves were. One barrier; another must
+// The tiles of all plans, the option and its time are noted. One barrier; another must
 // follow before others read.
 constexpr u32 kCandidateShift = 30;
 // Exclusive prefix of `mine` in its warp; the warp's sum goes to sums[warp].
@@ -175,13 +161,13 @@ __device__ __forceinline__ u64 scan_warp(u64* sums, u64 mine) {
   if (lane == 31) sums[threadIdx.x / 32] = sum;
   return sum - mine;
 }
-// Thread 0's notes, where the curves were: tiles of all plans, the option and its time.
+// Thread 0's notes: tiles of all plans, the option and its time.
 __device__ __forceinline__ void note_decision(const DecideShared& s, const u32 (&tiles)[kMostCandidates],
                                               u32 option, u32 time_ns) {
 #pragma unroll
-  for (u32 c = 0; c < kMostCandidates; ++c) s.curves[c] = tiles[c];
-  s.curves[kMostCandidates] = option;
-  s.curves[kMostCandidates + 1] = time_ns;
+  for (u32 c = 0; c < kMostCandidates; ++c) s.notes[c] = tiles[c];
+  s.notes[kMostCandidates] = option;
+  s.notes[kMostCandidates + 1] = time_ns;
 }
 // The sum over all warps, from what scan_warp() left behind a barrier; before: over the warps in front.
 __device__ __forceinline__ u64 scan_block(u64 of_lane, u64& before) {
@@ -197,36 +183,34 @@ __device__ __forceinline__ u64 scan_block(u64 of_lane, u64& before) {
   return __shfl_sync(kAllLanes, of_lane, kPrologueWarps - 1);
 }
 // Decides, and scans by what is decided. Two barriers.
-__device__ __forceinline__ void scan_plans(const DecideParams& d, const SortShared& s,
+__device__ __forceinline__ void scan_plans(const DecideInput& in, const SortShared& s,
                                            const DecideShared& memory, u32 experts, u32 count0, u32 count1,
                                            u32 before0, u32 before1) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
   const u32 warps = (experts + 63) / 64;  // that have experts
   const u32 count[2] = {count0, count1};
-  if (warp < warps) store_pairs(memory, sum_pairs<2>(d, memory, LaneRows<2>(Heights(memory), count)));
+  if (warp < warps) store_pairs(memory, sum_pairs<2>(in.decide, LaneRows<2>(Heights(in), count)));
   __syncthreads();
   u32 time_ns;
-  const u32 option = cheapest(d, memory, load_pairs(memory, warps), time_ns);
-  // The sums have been read by whoever arrives at the next barrier; the scan's lie behind them.
-  u64* const more_sums = reinterpret_cast<u64*>(memory.sums + kPrologueWarps * kDecideSums);
+  const u32 option = cheapest(in, load_pairs(memory, warps), time_ns);
   u64 mine[2] = {(u64)(count0 + count1), 0};  // rows and tiles of plan 0; tiles of plans 1 and 2
   u32 to[2], tiles[2];
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
-    to[i] = candidate_of(d.option[option], count[i]);
-    tiles[i] = tiles_of_candidate(memory, count[i], to[i]);
+    to[i] = candidate_of(in.decide.option[option], count[i]);
+    tiles[i] = tiles_of_candidate(in, count[i], to[i]);
     if (to[i] == 0) mine[0] += (u64)tiles[i] << 32;
     if (to[i] == 1) mine[1] += (u64)tiles[i];
     if (to[i] == 2) mine[1] += (u64)tiles[i] << 32;
   }
-  u64 before[2] = {scan_warp(s.sums, mine[0]), scan_warp(more_sums, mine[1])};
+  u64 before[2] = {scan_warp(s.sums, mine[0]), scan_warp(memory.scan, mine[1])};
   u64 all[2];
   __syncthreads();
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
     u64 earlier;
-    all[i] = scan_block(lane < kPrologueWarps ? (i == 0 ? s.sums : more_sums)[lane] : 0, earlier);
+    all[i] = scan_block(lane < kPrologueWarps ? (i == 0 ? s.sums : memory.scan)[lane] : 0, earlier);
     before[i] += earlier;
   }
   const u32 e = 2 * threadIdx.x;
@@ -251,31 +235,30 @@ __device__ __forceinline__ void scan_plans(const DecideParams& d, const SortShar
 }
 // The same where every option gives all experts to one candidate: tiles are counted for all candidates beside
 // the decision. One barrier.
-__device__ __forceinline__ void scan_whole(const DecideParams& d, const SortShared& s,
+__device__ __forceinline__ void scan_whole(const DecideInput& in, const SortShared& s,
                                            const DecideShared& memory, u32 experts, u32 count0, u32 count1,
                                            u32 before0, u32 before1) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
   const u32 warps = (experts + 63) / 64;  // that have experts
-  u64* const more_sums = reinterpret_cast<u64*>(memory.sums + kPrologueWarps * kDecideSums);
   const u32 count[2] = {count0, count1};
-  const LaneRows<2> of(Heights(memory), count);
+  const LaneRows<2> of(Heights(in), count);
   // Rows and tiles of plan 0; tiles of plans 1 and 2.
   const u64 before_a =
       scan_warp(s.sums, (u64)(count0 + count1) | (u64)(of.tiles[0][0] + of.tiles[1][0]) << 32);
   const u64 before_b = scan_warp(
-      more_sums, (u64)(of.tiles[0][1] + of.tiles[1][1]) | (u64)(of.tiles[0][2] + of.tiles[1][2]) << 32);
-  if (warp < warps) store_pairs(memory, sum_pairs<2>(d, memory, of));
+      memory.scan, (u64)(of.tiles[0][1] + of.tiles[1][1]) | (u64)(of.tiles[0][2] + of.tiles[1][2]) << 32);
+  if (warp < warps) store_pairs(memory, sum_pairs<2>(in.decide, of));
   __syncthreads();
   u32 time_ns;
-  const u32 option = cheapest(d, memory, load_pairs(memory, warps), time_ns);
-  const u32 to = only_candidate(d.option[option]);
+  const u32 option = cheapest(in, load_pairs(memory, warps), time_ns);
+  const u32 to = only_candidate(in.decide.option[option]);
   const auto of_plan = [to](u64 a, u64 b) {  // rows, and the plan's tiles above them
     const u32 tiles = to == 0 ? (u32)(a >> 32) : to == 1 ? (u32)b : (u32)(b >> 32);
     return (u64)(u32)a | (u64)tiles << 32;
   };
   const u32 from = lane < kPrologueWarps ? lane : 0;
-  const u64 of_warp = of_plan(s.sums[from], more_sums[from]);
+  const u64 of_warp = of_plan(s.sums[from], memory.scan[from]);
   u64 earlier;
   const u64 all = scan_block(lane < kPrologueWarps ? of_warp : 0, earlier);
   const u64 start = of_plan(before_a, before_b) + earlier;
@@ -290,7 +273,7 @@ __device__ __forceinline__ void scan_whole(const DecideParams& d, const SortShar
   if (e + 1 < experts) {
     s.first[e + 1] = row + count0;
     s.base[e + 1] = row + count0 + before1;
-    s.tile[e + 1] = (tile + tiles_of_candidate(memory, count0, to)) | to << kCandidateShift;
+    s.tile[e + 1] = (tile + tiles_of_candidate(in, count0, to)) | to << kCandidateShift;
   }
   if (threadIdx.x != 0) return;
   s.first[experts] = (u32)all;
@@ -319,30 +302,31 @@ __device__ __forceinline__ void write_record(const DecideParams& d, const SortSh
 
 // The plans of all candidates: what sort_block() and the batched entry ask of a plan (sort.cuh: OnePlan).
 struct DecidedPlans {
-  const DecideParams& d;
+  const DecideInput& in;
   const DecideShared& shared;
   bool whole;
-  __device__ __forceinline__ DecidedPlans(const DecideParams& params, const DecideShared& memory,
+  __device__ __forceinline__ DecidedPlans(const DecideInput& input, const DecideShared& memory,
                                           bool all_whole)
-      : d(params), shared(memory), whole(all_whole) {}
+      : in(input), shared(memory), whole(all_whole) {}
   __device__ __forceinline__ void scan(const SortParams& p, const SortShared& s, u32 count0, u32 count1,
                                        u32 before0, u32 before1) {
     if (whole) {
-      scan_whole(d, s, shared, p.experts, count0, count1, before0, before1);
+      scan_whole(in, s, shared, p.experts, count0, count1, before0, before1);
     } else {
-      scan_plans(d, s, shared, p.experts, count0, count1, before0, before1);
+      scan_plans(in, s, shared, p.experts, count0, count1, before0, before1);
     }
   }
   __device__ __forceinline__ void store(const SortParams& p, const SortShared& s) const {
 #pragma unroll
     for (u32 c = 0; c < kMostCandidates; ++c)
-      if (c < d.candidates && threadIdx.x == c) store_num_tiles(d.plan[c].num_tiles, shared.curves[c]);
-    if (d.trace != nullptr)
-      write_record(d, s, p.experts, shared.curves[kMostCandidates], shared.curves[kMostCandidates + 1]);
+      if (c < in.decide.candidates && threadIdx.x == c)
+        store_num_tiles(in.decide.plan[c].num_tiles, shared.notes[c]);
+    if (in.decide.trace != nullptr)
+      write_record(in.decide, s, p.experts, shared.notes[kMostCandidates], shared.notes[kMostCandidates + 1]);
   }
   __device__ __forceinline__ void store_tile(const SortParams&, const SortShared& s, u32 e, u32 row) const {
     const u32 word = s.tile[e];
-    const CandidatePlan& plan = d.plan[word >> kCandidateShift];
+    const CandidatePlan& plan = in.decide.plan[word >> kCandidateShift];
     const u32 tile_m = plan.tile_m;
     const u32 in_expert = row - s.first[e];
     const u32 tile = in_expert / tile_m;

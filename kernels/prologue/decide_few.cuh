@@ -8,8 +8,9 @@
 // Up to 64 slots: every warp with slots holds all of them, and decides alone; the others write offsets. Any
 // options.
 template <u32 W>
-__device__ __forceinline__ void decide_tiny(const SortParams& p, const DecideParams& d,
-                                            const DecideShared& memory, const SortShared& shared) {
+__device__ __forceinline__ void decide_tiny(const SortParams& p, const DecideInput& in,
+                                            const SortShared& shared) {
+  const DecideParams& d = in.decide;
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
   TinySlots<W> s;
@@ -20,12 +21,12 @@ __device__ __forceinline__ void decide_tiny(const SortParams& p, const DecidePar
     offsets_tiny<W>(p, s.masks, first, step, p.offsets);
     if (d.trace != nullptr) offsets_tiny<W>(p, s.masks, first, step, reinterpret_cast<i32*>(shared.first));
   } else {
-    const Heights heights(memory);
+    const Heights heights(in);
     // An expert's first slot stands for it.
     u32 rows[W];
 #pragma unroll
     for (u32 w = 0; w < W; ++w) rows[w] = s.expert[w] >= 0 && s.rank[w] == 0 ? s.count[w] : 0;
-    option = cheapest(d, memory, sum_pairs<W>(d, memory, LaneRows<W>(heights, rows)), time_ns);
+    option = cheapest(in, sum_pairs<W>(d, LaneRows<W>(heights, rows)), time_ns);
     u32 begins[W][kMostCandidates], tile[W], in_tile[W], to[W];
 #pragma unroll
     for (u32 w = 0; w < W; ++w) {
@@ -84,8 +85,9 @@ __device__ __forceinline__ void decide_tiny(const SortParams& p, const DecidePar
 
 // Up to 512 slots and 512 experts, where every option gives all experts to one candidate: their tiles are
 // counted for every candidate at once, 16 bits each above the rows. clear_sort() has been called.
-__device__ __forceinline__ void decide_few(const SortParams& p, const SortShared& s, const DecideParams& d,
+__device__ __forceinline__ void decide_few(const SortParams& p, const SortShared& s, const DecideInput& in,
                                            const DecideShared& memory) {
+  const DecideParams& d = in.decide;
   const u32 warp = threadIdx.x / 32;
   const u32 slot = threadIdx.x;
   const u32 e = threadIdx.x;
@@ -93,8 +95,8 @@ __device__ __forceinline__ void decide_few(const SortParams& p, const SortShared
   const FewSlot at = rank_few(p, s);
   __syncthreads();
   const u32 rows[1] = {rows_few(p, s)};
-  const LaneRows<1> of(Heights(memory), rows);
-  if (warp < warps) store_pairs(memory, sum_pairs<1>(d, memory, of));
+  const LaneRows<1> of(Heights(in), rows);
+  if (warp < warps) store_pairs(memory, sum_pairs<1>(d, of));
   const u64 mine = (u64)(rows[0] | of.tiles[0][0] << 16) | (u64)(of.tiles[0][1] | of.tiles[0][2] << 16) << 32;
   const u64 start_in_warp = scan_warp(s.sums, mine);
   __syncthreads();
@@ -106,11 +108,11 @@ __device__ __forceinline__ void decide_few(const SortParams& p, const SortShared
     all += v;
   }
   u32 time_ns;
-  const u32 option = cheapest(d, memory, load_pairs(memory, warps), time_ns);
+  const u32 option = cheapest(in, load_pairs(memory, warps), time_ns);
   const u32 to = only_candidate(d.option[option]);
   const CandidatePlan& plan = d.plan[to];
-  const u32 height = memory.terms[to * kDecideTerms + kDecideTerms - 2];
-  const u32 inverse = memory.terms[to * kDecideTerms + kDecideTerms - 1];
+  const u32 height = in.numbers[to].tile_m;
+  const u32 inverse = in.numbers[to].tile_inverse;
   const auto of_plan = [&](u64 v) {  // rows, and the plan's tiles above them
     return ((u32)v & 0xffffu) | ((u32)(v >> (16 * (to + 1))) & 0xffffu) << 16;
   };

@@ -67,28 +67,27 @@ __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortSha
 __device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, const SortShared& s,
                                              const DecideShared& memory) {
   const PrologueParams& p = both.prologue;
-  const DecideParams& d = both.decide;
+  const DecideInput in{both.decide, both.numbers};
   const bool whole = both.whole != 0;
   const bool counted = p.mode == kSortCounted;
   const bool alone = !counted && p.sort.chunks == 1;
   const bool tiny = alone && p.sort.slots <= kTinySlots;
   const bool few = alone && whole && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
-  prepare_decision(d, memory);
-  clear_sort(s);
+  if (!tiny) clear_sort(s);
   if (!counted) prefetch_ids(p.sort, blockIdx.x);
   dependency_wait();
   if (p.trigger != 0) launch_dependents();
   if (tiny) {
     if (p.sort.slots <= 32) {
-      decide_tiny<1>(p.sort, d, memory, s);
+      decide_tiny<1>(p.sort, in, s);
     } else {
-      decide_tiny<2>(p.sort, d, memory, s);
+      decide_tiny<2>(p.sort, in, s);
     }
   } else if (few) {
-    decide_few(p.sort, s, d, memory);
+    decide_few(p.sort, s, in, memory);
   } else {
     // Carved again, as in sort_part().
-    sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), DecidedPlans(d, memory, whole), counted);
+    sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), DecidedPlans(in, memory, whole), counted);
   }
 }
 
@@ -185,15 +184,13 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     prologue_decide(const __grid_constant__ DecidedPrologueParams both) {
   const PrologueParams& p = both.prologue;
-  const DecideParams& d = both.decide;
+  const DecideInput in{both.decide, both.numbers};
   const SortShared s = carve_sort(g_shared, p.sort.experts);
   const DecideShared memory = carve_decide(g_shared + both.decide_at);
   if (p.mode == kBatched) {
-    prepare_decision(d, memory);
-    __syncthreads();
     dependency_wait();
     if (p.trigger != 0) launch_dependents();
-    batched_index(p, s, DecidedPlans(d, memory, false));
+    batched_index(p, s, DecidedPlans(in, memory, false));
   } else if (blockIdx.x < p.sort.chunks) {
     sort_decided(both, s, memory);
     return;

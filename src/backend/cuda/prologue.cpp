@@ -199,7 +199,11 @@ void launch_main(PrologueKernels& kernels, ramp_format format, ramp_dtype progra
     launch_kernel(kernels.main(format, program), launch, stream, &p);
     return;
   }
-  DecidedPrologueParams both{p, *decide, (launch.shared / 4 + 1) / 2 * 2, 1};
+  DecidedPrologueParams both{p, (launch.shared / 4 + 1) / 2 * 2, 1, {}, *decide};
+  for (unsigned c = 0; c < kMostCandidates; ++c) {
+    const unsigned tile_m = c < decide->candidates ? decide->plan[c].tile_m : 1;
+    both.numbers[c] = {terms_of(decide->cost[c]), tile_m, inverse_of(tile_m)};
+  }
   for (unsigned o = 0; o < decide->options; ++o)
     if (only_candidate(decide->option[o]) == kMostCandidates) both.whole = 0;
   launch.shared = 4 * (both.decide_at + kDecideWords);
