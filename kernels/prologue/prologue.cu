@@ -99,16 +99,56 @@ __device__ __forceinline__ void rows_part(const PrologueParams& p, const SortSha
 
 // Memory has little to do from here until GEMM 1's blocks know their items. Weights depend on nothing that
 // kernels in front of this one write.
-__device__ __forceinline__ void ask_for_weights(const EarlyWeights& w) {
+__device__ __forceinline__ void ask_for_all(const EarlyWeights& w) {
 #if __CUDA_ARCH__ >= 900
   if (threadIdx.x == kPrologueThreads - 1)
     for (u32 i = blockIdx.x; i < w.count; i += gridDim.x) prefetch_bytes(w.first + i * w.stride, w.bytes);
 #endif
 }
+// Block `block` of EarlyWeights::blocks: a set of experts as bits, their numbers in order, and this block's
+// share of their pieces.
+__device__ __forceinline__ void ask_for_active(const PrologueParams& p, u32 block) {
+#if __CUDA_ARCH__ >= 900
+  const EarlyWeights& w = p.weights;
+  u32* const set = g_shared;
+  u32* const expert = g_shared + kEarlySetWords;
+  if (threadIdx.x < kEarlySetWords) set[threadIdx.x] = 0;
+  prefetch_ids(p.sort, 0);
+  __syncthreads();
+  dependency_wait();
+  if (p.trigger != 0) launch_dependents();
+  const i32 mine = expert_of_slot(p.sort, threadIdx.x);
+  if (mine >= 0) atomicOr(set + mine / 32, 1u << mine % 32);
+  __syncthreads();
+  u32 active = 0, lower[2] = {0, 0};
+#pragma unroll 8
+  for (u32 i = 0; i < (p.sort.experts + 31) / 32; ++i) {
+    const u32 bits = __popc(set[i]);
+    active += bits;
+    lower[0] += i < threadIdx.x / 32 ? bits : 0;
+    lower[1] += i < (threadIdx.x + kPrologueThreads) / 32 ? bits : 0;
+  }
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    const u32 e = threadIdx.x + i * kPrologueThreads;
+    if (e >= p.sort.experts) continue;
+    const u32 bits = set[e / 32];
+    if (bits >> e % 32 & 1) expert[lower[i] + __popc(bits & ((1u << e % 32) - 1u))] = e;
+  }
+  __syncthreads();
+  const u32 pieces = active * w.pieces < w.count ? active * w.pieces : w.count;
+  const u32 i = block + threadIdx.x * w.blocks;
+  if (i >= pieces) return;
+  const u64 bytes = (u64)(w.count / pieces) * w.bytes;
+  const u32 number = expert[i / w.pieces] * w.pieces + i % w.pieces;
+  prefetch_bytes(w.first + number * w.stride, (u32)(bytes < w.stride ? bytes : w.stride));
+#endif
+}
 
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     prologue(const __grid_constant__ PrologueParams p) {
-  ask_for_weights(p.weights);
+  const bool foreseen = p.weights.blocks == 0;
+  if (foreseen) ask_for_all(p.weights);
   const SortShared s = carve_sort(g_shared, p.sort.experts);
   if (p.mode == kBatched) {
     dependency_wait();
@@ -117,8 +157,10 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     rows_part(p, s, blockIdx.x, gridDim.x);
   } else if (blockIdx.x < p.sort.chunks) {
     sort_part(p, s);
+  } else if (foreseen || blockIdx.x < gridDim.x - p.weights.blocks) {
+    rows_part(p, s, blockIdx.x - p.sort.chunks, gridDim.x - p.sort.chunks - p.weights.blocks);
   } else {
-    rows_part(p, s, blockIdx.x - p.sort.chunks, gridDim.x - p.sort.chunks);
+    ask_for_active(p, blockIdx.x - (gridDim.x - p.weights.blocks));
   }
 }
 

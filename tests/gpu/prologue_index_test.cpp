@@ -99,6 +99,20 @@ void compare(const Workspace& ws, const Expected& want) {
   ws.expect_guards();
 }
 
+// Weights to ask L2 for: nothing that a test could see but a fault (the emulated GPU reads what is asked for)
+// and its effect on the index, which is none.
+constexpr int64_t kEarlyPieces = 3, kEarlyStride = 64;
+EarlyWeights early(const Buffer& weights, int64_t experts, bool foreseen) {
+  EarlyWeights e{};
+  e.first = static_cast<const unsigned char*>(weights.data());
+  e.stride = kEarlyStride;
+  e.count = static_cast<unsigned>(experts * kEarlyPieces - (experts > 2 ? 2 : 0));
+  e.bytes = 16;
+  e.blocks = foreseen ? 0 : 5;
+  e.pieces = kEarlyPieces;
+  return e;
+}
+
 class Index : public testing::TestWithParam<std::tuple<Shape, int64_t>> {};
 
 TEST_P(Index, EqualsSortRows) {
@@ -126,6 +140,7 @@ TEST_P(Index, EqualsSortRows) {
         const Workspace ws(w, tokens * top_k, tile_m);
         const Buffer x(static_cast<uint64_t>(tokens * 32 * 2));
         const Buffer counters = Buffer::of(std::vector<int64_t>{100, 1000});
+        const Buffer weights(static_cast<uint64_t>(experts * kEarlyPieces * kEarlyStride));
 
         BlockCall call;
         call.weights = &w;
@@ -135,7 +150,10 @@ TEST_P(Index, EqualsSortRows) {
         call.ids = ids.device;
         if (mapped) call.expert_map = {device_map.as<int32_t>(), map.size()};
         call.counters = counters.as<int64_t>();
-        const GemmInput in = Device::get().prologue.block(call, ws.view, nullptr);
+        PrologueWorkspace view = ws.view;
+        const bool foreseen = seed % 2 == 0;
+        if (seed % 5 < 4) view.weights = early(weights, experts, foreseen);
+        const GemmInput in = Device::get().prologue.block(call, view, nullptr);
         EXPECT_EQ(in.data, x.data());
 
         Expected want;

@@ -16,17 +16,25 @@ namespace ramp::core::cuda {
 
 inline constexpr int64_t kPackedTileBytes = 16384;
 
-// By the prologue: the first tile of each of the `slices` slices that GEMM 1's grid begins with where every
-// expert has rows, which from two rows per expert on is likely; else nothing. tokens, top_k: as
-// expected_rows.hpp has them.
-inline EarlyWeights early_weights(const ExpertWeights& w, int64_t slices, int64_t tokens,
-                                  int64_t top_k) noexcept {
+// By the prologue: the first tile of each slice that GEMM 1's grid, `slices` at once, begins with. From two
+// rows per expert on every expert is taken to have rows. Below, in calls of least_tokens to kStreamOwnSlots
+// slots, a few blocks of the prologue wait for the ids. tokens, top_k: as expected_rows.hpp has them.
+inline EarlyWeights early_weights(const ExpertWeights& w, int64_t slices, int64_t tokens, int64_t top_k,
+                                  int64_t least_tokens) noexcept {
   constexpr int64_t kRowsPerExpert = 2;
-  if (tokens * top_k < kRowsPerExpert * w.experts) return {};
+  constexpr unsigned kBlocks = 16;
+  const int64_t all = 2 * w.intermediate / kFlatTileRows;  // slices of an expert
   EarlyWeights e{};
+  if (tokens * top_k < kRowsPerExpert * w.experts) {
+    constexpr int64_t kTokensForMore = 4;
+    if (tokens < least_tokens || tokens * top_k > kStreamOwnSlots) return {};
+    if (tokens >= kTokensForMore) slices += slices / 2;
+    e.blocks = kBlocks;
+    e.pieces = static_cast<unsigned>(all);
+  }
   e.first = static_cast<const unsigned char*>(weight_views(w).w13.data);
   e.stride = static_cast<unsigned long long>(kFlatTileRows * w.hidden * element_bytes(w.format));
-  e.count = static_cast<unsigned>(std::min(slices, w.experts * (2 * w.intermediate / kFlatTileRows)));
+  e.count = static_cast<unsigned>(std::min(slices, w.experts * all));
   e.bytes = static_cast<unsigned>(kPackedTileBytes);
   return e;
 }

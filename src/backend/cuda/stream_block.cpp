@@ -254,8 +254,9 @@ void StreamBlock::block(const BlockCall& call, const RouteCall* routing) {
   pair.top_k = call.top_k;
   pair.stream = static_cast<CUstream>(call.stream);
   Run run{*gpu_, w, pair, variant, call.tokens};
-  prologue.weights =
-      early_weights(w, static_cast<int64_t>(run.grid(1).x), expected_tokens(call), expected_top_k(call));
+  constexpr int64_t kLeastTokens = 2;  // one token: the block is a microsecond slower with it
+  prologue.weights = early_weights(w, static_cast<int64_t>(run.grid(1).x), expected_tokens(call),
+                                   expected_top_k(call), kLeastTokens);
   if (plans_itself(call, variant)) {
     run.own = own_plan(call);
     prologue.overlap = true;
