@@ -107,6 +107,10 @@ void GraphTimer::prepare(const TimedPoint& point) {
   const Stopwatch watch(spent_.inputs);
   graphs_.clear();  // they use what goes now
   used_ = static_cast<size_t>(layers_at(point.work));
+  constexpr double kBatchUs = 50e3, kLeast = 8, kMost = 256;  // kMost: a stream holds no more launches
+  const LayerFloor floor = floor_at(point.work);
+  const double replay_us = static_cast<double>(used_) * std::max({floor.read_us, floor.compute_us, 1.0});
+  batch_ = static_cast<size_t>(std::clamp(kBatchUs / replay_us, kLeast, kMost));
   tokens_ = point.work.tokens;
   router_weights_ = make_host_tensor(RAMP_F32, {tokens_, shape_.top_k});
   std::copy(point.routing.weights.begin(), point.routing.weights.end(), router_weights_.data.as<float>());

@@ -38,8 +38,8 @@ class GraphTimer final : public TickSource {
              ramp_format format, ramp_determinism determinism, uint64_t seed, int64_t most_tokens);
   void prepare(const TimedPoint& point) override;
   std::vector<Failure> make_ready(std::span<const size_t> configs, std::span<const int32_t> numbers) override;
-  // More than the launches that a stream holds would only wait for them.
-  [[nodiscard]] size_t batch() const override { return 256; }
+  // Some 50 ms at once, so that little is run in vain where a budget ends in the middle.
+  [[nodiscard]] size_t batch() const override { return batch_; }
   std::vector<Tick> run(std::span<const core::Profiler::Task> tasks,
                         std::span<const int32_t> numbers) override;
   // Layers of a replay at this point.
@@ -78,7 +78,7 @@ class GraphTimer final : public TickSource {
   HostTensor x_, router_weights_;
   Mirror device_x_, device_router_weights_;
   std::vector<Layer> layers_;
-  size_t used_ = 0;  // of them, at this point
+  size_t used_ = 0, batch_ = 1;  // of them, at this point; replays at once
   int64_t tokens_ = 0;
   Workspace workspace_;
   GraphRounds graphs_;

@@ -19,6 +19,7 @@
 #include "cli/graph_profile.hpp"
 #include "cli/options.hpp"
 #include "cli/profile_protocol.hpp"
+#include "cli/profile_sampling.hpp"
 #include "cli/progress.hpp"
 #include "cli/verify.hpp"
 #include "dispatch/profile_file.hpp"
@@ -243,10 +244,7 @@ class KernelProfile {
     if (gpu_) {
       auto graphs = std::make_unique<GraphTimer>(context_, layers_, case_.model, case_.format,
                                                  RAMP_REPEATABLE, seed, most_tokens_);
-      for (const TimedPoint& p : points) {
-        options.cost.push_back(static_cast<double>(graphs->layers_at(p.work)));
-        options.unsteady.push_back(graphs->unsteady_at(p.work));
-      }
+      watch_clock(options, points, *graphs);
       timer = std::move(graphs);
     } else {
       timer =
@@ -264,7 +262,8 @@ class KernelProfile {
     metadata.kernel = d.name;
     metadata.date_utc = core::utc_now();
     metadata.source = fmt::format("ramp profile --kernel-library, {} layers", layers_.size());
-    metadata.protocol = protocol_text(static_cast<int64_t>(layers_.size()), o_.clock, o_.quantile);
+    metadata.protocol =
+        protocol_text(static_cast<int64_t>(layers_.size()), o_.clock, o_.quantile) + (gpu_ ? kRelated : "");
     metadata.budget_seconds = o_.budget >= 0 ? o_.budget : defaults_.budget;
     const bool resumed = resume(metadata, options.reopen);
     options.warmup = 1;

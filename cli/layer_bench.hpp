@@ -28,7 +28,7 @@ struct LayerBenchOptions {
   // Seconds of rest before the replays of a row whose work takes the GPU to its power limit, and of the row
   // after that (LayerFloor::unsteady): else a row would meet the clock that the one before left behind.
   double pause = kPause;
-  static constexpr double kPause = 0.5;
+  static constexpr double kPause = 0.25;
   double read_gbps = 0;     // 0: the peers' device's
   double check_budget = 0;  // multiply-adds of reference work per point; 0: no check
   uint64_t seed = 0;

@@ -41,11 +41,13 @@ LayerFloor layer_floor(std::span<const int32_t> histogram, const core::ModelShap
 }
 
 int64_t layers_of_replay(const LayerFloor& floor, int64_t l2_bytes, int64_t most) noexcept {
-  constexpr double kReplayUs = 500, kLeastGpuLayers = 2;
+  constexpr double kReplayUs = 500, kCaches = 2, kManyCaches = 16;
   const double pass = std::max(floor.read_us, floor.compute_us);
+  if (pass <= 0) return std::min<int64_t>(most, 2);
   const double cache_us = static_cast<double>(l2_bytes) / core::h200().dram_gbps / 1e3;
-  const double beyond = floor.read_us > 0 ? 2 * cache_us / floor.read_us : 0;
-  const double wanted = std::max({kLeastGpuLayers, pass > 0 ? kReplayUs / pass : kLeastGpuLayers, beyond});
+  const bool long_one = pass >= 2 * kReplayUs && floor.read_us >= kManyCaches * cache_us;
+  const double beyond = floor.read_us > 0 ? kCaches * cache_us / floor.read_us : 0;
+  const double wanted = std::max({long_one ? 1.0 : 2.0, kReplayUs / pass, beyond});
   return std::min(most, static_cast<int64_t>(std::ceil(std::min(wanted, 1e6))));
 }
 

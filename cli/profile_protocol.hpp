@@ -42,9 +42,9 @@ struct LayerFloor {
 };
 LayerFloor layer_floor(std::span<const int32_t> histogram, const core::ModelShape& shape, ramp_format format,
                        ramp_activation activation) noexcept;
-// Of the `most` layers there are, those that a replay runs at a point: two at least, as many as read twice
-// the L2 cache, and as many as take half a millisecond, of which the gap between two replays (below 2 us) is
-// nothing.
+// Of the `most` layers there are, those that a replay runs at a point: as many as read twice the L2 cache and
+// take half a millisecond, of which the gap between two replays (below 2 us) is nothing; two at least, or one
+// where it takes twice that and reads sixteen times the cache.
 int64_t layers_of_replay(const LayerFloor& floor, int64_t l2_bytes, int64_t most) noexcept;
 
 // Metadata::protocol of a run.

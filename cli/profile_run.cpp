@@ -7,7 +7,6 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
-#include <utility>
 
 #include "abi/handles.hpp"
 #include "base/error.hpp"
@@ -17,6 +16,7 @@
 #include "cli/judgement.hpp"
 #include "cli/options.hpp"
 #include "cli/profile_report.hpp"
+#include "cli/profile_sampling.hpp"
 #include "cli/progress.hpp"
 #include "dispatch/block_fit.hpp"
 #include "dispatch/profile_file.hpp"
@@ -66,8 +66,8 @@ class ProfileRun {
     if (gpu_) describe_gpu(context_, metadata);
     metadata.source =
         fmt::format("ramp profile, {} layers, {}", plan.layers, bytes_text(static_cast<double>(plan.bytes)));
-    metadata.protocol = protocol_text(plan.layers, o_.clock, o_.quantile, o_.determinism) +
-                        (gpu_ ? ", relative to a reference where the clock will not hold" : "");
+    metadata.protocol =
+        protocol_text(plan.layers, o_.clock, o_.quantile, o_.determinism) + (gpu_ ? kRelated : "");
     metadata.budget_seconds = o_.budget >= 0 ? o_.budget : defaults_.budget;
     bool reopen = false;
     const std::optional<core::Dataset> previous = resume(c, metadata, reopen);
@@ -84,10 +84,9 @@ class ProfileRun {
 
     const Clock::time_point start = Clock::now();
     core::ProfilerOptions options =
-        profiler_options(metadata.budget_seconds, static_cast<int32_t>(o_.repeats), points, graphs);
+        profile_sampling(metadata.budget_seconds, o_.repeats, o_.quantile, points, graphs);
     options.reopen = reopen;
     if (gpu_) options.always = static_candidates(c);
-    options.skip_after = gpu_ ? 0 : 4;  // a GPU's best at T = 1 are hopeless at 8192, and the other way round
     core::Profiler profiler(configs, c.model, work_of(points), options, previous ? &*previous : nullptr);
     time(c, "profiling", profiler, *timer, points, numbers_of(list.legal.size()),
          [&] { core::write_profile(c.files.profile, metadata, profiler.data()); });
@@ -113,8 +112,8 @@ class ProfileRun {
         "  profile {}\n  fit     {}\n",
         c.model.name, core::format_name(c.format), configs.size(), points.size(), measured,
         profiler.data().us.size(), total_seconds, compile_seconds, weights_seconds, profile_seconds,
-        spent_text(graphs), fit_seconds, 100 * fit.models.front().guard.noise_margin(), c.files.profile,
-        c.files.fit));
+        graphs != nullptr ? spent_text(graphs->spent()) : std::string(), fit_seconds,
+        100 * fit.models.front().guard.noise_margin(), c.files.profile, c.files.fit));
     Json j = {{"model", c.model.name},
               {"experts", c.model.experts},
               {"top_k", c.model.top_k},
@@ -146,16 +145,17 @@ class ProfileRun {
               {"warnings", reports.front().report.warnings},
               {"profile", c.files.profile},
               {"fit", c.files.fit}};
-    if (graphs != nullptr) j["timing_seconds"] = spent_json(*graphs);
+    if (graphs != nullptr) j["timing_seconds"] = spent_json(graphs->spent());
     for (const std::string& w : reports.front().report.warnings)
       io_.note(fmt::format("{}: {}", c.model.name, w));
     std::optional<Judgement> judged;
     if (!unseen.empty()) {
       const Clock::time_point judge_begin = Clock::now();
+      const GraphTimer::Spent before = graphs != nullptr ? graphs->spent() : GraphTimer::Spent{};
       judged = judge_case(c, *timer, unseen, profiler.data(), fit);
       j["judged"] = judgement_json(*judged);
       j["judged"]["seconds"] = seconds_since(judge_begin);
-      if (graphs != nullptr) j["judged"]["timing_seconds"] = spent_json(*graphs);
+      if (graphs != nullptr) j["judged"]["timing_seconds"] = spent_json(graphs->spent(), before);
     }
     if (o_.report) {
       core::write_text(c.files.report, profile_html({&train,
@@ -174,23 +174,6 @@ class ProfileRun {
   }
 
  private:
-  // Where the seconds of timing went since this was last asked.
-  Json spent_json(const GraphTimer& timer) const {
-    const GraphTimer::Spent& now = timer.spent();
-    const GraphTimer::Spent before = std::exchange(told_, now);
-    return {{"inputs", now.inputs - before.inputs},
-            {"capture", now.capture - before.capture},
-            {"replay", now.replay - before.replay},
-            {"graphs", now.graphs - before.graphs},
-            {"replays", now.replays - before.replays}};
-  }
-  static std::string spent_text(const GraphTimer* timer) {
-    if (timer == nullptr) return {};
-    const GraphTimer::Spent& s = timer->spent();
-    return fmt::format(": inputs {:.1f} s, {} graphs {:.1f} s, {} replays {:.1f} s", s.inputs, s.graphs,
-                       s.capture, s.replays, s.replay);
-  }
-
   // What runs at each point without a fit, by number of the table; its size where that is none of it.
   [[nodiscard]] std::vector<size_t> defaults_at(const ProfileCase& c, const RunnableLayer& layer,
                                                 const core::Dataset& d) const {
@@ -305,36 +288,6 @@ class ProfileRun {
     return timer;
   }
 
-  // graphs: the timer, on a GPU.
-  [[nodiscard]] core::ProfilerOptions profiler_options(double seconds, int32_t repeats,
-                                                       const std::vector<TimedPoint>& points,
-                                                       const GraphTimer* graphs) const {
-    core::ProfilerOptions options;
-    options.warmup = 1;
-    options.repeats = repeats;
-    options.quantile = o_.quantile;
-    options.halves = true;
-    options.budget_us = seconds * 1e6;
-    if (graphs != nullptr) {
-      for (const TimedPoint& p : points) {
-        options.cost.push_back(static_cast<double>(graphs->layers_at(p.work)));
-        options.unsteady.push_back(graphs->unsteady_at(p.work));
-      }
-      options.judge_after = 1;  // one replay tells who is out of the question
-      options.least_repeats = std::min(repeats, 2);
-      options.hopeless_ratio = 1.5;
-      options.neighbour_ratio = 1.5;
-      options.leave_behind = true;
-      options.narrow_ratio = 1.15;
-      options.narrow_after = 2;
-      return options;
-    }
-    options.settled_us = 5000;
-    options.narrow_ratio = 1.25;
-    options.narrow_after = 4;
-    return options;
-  }
-
   static std::vector<core::WorkPoint> work_of(const std::vector<TimedPoint>& points) {
     std::vector<core::WorkPoint> work;
     work.reserve(points.size());
@@ -408,19 +361,9 @@ class ProfileRun {
     }
     table.extra.resize(table.size() * table.extra_columns.size());
 
-    core::ProfilerOptions options =
-        profiler_options(o_.judge_budget >= 0 ? o_.judge_budget : defaults_.budget,
-                         static_cast<int32_t>(o_.repeats), points, graphs);
-    options.repeats = std::max(options.repeats, gpu_ ? 20 : 4);
-    options.skip_after = 0;
-    options.narrow_ratio = 1.15;
+    core::ProfilerOptions options = judge_sampling(o_.judge_budget >= 0 ? o_.judge_budget : defaults_.budget,
+                                                   o_.repeats, o_.quantile, points, graphs);
     if (gpu_) {
-      // Three samples for everybody who is not out of the question, up to twenty for who is near the best,
-      // the last twelve of them for who is very near: the error of a median of eight is below 1% (a sample's
-      // p99 is 3.5 to 6% off).
-      options.least_repeats = options.narrow_after = 3;
-      options.finalist_ratio = 1.04;
-      options.finalist_after = 8;
       options.always = static_candidates(c);
       for (size_t i = profiled.configs.size(); i < table.size(); ++i) options.always.push_back(i);
       for (const TimedPoint& p : points) {  // what is judged
@@ -428,10 +371,7 @@ class ProfileRun {
         const auto at = std::find(table.names.begin(), table.names.end(), name);
         options.always.push_back(static_cast<size_t>(at - table.names.begin()));
       }
-    } else {
-      options.judge_after = 2;
     }
-    options.everybody = true;
     core::Profiler profiler(std::move(table), c.model, work_of(points), options);
     time(c, "judging", profiler, timer, points, numbers, {});
     if (graphs != nullptr) graphs->live_with(nullptr);  // its graphs go before its kernels do
@@ -458,7 +398,6 @@ class ProfileRun {
   ramp_determinism determinism_;
   bool gpu_;
   Points defaults_;
-  mutable GraphTimer::Spent told_;
 };
 
 }  // namespace

@@ -412,6 +412,14 @@ TEST(ProfileProtocol, FloorsOfAPoint) {
   EXPECT_EQ(cli::layers_of_replay(floor(64), kL2, 5), 5) << "all there are";
   EXPECT_EQ(cli::layers_of_replay(floor(6000), kL2, 5), 2);
   EXPECT_EQ(cli::layers_of_replay(floor(6000), kL2, 1), 1);
+  // Mixtral's layers are so long, and so much more than the cache, that one will do.
+  const ModelShape mixtral{"mixtral", 8, 2, 4096, 14336};
+  const auto long_floor = [&](int32_t tokens) {
+    return cli::layer_floor(std::vector<int32_t>(8, tokens / 4), mixtral, RAMP_FORMAT_FP8_BLOCK,
+                            RAMP_ACTIVATION_SILU_AND_MUL);
+  };
+  EXPECT_EQ(cli::layers_of_replay(long_floor(64), kL2, 3), 2);
+  EXPECT_EQ(cli::layers_of_replay(long_floor(6000), kL2, 3), 1);
   // Much work on few weights: the cache counts.
   const ModelShape small{"small", 2, 2, 256, 256};
   const cli::LayerFloor hot = cli::layer_floor(std::vector<int32_t>(2, 2000000), small, RAMP_FORMAT_FP8_BLOCK,
