@@ -114,8 +114,14 @@ def in_short(directory):
             "fit. By fits: of the same run.\n", "\n".join(lines) + "\n"]
 
 
+def draws(sets):
+    """How many random histograms there are of each token count and routing: further ones are named _draw2, .. ."""
+    names = [p["point"] for s in sets for stats in s.stats.values() for p in stats["points"]]
+    numbers = [int(n.rsplit("_draw", 1)[1]) for n in names if "_draw" in n]
+    return f"{max(numbers)} draws of each" if numbers else "one draw"
+
+
 NOT_MEASURED = ("* Widths per expert switched off: see *Against the strongest static policies*.\n"
-                "* A second draw of each unseen point.\n"
                 "* The selector's own time inside a graph. A routed call without a fit, or with one of model wave, is captured with one kernel and decides nothing on "
                 "the device; sets of several candidates, which a fit of model step may ask for, are not timed beside a fixed plan here.\n"
                 "* GPUs other than the one named above; formats other than fp8_block and bf16, for which no open pipelines were measured.\n")
@@ -184,7 +190,7 @@ def regret(directory):
                  "replay nothing. ramp4: the published model. static_uniform and static_skewed: the best config at the nearest "
                  "profiled token count, tuned at uniform and at zipf 1.2 routing. single_best: one config for everything. 'profile': all from nothing (kernels where "
                  "the cache was empty, which is the first model; weights, timing, fit); bar 120 s. Bold: above 1% or 8%.\n")
-    parts.append("### At routing that occurs\n\nT = 3, 12, 48, 96, 200, 700, 1500, 3000, 6000, each with zipf 0.4, 0.9 and 1.6, one draw."
+    parts.append(f"### At routing that occurs\n\nT = 3, 12, 48, 96, 200, 700, 1500, 3000, 6000, each with zipf 0.4, 0.9 and 1.6, {draws(physical)}."
                  + (f" Not measured in this run: {', '.join(missing)}." if missing else "") + "\n")
     if physical:
         parts.append(choice.regret_table(physical, title, profiles))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The page of results (results.md), measured on this machine's GPU:
 #
-#   bench/results.sh [DIR] [SECONDS]      # default: build/results, 330 s
+#   bench/results.sh [DIR] [SECONDS]      # default: build/results, 430 s
 #   bench/results.sh --offline DIR        # no GPU: cost models judged on DIR's timings, and the page
 #
 # Writes JSON files into DIR and, where python3 is there, the page to DIR/results.md with a figure in DIR/img. The parts
@@ -17,7 +17,7 @@ ramp=${RAMP:-$root/build/bin/ramp}
 offline=
 [ "${1:-}" = --offline ] && { offline=yes; shift; }
 out=${1:-$root/build/results}
-total=${2:-330}
+total=${2:-430}
 [ -n "$offline" ] && [ ! -d "$out" ] && { echo "results: got no directory '$out', expected what bench/results.sh wrote" >&2; exit 2; }
 mkdir -p "$out/fits" "$out/csv" || exit 1
 begin=$SECONDS
@@ -109,19 +109,19 @@ done
 for model in $models; do
   part "fit_fp8_$model" 30 "${bench[@]}" --fit "$out/fits" "${fp8[@]}" --model "$model"
 done
-part fast_sum 20 "${bench[@]}" --fit none --determinism fast --routing 'uniform;zipf:1.2' --tokens 2048,8192 \
+part fast_sum 40 "${bench[@]}" --fit none --determinism fast --routing 'uniform;zipf:1.2' --tokens 2048,8192 \
   --model olmoe,qwen3-30b,mixtral-8x7b,dsv3 --config m128_n256_k128_s4_t384,m128_n256_k128_s4_t384_sum
 
 # Regret: every config at points that the fit has not seen. The profile is gone on from: nothing of it is timed again,
 # and one that was cut above is finished first. Few and many tokens apart, so that a cut loses half. beta: normalised entropy 0.5, which the published
 # method was judged at: of experts that a token's k nearly always are.
-judge=("${profile[@]}" --judge --judge-budget 4)
+judge=("${profile[@]}" --judge --judge-budget 8 --judge-draws 2)
 for model in $models; do
-  part "judge_few_$model" 40 "${judge[@]}" --model "$model" --csv "$out/csv/few" --judge-tokens 3,12,48,96,200 \
+  part "judge_few_$model" 60 "${judge[@]}" --model "$model" --csv "$out/csv/few" --judge-tokens 3,12,48,96,200 \
     --judge-routing 'zipf:0.4;zipf:0.9;zipf:1.6'
 done
 for model in $models; do
-  part "judge_many_$model" 60 "${judge[@]}" --model "$model" --csv "$out/csv/many" --judge-tokens 700,1500,3000,6000 \
+  part "judge_many_$model" 80 "${judge[@]}" --model "$model" --csv "$out/csv/many" --judge-tokens 700,1500,3000,6000 \
     --judge-routing 'zipf:0.4;zipf:0.9;zipf:1.6'
 done
 declare -A half=([olmoe]=single [qwen3-30b]=ddist:0.94 [mixtral-8x7b]=ddist:0.9 [dsv3]=ddist:0.88)
