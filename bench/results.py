@@ -186,7 +186,7 @@ def regret(directory):
                  "space is timed; those that were hopeless at the point or next door are left out (they count as 1.5 times the best). "
                  "Cells: mean / largest, %. live: what a context with the run's fit does by itself, its decision included, timed beside the "
                  "configs (bars 2% and 8%). wave and step: those cost models behind the measured guard, from this step's histogram; "
-                 "'by T alone': what a routed call is captured with by a wave fit, whatever the histogram, which is why it costs a "
+                 "'by T alone': about what a routed call is captured with by a wave fit, whatever the histogram, which is why it costs a "
                  "replay nothing. ramp4: the published model. static_uniform and static_skewed: the best config at the nearest "
                  "profiled token count, tuned at uniform and at zipf 1.2 routing. single_best: one config for everything. 'profile': all from nothing (kernels where "
                  "the cache was empty, which is the first model; weights, timing, fit); bar 120 s. Bold: above 1% or 8%.\n")
@@ -338,6 +338,9 @@ def protocol(rows):
     clock = ("" if not spread else f"**From T = 2048 on (Mixtral from 512) the clock follows the power limit**: p90 lies {100 * choice.mean(spread):.0f}% "
              f"above p10 on average and {100 * max(spread):.0f}% at most there, and runs differ by as much; 'fastest tenth' takes each "
              "row's p10 for its time.")
+    rests = sorted({r["pause_s"] for r in rows if r.get("pause_s")})
+    if rests:
+        clock += f" Before such a point, and the one behind it, the GPU rests for {', '.join(f'{r:g}' for r in rests)} s."
     return ("The whole block, from (x, ids, router weights) to y, repeatable mode: one CUDA graph of L layers with distinct weights and routing "
             f"({', '.join(f'{m} {n}' for m, n in layers.items())}), median of 20 replays / L in µs, p10 and p90 beside it "
             "([bench/README.md](../bench/README.md)). Floor: the active experts' weight bytes at the measured read bandwidth, or the floating-point work "

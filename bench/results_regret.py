@@ -265,7 +265,7 @@ def replays(s, captured, replayed):
 
 def replay_table(sets, title):
     lines = ["| model | captured for | replayed with | choice for the capture's routing | choice for the replay's | choice by T "
-             "alone (what is captured) |", "|---|---|---|---|---|---|"]
+             "alone (about what is captured) |", "|---|---|---|---|---|---|"]
     for s in sets:
         for captured, replayed in (("zipf:0.4", "zipf:1.6"), ("zipf:1.6", "zipf:0.4")):
             found = replays(s, captured, replayed)

@@ -61,8 +61,9 @@ core::RegretStats regret_of(const core::Dataset& d, const std::vector<size_t>& p
       d, points, [&](size_t point) { return in_data(match, p.choose(d.points[point].histogram, bytes), p); });
 }
 
-// The config of least expected loss at this many tokens, whatever the step's histogram: what a routed call on
-// a GPU is captured with where the fit leaves one candidate.
+// The config of least expected loss at this many tokens, whatever the step's histogram: about what a routed
+// call on a GPU is captured with where the fit leaves one candidate (that one, step_choice.cpp, reckons with
+// expected histograms and classes of tokens, this one with one draw per exponent).
 size_t choose_by_tokens(const core::Predictor& p, int64_t tokens) {
   const core::AlignedBuffer scratch(p.scratch_bytes());
   std::vector<float> us(p.configs().size());

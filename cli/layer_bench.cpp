@@ -23,6 +23,15 @@
 namespace ramp::cli {
 namespace {
 
+// In slices, so that ^C need not wait for its end.
+void rest(double seconds) {
+  constexpr double kSlice = 0.1;
+  for (double left = seconds; left > 0; left -= kSlice) {
+    std::this_thread::sleep_for(std::chrono::duration<double>(std::min(left, kSlice)));
+    InterruptGuard::check();
+  }
+}
+
 constexpr int64_t kReplays = 20, kLeastReplays = 5;
 constexpr int64_t kMostLayers = 5, kLeastLayers = 2;
 // A share of the free memory that weights may take; the rest is for activations, workspace and y.
@@ -221,7 +230,7 @@ class LayerBench {
       }
       const bool unsteady = layer_floor(histograms.front(), model, source.format(), o_.activation).unsteady();
       if (unsteady || unsteady_) {
-        std::this_thread::sleep_for(std::chrono::duration<double>(o_.pause));
+        rest(o_.pause);
         row.pause = o_.pause;
       }
       unsteady_ = unsteady;

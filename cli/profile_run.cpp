@@ -359,6 +359,9 @@ class ProfileRun {
       table.configs.push_back(table.configs.front());
       graphs->live_with(live.get());
     }
+    // Its graphs go before its kernels do, also where ^C ends this.
+    const std::unique_ptr<GraphTimer, void (*)(GraphTimer*)> detach(
+        graphs, [](GraphTimer* timer_of_graphs) { timer_of_graphs->live_with(nullptr); });
     table.extra.resize(table.size() * table.extra_columns.size());
 
     core::ProfilerOptions options = judge_sampling(o_.judge_budget >= 0 ? o_.judge_budget : defaults_.budget,
@@ -374,7 +377,6 @@ class ProfileRun {
     }
     core::Profiler profiler(std::move(table), c.model, work_of(points), options);
     time(c, "judging", profiler, timer, points, numbers, {});
-    if (graphs != nullptr) graphs->live_with(nullptr);  // its graphs go before its kernels do
     Judgement j = judge(merge_halves(profiled), profiler.data(), dispatcher);
     if (!o_.csv.empty()) {
       const std::string directory =

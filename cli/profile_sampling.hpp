@@ -14,7 +14,8 @@
 namespace ramp::cli {
 
 // Part of Metadata::protocol on a GPU: what was timed before samples were related is not gone on from.
-inline constexpr const char* kRelated = ", relative to a reference where the clock will not hold";
+inline constexpr const char* kRelated =
+    ", replays of one layer and more, relative to a reference where the clock will not hold";
 
 // graphs: the timer on a GPU, nullptr on a CPU. seconds: the budget, 0 = none.
 core::ProfilerOptions profile_sampling(double seconds, int64_t repeats, double quantile,

@@ -45,11 +45,11 @@ struct CandidateCost {
   unsigned overlap;              // 0 .. 256
   unsigned wave_ns[2];           // of either GEMM
   unsigned units[2], places[2];  // units per tile; units that run at once
-  unsigned ns[kCostPoints];      // never falls
+  unsigned ns[kCostPoints];      // never falls; ns[0] is 0: the device adds it for lanes without rows
 };
 
 // Experts are given to candidates by rows: more than above[0] rows go to candidate 1 or 2, more than above[1]
-// to candidate 2. above[0] <= above[1].
+// to candidate 2. above[0] <= above[1]. None may go to a candidate that is not there.
 struct DecideOption {
   unsigned above[kMostCandidates - 1];
 };
@@ -110,8 +110,8 @@ RAMP_DECIDE_FN unsigned saturating_sum(unsigned a, unsigned b) {
   const unsigned sum = a + b;
   return sum < a ? 0xffffffffU : sum;
 }
-// n / d for any n, by the number that inverse_of() gives for d > 0: floor((2^32 - 1) / d), which is above
-// 2^32 / d - 1 - 1/d. So the product's upper half is n / d rounded down, or one less.
+// n / d for any n, by the number that inverse_of() gives for d > 0: floor((2^32 - 1) / d), which is at least
+// 2^32 / d - 1. So the product's upper half is n / d rounded down, or one less.
 RAMP_DECIDE_FN unsigned inverse_of(unsigned d) {
   return d == 0 ? 0 : 0xffffffffU / d;
 }

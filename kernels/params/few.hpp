@@ -52,8 +52,8 @@ struct FewWeights {
 };
 
 // Activations as GEMMs read them: a block of WIDTH rows x 128 bytes per (expert and) step, swizzled, and
-// WIDTH scales. Rows are the tokens, for GEMM 2 the expert's own one after the other; no more than these are
-// written, or read.
+// WIDTH scales. Rows are the tokens, for GEMM 2 the expert's own one after the other; no more codes than
+// these are written, or read; scales up to a multiple of 4.
 struct FewCodes {
   unsigned char* codes;
   float* scales;

@@ -146,8 +146,7 @@ __device__ __forceinline__ PairSums load_pairs(const DecideShared& s, u32 warps)
 
 // What is left of a sort once every expert's candidate is known: rows as in scan_experts(), and tiles of the
 // candidates' plans. s.tile holds an expert's first tile in its plan, and its candidate in the upper bits.
-// The tiles of all plans, the option and its time are noted. One barrier; another must
-// follow before others read.
+// The tiles of all plans, the option and its time are noted. A barrier must follow before others read.
 constexpr u32 kCandidateShift = 30;
 // Exclusive prefix of `mine` in its warp; the warp's sum goes to sums[warp].
 __device__ __forceinline__ u64 scan_warp(u64* sums, u64 mine) {

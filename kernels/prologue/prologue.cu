@@ -1,5 +1,6 @@
 // The prologue's main kernel: the sorted row index and the tile plan by the first blocks of the grid, GEMM1's
 // input by the others (PrologueMode says how), in one launch for few slots and as the last of three for many.
+// The last EarlyWeights::blocks blocks, where there are any, ask L2 for weights instead.
 //
 //   X_TYPE  0: x is read in place, there is nothing to convert; else as in quantize.cuh, with FORMAT
 #if X_TYPE != 0

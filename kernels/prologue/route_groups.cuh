@@ -3,10 +3,10 @@
 // whose scores are most of the work. (A warp per group is as quick for few tokens, but leaves no room for the
 // next launch's blocks beside it for many.)
 //
-// The second best of a kept group is chosen, or what is chosen in its place is better: with twice as many
-// experts in the kept groups' best two as there are to choose, no expert below the least of the second bests
-// is chosen. What is not below it, about ten experts of 128, fits a warp, a lane each, which count who comes
-// before them. Where it does not fit (or does not suffice), rounds as for other routers.
+// The second best of a kept group is chosen, or what is chosen in its place is better: with as many
+// experts in the kept groups' best two as there are to choose, or more, no expert below the least of the
+// second bests is chosen. What is not below it, about ten experts of 128, fits a warp, a lane each, which
+// count who comes before them. Where it does not fit (or does not suffice), rounds as for other routers.
 #pragma once
 
 #include "prologue/route_token.cuh"

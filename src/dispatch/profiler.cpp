@@ -286,13 +286,19 @@ void Profiler::fail_config(size_t config, const std::string& reason) {
   }
   samples_[config].clear();
   const auto at = std::find(alive_.begin(), alive_.end(), config);
-  if (at == alive_.end()) return;
+  if (at == alive_.end()) {
+    // A reference may be replayed though it takes no more samples.
+    if (!reference_.on || config != reference_.config) return;
+    drop_reference();
+    if (turn_ >= alive_.size()) advance();
+    return;
+  }
   if (static_cast<size_t>(at - alive_.begin()) < turn_) --turn_;
   alive_.erase(at);
   if (reference_.on && config == reference_.config) {
     const bool samples = !reference_.samples.empty() || !reference_.all.empty();
     if (samples || alive_.empty())
-      reference_.on = reference_.due = settling_.on = false;  // those that are left do without
+      drop_reference();
     else
       start_reference();
   }

@@ -155,6 +155,7 @@ class Profiler {
   void end_turn();
   void relate_round();
   void relate_point();
+  void drop_reference();
   [[nodiscard]] double share() const noexcept;
   [[nodiscard]] bool is_always(size_t config) const;
   [[nodiscard]] bool was_near(size_t config) const;

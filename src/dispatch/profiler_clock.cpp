@@ -42,7 +42,7 @@ void Profiler::reference_tick(double us, bool good) {
   Reference& r = reference_;
   if (!good) {  // the round does without
     if (++bad_ticks_ < options_.max_bad_ticks) return;
-    r.on = r.due = false;
+    drop_reference();
   } else {
     r.due = false;
     r.since = 0;
@@ -87,6 +87,14 @@ void Profiler::relate_point() {
   const double factor = quantile(reference_.all, 0.5) / reference_.base_us;
   for (std::vector<double>& s : samples_)
     for (double& us : s) us *= factor;
+}
+
+// Those that are left do without: what there is goes to the point's pace, to which what comes is nearest.
+void Profiler::drop_reference() {
+  relate_round();
+  relate_point();
+  reference_.all.clear();
+  reference_.on = reference_.due = settling_.on = false;
 }
 
 }  // namespace ramp::core

@@ -210,6 +210,53 @@ TEST(ProfileClock, AReferenceThatFails) {
   }
 }
 
+// Whenever it fails: while the GPU settles, in a round, at its end, and when it takes no more samples itself,
+// far from the best, and is replayed between others.
+TEST(ProfileClock, AReferenceThatFailsAtAnyTick) {
+  for (int after = 0; after < 400; ++after) {
+    ProfilerOptions o = gpu_options(true);
+    o.hopeless_ratio = 10;
+    o.reference_us = 1;
+    Profiler p(toy_configs(3), toy_model(), few_points(), o);
+    int left = after, steps = 0;
+    while (const auto task = p.next()) {
+      ASSERT_LT(++steps, 100000) << after;
+      if (task->config == 0 && left-- <= 0) {
+        p.report_failure("broke");
+        continue;
+      }
+      p.report(task->config == 0 ? 700 : 299.0 + static_cast<double>(task->config));
+    }
+    for (size_t i = 0; i < p.data().points.size(); ++i) {
+      EXPECT_NEAR(p.data().time(i, 1), 300, 1e-6) << after;
+      EXPECT_NEAR(p.data().time(i, 2), 301, 1e-6) << after;
+    }
+  }
+}
+
+// The clock falls for good behind its first tick; samples from before it failed and from after are of one
+// pace.
+TEST(ProfileClock, AReferenceThatFailsUnderAFallingClock) {
+  for (int after = 60; after < 120; ++after) {
+    Profiler p(toy_configs(3), toy_model(), few_points(), gpu_options(true));
+    bool settled = false;  // another config has had a tick
+    int replays = 0, steps = 0, related = 0;
+    while (const auto task = p.next()) {
+      ASSERT_LT(++steps, 100000);
+      if (task->point != 0) break;
+      settled = settled || task->config != 0;
+      if (task->config == 0 && ++replays > after) {
+        p.report_failure("broke");
+        continue;
+      }
+      related += settled ? 1 : 0;
+      p.report((1000.0 + 100 * static_cast<double>(task->config)) * (related > 1 ? 1.2 : 1));
+    }
+    EXPECT_NEAR(p.data().time(0, 1), 1320, 1) << after;
+    EXPECT_NEAR(p.data().time(0, 2), 1440, 1) << after;
+  }
+}
+
 TEST(ProfileClock, AReferenceWithoutTicks) {
   Profiler p(toy_configs(4), toy_model(), few_points(), gpu_options(true));
   int bad = 0;

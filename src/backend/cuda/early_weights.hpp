@@ -17,8 +17,9 @@ namespace ramp::core::cuda {
 inline constexpr int64_t kPackedTileBytes = 16384;
 
 // By the prologue: the first tile of each slice that GEMM 1's grid, `slices` at once, begins with. From two
-// rows per expert on every expert is taken to have rows. Below, in calls of least_tokens to kStreamOwnSlots
-// slots, a few blocks of the prologue wait for the ids. tokens, top_k: as expected_rows.hpp has them.
+// rows per expert on every expert is taken to have rows. Below, in calls of at least least_tokens tokens and
+// at most kStreamOwnSlots slots, a few blocks of the prologue wait for the ids. tokens, top_k: as
+// expected_rows.hpp has them.
 inline EarlyWeights early_weights(const ExpertWeights& w, int64_t slices, int64_t tokens, int64_t top_k,
                                   int64_t least_tokens) noexcept {
   constexpr int64_t kRowsPerExpert = 2;

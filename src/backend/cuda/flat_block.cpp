@@ -214,8 +214,8 @@ void FlatBlock::block(const BlockCall& call, const RouteCall* routing) {
                   carve(w, call.tokens, call.top_k, variant, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*gpu_, w, parts, variant, call.tokens * call.top_k, call.top_k, stream, call.tokens};
-  // An item has as many slices as it has 128 weight rows.
-  const auto slices = static_cast<int64_t>(run.grid().x) * std::max<int64_t>(1, variant.rows / kFlatTileRows);
+  // An item has as many slices as it has 128 weight rows, or half of one.
+  const auto slices = static_cast<int64_t>(run.grid().x) * variant.rows / kFlatTileRows;
   constexpr int64_t kLeastTokens = 5;  // at 2 and 4 up to 1% slower with it
   parts.prologue.weights =
       early_weights(w, slices, expected_tokens(call), expected_top_k(call), kLeastTokens);

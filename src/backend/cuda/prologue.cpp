@@ -296,15 +296,15 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
     launch.grid_x += std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, limit));
   }
   // A block asks for no more weights than its SM's copy engine passes on while the prologue runs.
-  if (workspace.decide == nullptr && p.weights.count != 0) {
-    if (p.weights.blocks == 0) {
-      launch.grid_x = std::max(launch.grid_x, resident);
-    } else if (grid.blocks == 1 && !counted && p.sort.slots <= kPrologueThreads) {
-      launch.grid_x += p.weights.blocks;
-      launch.shared = std::max(launch.shared, 4 * (kEarlySetWords + p.sort.experts));
-    } else {
-      p.weights = {};
-    }
+  if (workspace.decide != nullptr || p.weights.count == 0) {
+    p.weights = {};
+  } else if (p.weights.blocks == 0) {
+    launch.grid_x = std::max(launch.grid_x, resident);
+  } else if (grid.blocks == 1 && !counted && p.sort.slots <= kPrologueThreads) {
+    launch.grid_x += p.weights.blocks;
+    launch.shared = std::max(launch.shared, 4 * (kEarlySetWords + p.sort.experts));
+  } else {
+    p.weights = {};
   }
   if (!counted) {
     launch.cluster = grid.blocks;
