@@ -34,7 +34,8 @@ inline EarlyWeights early_weights(const ExpertWeights& w, int64_t slices, int64_
     e.pieces = static_cast<unsigned>(all);
   }
   e.first = static_cast<const unsigned char*>(weight_views(w).w13.data);
-  e.stride = static_cast<unsigned long long>(kFlatTileRows * w.hidden * element_bytes(w.format));
+  e.stride = static_cast<unsigned long long>(kFlatTileRows) *
+             static_cast<unsigned long long>(w.hidden * element_bytes(w.format));
   e.count = static_cast<unsigned>(std::min(slices, w.experts * all));
   e.bytes = static_cast<unsigned>(kPackedTileBytes);
   return e;

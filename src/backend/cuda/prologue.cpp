@@ -296,15 +296,16 @@ GemmInput Prologue::State::block(const BlockCall& call, const PrologueWorkspace&
     launch.grid_x += std::max(1U, row_blocks(p.rows, w.format, p.rows.rows, limit));
   }
   // A block asks for no more weights than its SM's copy engine passes on while the prologue runs.
-  if (workspace.decide != nullptr || p.weights.count == 0) {
+  const bool by_ids = p.weights.blocks != 0;
+  const bool asks = workspace.decide == nullptr && p.weights.count != 0 &&
+                    (!by_ids || (grid.blocks == 1 && !counted && p.sort.slots <= kPrologueThreads));
+  if (!asks) {
     p.weights = {};
-  } else if (p.weights.blocks == 0) {
-    launch.grid_x = std::max(launch.grid_x, resident);
-  } else if (grid.blocks == 1 && !counted && p.sort.slots <= kPrologueThreads) {
+  } else if (by_ids) {
     launch.grid_x += p.weights.blocks;
     launch.shared = std::max(launch.shared, 4 * (kEarlySetWords + p.sort.experts));
   } else {
-    p.weights = {};
+    launch.grid_x = std::max(launch.grid_x, resident);
   }
   if (!counted) {
     launch.cluster = grid.blocks;
