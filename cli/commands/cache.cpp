@@ -186,8 +186,8 @@ int warm(Io& io, const CacheOptions& o) {
           cubin = cuda::find_or_compile(cache, job.program, job.arch);
         } else {  // a cubin of the cache has no log
           cubin = cuda::compile_program(job.program, job.arch);
-          cache.store(job.program.name, job.arch, cuda::cubin_key(job.program, job.arch, compiler.version()),
-                      cubin.bytes);
+          const cuda::CubinKey key = cuda::cubin_key(job.program, job.arch, compiler.version());
+          static_cast<void>(cache.publish(job.program.name, job.arch, key, cubin.bytes));
           std::vector<cuda::ReportRow> own = cuda::report_rows(job.program, job.arch, cubin);
           const std::lock_guard lock(mutex);
           rows.insert(rows.end(), own.begin(), own.end());

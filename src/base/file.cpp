@@ -75,6 +75,12 @@ std::string directory_of(const std::string& path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
+// Makes a new name in the directory durable; some file systems cannot, and the data is safe either way.
+void sync_directory_of(const std::string& path) {
+  const Descriptor dir(::open(directory_of(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (dir.get() >= 0) static_cast<void>(::fsync(dir.get()));
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -201,18 +207,33 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   }
 }
 
-void AtomicFile::commit() {
+void AtomicFile::sync() {
   if (fd_ < 0) fail(RAMP_ERROR_INTERNAL, path_ + ": commit after commit or failure");
-  const bool direct = temporary_.empty();
   // EINVAL, EROFS: pipes and devices have nothing to sync.
-  if (::fsync(fd_) != 0 && !(direct && (errno == EINVAL || errno == EROFS))) fail_errno(errno, "cannot sync");
+  if (::fsync(fd_) != 0 && !(temporary_.empty() && (errno == EINVAL || errno == EROFS)))
+    fail_errno(errno, "cannot sync");
+}
+
+void AtomicFile::commit() {
+  sync();
   if (::close(std::exchange(fd_, -1)) != 0) fail_errno(errno, "cannot close");
-  if (direct) return;
+  if (temporary_.empty()) return;  // a device or a pipe
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail_errno(errno, "cannot rename into place");
   temporary_.clear();
-  // Make the rename itself durable; some file systems cannot, and the data is safe either way.
-  const Descriptor dir(::open(directory_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (dir.get() >= 0) static_cast<void>(::fsync(dir.get()));
+  sync_directory_of(target_);
+}
+
+bool AtomicFile::commit_new() {
+  sync();
+  // rename() would replace what another process published meanwhile, link() does not.
+  if (temporary_.empty() || ::link(temporary_.c_str(), target_.c_str()) != 0) {
+    if (errno == EEXIST && !temporary_.empty()) return false;
+    commit();
+    return true;
+  }
+  discard();  // the temporary name; the file has its own now
+  sync_directory_of(target_);
+  return true;
 }
 
 void write_file(const std::string& path, std::span<const std::byte> content) {

@@ -42,8 +42,13 @@ class AtomicFile {
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
   void commit();
+  // Puts the file at `path` only where nothing is: false where something was there first; that stays as it
+  // is, and commit() may still replace it. A file system without hard links cannot tell: there it is
+  // commit().
+  [[nodiscard]] bool commit_new();
 
  private:
+  void sync();
   [[noreturn]] void fail_errno(int error, const char* what);
   void discard() noexcept;
   std::string path_, target_, temporary_;  // as given, links resolved, "" when written directly

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <thread>
 
@@ -169,6 +170,42 @@ TEST(AtomicFile, AbandonedWithoutCommitLeavesNothing) {
   EXPECT_EQ(read_text(dir / "f"), "ab");
   expect_error(RAMP_ERROR_INTERNAL, {"after commit"}, [&] { file.write("c"); });
   expect_error(RAMP_ERROR_INTERNAL, {"after commit"}, [&] { file.commit(); });
+}
+
+TEST(AtomicFile, CommitNewLeavesWhatIsThere) {
+  const TempDir dir;
+  AtomicFile first(dir / "f");
+  AtomicFile second(dir / "f");
+  first.write("first");
+  second.write("second");
+  EXPECT_TRUE(first.commit_new());
+  EXPECT_FALSE(second.commit_new());
+  EXPECT_EQ(read_text(dir / "f"), "first");
+  expect_error(RAMP_ERROR_INTERNAL, {"after commit"}, [&] { static_cast<void>(first.commit_new()); });
+  second.commit();  // still may
+  EXPECT_EQ(read_text(dir / "f"), "second");
+  EXPECT_EQ(dir.list(), std::vector<std::string>{"f"});
+  AtomicFile device("/dev/null");
+  device.write("x");
+  EXPECT_TRUE(device.commit_new());
+}
+
+// Of many that publish at once exactly one is told so, and its text is what stays.
+TEST(AtomicFile, OneOfManyPublishes) {
+  const TempDir dir;
+  std::vector<int> told(8);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t)
+    threads.emplace_back([&, t] {
+      AtomicFile file(dir / "f");
+      file.write(std::string(5000, static_cast<char>('a' + t)));
+      told[static_cast<size_t>(t)] = file.commit_new() ? 1 : 0;
+    });
+  for (std::thread& t : threads) t.join();
+  ASSERT_EQ(std::count(told.begin(), told.end(), 1), 1);
+  const auto winner = std::find(told.begin(), told.end(), 1) - told.begin();
+  EXPECT_EQ(read_text(dir / "f"), std::string(5000, static_cast<char>('a' + winner)));
+  EXPECT_EQ(dir.list(), std::vector<std::string>{"f"});
 }
 
 TEST(AtomicFile, ConcurrentWritersEachLeaveAWholeFile) {

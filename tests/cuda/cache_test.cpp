@@ -226,7 +226,26 @@ TEST(CubinCache, ThreadsShareACache) {
   EXPECT_EQ(files_in(scratch.path("cubin")).size(), 1U) << "no temporary file stays";
 }
 
-// Two processes fill one empty cache at once; a third finds everything there, whole.
+// The compiler may give two processes different machine code; what they run is the same.
+TEST(CubinCache, FirstPublisherIsWhatAllRun) {
+  Scratch scratch;
+  Log log;
+  cuda::CubinCache cache(scratch.directory(), log.sink());
+  const cuda::CubinKey key = cuda::cubin_key(copy_program(), "sm_80", "13.0");
+  EXPECT_EQ(cache.publish("copy", "sm_80", key, "mine"), "mine");
+  EXPECT_EQ(cache.publish("copy", "sm_80", key, "theirs"), "mine");
+  EXPECT_EQ(cache.find("copy", "sm_80", key), "mine");
+  cache.store("copy", "sm_80", key, "refused by the driver, made anew");
+  EXPECT_EQ(cache.publish("copy", "sm_80", key, "theirs"), "refused by the driver, made anew");
+  write_file(cache.path("copy", "sm_80", key), "damaged");
+  EXPECT_EQ(cache.publish("copy", "sm_80", key, "theirs"), "theirs");
+  EXPECT_EQ(cache.find("copy", "sm_80", key), "theirs");
+  EXPECT_TRUE(log.warnings.empty()) << log.warnings[0];
+  EXPECT_EQ(files_in(scratch.path("cubin")).size(), 1U);
+}
+
+// Two processes fill one empty cache at once and end up with the same code; a third finds everything there,
+// whole.
 TEST(CubinCache, ProcessesShareACache) {
   const Scratch scratch;
   const std::string warm = "'" RAMP_CUDA_HELPER "' warm '" + scratch.directory() + "' sm_80";

@@ -169,33 +169,41 @@ std::string CubinCache::path(const std::string& program, const std::string& arch
   return fmt::format("{}/{}-{}-{}{}", directory_, program, arch, key.hex(), kSuffix);
 }
 
+// Either a cubin, or why there is none: "" where there is no file.
+struct CubinCache::Found {
+  std::optional<std::string> cubin;
+  std::string why;
+};
+
+CubinCache::Found CubinCache::read(const std::string& name, const CubinKey& key) const {
+  std::error_code error;
+  if (!fs::exists(name, error)) return {};  // an unreadable directory shows when the cubin is stored
+  try {
+    std::string file = read_text(name, kMaxFile);
+    std::string why = damage_of(file, key);
+    if (!why.empty()) return {std::nullopt, std::move(why)};
+    file.erase(0, sizeof(Header));
+    return {std::move(file), {}};
+  } catch (const Error& e) {
+    // Removed since the look above: no entry, and nothing to remark.
+    if (!fs::exists(name, error)) return {};
+    return {std::nullopt, e.what()};
+  }
+}
+
 std::optional<std::string> CubinCache::find(const std::string& program, const std::string& arch,
                                             const CubinKey& key) const {
   if (directory_.empty()) return std::nullopt;
   const std::string name = path(program, arch, key);
-  std::error_code error;
-  if (!fs::exists(name, error))
-    return std::nullopt;  // an unreadable directory shows when the cubin is stored
-  std::string why;
-  try {
-    std::string file = read_text(name, kMaxFile);
-    why = damage_of(file, key);
-    if (why.empty()) {
-      file.erase(0, sizeof(Header));
-      return file;
-    }
-  } catch (const Error& e) {
-    // Removed since the look above: no entry, and nothing to remark.
-    if (!fs::exists(name, error)) return std::nullopt;
-    why = e.what();
-  }
-  log_(RAMP_LOG_WARNING, fmt::format("kernel cache: {}: {}; compiling it again", name, why));
-  return std::nullopt;
+  Found found = read(name, key);
+  if (!found.why.empty())
+    log_(RAMP_LOG_WARNING, fmt::format("kernel cache: {}: {}; compiling it again", name, found.why));
+  return std::move(found.cubin);
 }
 
-void CubinCache::store(const std::string& program, const std::string& arch, const CubinKey& key,
-                       std::string_view cubin) {
-  if (directory_.empty()) return;
+template <typename Commit>
+void CubinCache::write(const std::string& name, const CubinKey& key, std::string_view cubin,
+                       const Commit& commit) {
   Header h{};
   std::memcpy(h.magic, kMagic, sizeof kMagic);
   h.version = kVersion;
@@ -207,10 +215,10 @@ void CubinCache::store(const std::string& program, const std::string& arch, cons
     std::error_code error;
     fs::create_directories(directory_, error);
     if (error) fail_io(directory_, "cannot create", error);
-    AtomicFile file(path(program, arch, key));
+    AtomicFile file(name);
     file.write(std::string_view(reinterpret_cast<const char*>(&h), sizeof h));
     file.write(cubin);
-    file.commit();
+    commit(file);
   } catch (const Error& e) {
     if (unwritable_->said.exchange(true)) return;
     log_(RAMP_LOG_WARNING,
@@ -220,12 +228,31 @@ void CubinCache::store(const std::string& program, const std::string& arch, cons
   }
 }
 
+std::string CubinCache::publish(const std::string& program, const std::string& arch, const CubinKey& key,
+                                std::string cubin) {
+  if (directory_.empty()) return cubin;
+  const std::string name = path(program, arch, key);
+  Found first;
+  write(name, key, cubin, [&](AtomicFile& file) {
+    if (file.commit_new()) return;
+    first = read(name, key);
+    if (!first.cubin) file.commit();  // what is there is damaged
+  });
+  return first.cubin ? std::move(*first.cubin) : std::move(cubin);
+}
+
+void CubinCache::store(const std::string& program, const std::string& arch, const CubinKey& key,
+                       std::string_view cubin) {
+  if (directory_.empty()) return;
+  write(path(program, arch, key), key, cubin, [](AtomicFile& file) { file.commit(); });
+}
+
 Cubin find_or_compile(CubinCache& cache, const KernelProgram& program, const std::string& arch) {
   const CubinKey key = cubin_key(program, arch, nvrtc().version());
   if (std::optional<std::string> found = cache.find(program.name, arch, key))
     return {std::move(*found), {}, 0};
   Cubin cubin = compile_program(program, arch);
-  cache.store(program.name, arch, key, cubin.bytes);
+  cubin.bytes = cache.publish(program.name, arch, key, std::move(cubin.bytes));
   return cubin;
 }
 

@@ -37,11 +37,21 @@ class CubinCache {
   // The cubin; nothing where there is none, or none that can be trusted (one WARNING each).
   [[nodiscard]] std::optional<std::string> find(const std::string& program, const std::string& arch,
                                                 const CubinKey& key) const;
+  // The cubin that all processes of this cache run from now on: `cubin`, now stored, or the sound one that
+  // another process stored first. NVRTC 13.0 does not give every source the same machine code twice
+  // (route_e256 for sm_80: 3 of 10 runs differ), so that two processes would otherwise run different code.
   // Best effort: a directory that cannot be written is one WARNING for this object, not a failure.
+  [[nodiscard]] std::string publish(const std::string& program, const std::string& arch, const CubinKey& key,
+                                    std::string cubin);
+  // Stores the cubin over what may be there. Best effort, as above.
   void store(const std::string& program, const std::string& arch, const CubinKey& key,
              std::string_view cubin);
 
  private:
+  struct Found;
+  [[nodiscard]] Found read(const std::string& name, const CubinKey& key) const;
+  template <typename Commit>
+  void write(const std::string& name, const CubinKey& key, std::string_view cubin, const Commit& commit);
   std::string directory_;
   LogSink log_;
   struct Once;

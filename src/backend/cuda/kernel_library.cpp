@@ -75,13 +75,15 @@ struct KernelLibrary::State {
       }
     }
     if (handle == nullptr) {
-      const Cubin cubin = compile_program(m.program, arch);
+      Cubin cubin = compile_program(m.program, arch);
+      // What the driver has refused is replaced, once there is something that it takes.
+      if (!image) cubin.bytes = cache.publish(m.program.name, arch, key, std::move(cubin.bytes));
       const CUresult r = driver().cuModuleLoadData(&handle, cubin.bytes.data());
       if (r != CUDA_SUCCESS)
         check_result(r, "cuModuleLoadData",
                      fmt::format("{} for {}, compiled by NVRTC {}, driver of CUDA {}", m.program.name, arch,
                                  nvrtc().version(), version_text(driver().version)));
-      cache.store(m.program.name, arch, key, cubin.bytes);
+      if (image) cache.store(m.program.name, arch, key, cubin.bytes);
       log(RAMP_LOG_DEBUG,
           fmt::format("compiled kernel {} for {} in {:.2f} s", m.program.name, arch, cubin.seconds));
     }
