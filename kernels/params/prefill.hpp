@@ -5,8 +5,10 @@
 
 namespace ramp::core::cuda {
 
-// Token rows of a row tile. The plan (prologue.hpp: Tile) is made with tiles of this many rows.
+// Token rows of a row tile. The plan (prologue.hpp: Tile) is made with tiles of this many rows. Tall tiles:
+// -DTALL=1.
 constexpr int kPrefillRows = 128;
+constexpr int kPrefillTallRows = 192;
 
 // One GEMM over packed weight tiles (params/stream.hpp). Between the GEMMs, h is packed too: a row tile of
 // the plan is rounded up to 8 rows (which are written and read like the others) and begins at row
@@ -23,7 +25,7 @@ struct PrefillParams {
   const float* x_scale;    // GEMM1: [.., H/128]
   long long x_scale_stride;
   int x_source, x_scale_source;  // RowSource (params/block.hpp)
-  StreamTile* tiles;             // of kPrefillRows rows; reserved counts what is done of h
+  StreamTile* tiles;  // of kPrefillRows or kPrefillTallRows rows; reserved counts what is done of h
   const int* num_tiles;
   const int* offsets;  // [E+1]
   const int* slots;

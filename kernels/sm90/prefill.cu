@@ -11,7 +11,8 @@
 //   GATHER      GEMM 1: 1: token rows by index from x; 0: from a copy that is put in order first
 //   (prefill_pack.cu).
 //               GEMM 2: 0
-//   STAGES      ring depth: 48 KB each
+//   STAGES      ring depth: 48 KB each (TALL: 40)
+//   TALL        1: items of 192 x 128 (prefill_tall.cuh); without a gather
 //   FAST        GEMM 2: 1: rows are added to their tokens' sums (prefill_fast.cuh)
 //
 // Blocks run in clusters of two. Where an expert has two row tiles of more than 64 rows, the blocks of a
@@ -34,14 +35,16 @@
 #include "sm90/prefill_ptx.cuh"
 #include "sm90/ptx.cuh"
 
-template <int SLICES>
+static_assert(!kTall || (GATHER == 0 && FAST == 0), "neither gathered nor added up");
+
+template <int SLICES, typename Exchange>
 __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at,
-                                         u32 exchange, int done) {
+                                         int done, const Exchange& exchange) {
   const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
   float weight[2] = {1.0f, 1.0f};
   int slot[2] = {0, 0};
   if (GEMM == 2 && (FAST || p.slot_weight != nullptr)) {
-    const u32 row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const u32 row = first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
       slot[i] = p.slots[item.first + (int)(row + 8 * i < (u32)item.rows ? row + 8 * i : 0)];
@@ -49,10 +52,10 @@ __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s
   float sum[SLICES][64];
   accumulate<SLICES>(p, s, at, group, sum, weight, slot);
   if (GEMM == 1)
-    store_h<SLICES>(p, s, item, group, sum, exchange, done);
+    store_h<SLICES>(p, s, item, group, sum, done, exchange);
   else if (FAST)
-    add_rows<SLICES>(p, item, group, (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16, slot,
-                     weight, [&](int i) -> const float* { return sum[i]; });
+    add_rows<SLICES>(p, item, group, first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16, slot, weight,
+                     [&](int i) -> const float* { return sum[i]; });
   else
     store_rows<SLICES>(p, s, item, group, sum, weight);
 }
@@ -62,37 +65,60 @@ __device__ __forceinline__ Item announced_item(const Shared& s, const Place& at)
   const uint4 v = load_words_where(s.items + 16 * at.slot, threadIdx.x % 32 == 0);  // who frees the slot
   return Item{uniform(v.x), uniform(v.y), uniform(v.z), uniform(v.w), 0, false};
 }
+// An item in which this warpgroup has no rows.
+__device__ __forceinline__ void pass_item(const PrefillParams& p, const Shared& s, Place& at) {
+  for (int k = 0; k < p.steps; ++k, at.next()) {
+    barrier_wait(s.full + 8 * at.slot, at.round);
+    release(s, at.slot);
+  }
+}
 __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s) {
   Place at;
   int done = -1;          // GEMM 1: the row tile of the last item
   u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
   for (Item item = announced_item(s, at); item.rows >= 0; item = announced_item(s, at)) {
     if (item.rows > 64) {
-      run_item<2>(p, s, item, at, exchange, done);
+      run_item<2>(p, s, item, at, done, ExchangeBetweenWarpgroups{exchange});
       done = item.tile;
     } else if (item.rows > 0) {
-      run_item<1>(p, s, item, at, exchange, done);
+      run_item<1>(p, s, item, at, done, ExchangeBetweenWarpgroups{exchange});
       done = item.tile;
       exchange ^= 512;
     } else {
-      for (int k = 0; k < p.steps; ++k, at.next()) {
-        barrier_wait(s.full + 8 * at.slot, at.round);
-        release(s, at.slot);
-      }
+      pass_item(p, s, at);
+    }
+  }
+  if (GEMM == 1) tell_rows(p, done);
+}
+__device__ __forceinline__ void compute_tall(const PrefillParams& p, const Shared& s) {
+  Place at;
+  int done = -1;
+  u32 exchanged = 0;
+  for (Item item = announced_item(s, at); item.rows >= 0; item = announced_item(s, at)) {
+    const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+    if (item.rows > (int)(64 * group)) {
+      run_item<1>(p, s, item, at, done, ExchangeBetweenBlocks{s.amax, s.rank, exchanged});
+      done = item.tile;
+      ++exchanged;
+    } else {
+      // Nobody is to wait for rows that are done until this warpgroup has some again.
+      if (GEMM == 1) tell_rows(p, done);
+      done = -1;
+      pass_item(p, s, at);
     }
   }
   if (GEMM == 1) tell_rows(p, done);
 }
 
-extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kMathThreads + 128, 1)
     prefill(const __grid_constant__ PrefillParams p) {
   extern __shared__ __align__(1024) u8 memory[];
   Shared s;
   s.ring = shared_address(memory);
   s.amax = s.ring + STAGES * kStage;  // aligned to 1024: see `exchange`
-  s.scales = s.amax + (GEMM == 1 ? 1024 : 0);
+  s.scales = s.amax + (GEMM != 1 ? 0 : kTall ? kTallExchange : 1024);
   s.staging = s.scales + STAGES * kScales;
-  s.items = s.staging + 8 * kStaging;
+  s.items = s.staging + kMathWarps * kStaging;
   s.weight_scales = s.items + 16 * STAGES;
   s.full = s.weight_scales + kWeightScales * STAGES;
   s.empty = s.full + 8 * STAGES;
@@ -104,6 +130,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
       barrier_init(s.empty + 8 * i, kArrivals);
     }
     init_queue(s, kCopying);
+    if (kTall && GEMM == 1) init_tall_exchange(s.amax);
     barrier_init_fence();
   }
   cluster_sync();
@@ -121,8 +148,11 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
       gather(p, s);
     }
   } else {
-    registers_take<224>();
-    compute(p, s);
+    registers_take<kTall ? 152 : 224>();
+    if (kTall)
+      compute_tall(p, s);
+    else
+      compute(p, s);
   }
   // Whoever waits for this kernel has waited for those in front of it.
   if (GEMM == 2 || p.beside != 0) dependency_wait();

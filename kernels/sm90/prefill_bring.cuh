@@ -5,6 +5,7 @@
 #include "sm90/prefill_copy.cuh"
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_queue.cuh"
+#include "sm90/prefill_tall.cuh"
 
 constexpr bool kGather = GATHER != 0;
 // Who says that a step is there: with a gather every thread that copies, and the announcement of bytes.
@@ -38,7 +39,7 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
       barrier_arrive(entry_wanted(s));
       continue;
     }
-    const float* weight_scale = weight_scales(p, item, lane % 2);
+    const float* weight_scale = weight_scales(p, item, kTall && GEMM == 2 ? s.rank : lane % 2);
     const u8* tile = weight_tiles(p, item, s.rank);
     const u32 rows = h_rows(item);
     u64 packed = h_row(item) * (u32)p.steps;  // GEMM 2: in rows of 128 bytes
@@ -58,10 +59,15 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
       barrier_wait(s.empty + 8 * at.slot, at.round ^ 1);
       if (lane == 0) {
         if (k == p.steps) announce_item(s, at, item);
-        barrier_expect(full, weight_bytes(p, item) + (kGather ? 0 : rows * (128 + 4)));
-        bring_weights(p, item, s.rank, stage, full, tile);
+        const u8* const from = (GEMM == 1 ? p.x : p.h) + packed * 128;
+        barrier_expect(full, (kTall ? tall_weight_bytes(p, item, s.rank) : weight_bytes(p, item)) +
+                                 (kGather ? 0 : rows * (128 + 4)));
+        if (kTall)
+          bring_tall(p, item, s.rank, stage, full, tile, from, rows);
+        else
+          bring_weights(p, item, s.rank, stage, full, tile);
         if (!kGather) {
-          bulk_copy(stage, (GEMM == 1 ? p.x : p.h) + packed * 128, rows * 128, full);
+          if (!kTall) bulk_copy(stage, from, rows * 128, full);
           bulk_copy(s.scales + at.slot * kScales, (GEMM == 1 ? p.x_scale : p.h_scale) + packed, rows * 4,
                     full);
         }

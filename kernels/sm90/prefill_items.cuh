@@ -10,16 +10,23 @@
 
 using namespace ramp::core::cuda;
 
-constexpr u32 kTile = 16384;               // bytes of a packed tile: 128 rows x 128 bytes
-constexpr u32 kStage = 3 * kTile;          // tokens, two weight tiles
-constexpr u32 kScales = 4 * kPrefillRows;  // bytes of a stage's token scales
-constexpr u32 kWeightScales = 8;           // ... of its weight scales
-constexpr u32 kMathThreads = 256;
+#ifndef TALL
+#define TALL 0
+#endif
+constexpr bool kTall = TALL != 0;  // prefill_tall.cuh
+constexpr int kRows = kTall ? kPrefillTallRows : kPrefillRows;
+constexpr u32 kTile = 16384;                               // bytes of a packed tile: 128 rows x 128 bytes
+constexpr u32 kTokens = 128 * kRows;                       // bytes of a stage's token rows
+constexpr u32 kStage = kTokens + (kTall ? 1 : 2) * kTile;  // tokens, weight tiles
+constexpr u32 kScales = 4 * kRows;                         // bytes of a stage's token scales
+constexpr u32 kWeightScales = 8;                           // ... of its weight scales
+constexpr u32 kMathThreads = 2 * kRows;                    // a warpgroup per 64 rows
 #ifndef COUPLES
 #define COUPLES 8
 #endif
 constexpr u32 kCouples = COUPLES;  // couples of row tiles that pass a pair of slices before the next pair
-constexpr u32 kArrivals = 72;  // free a slot: 8 lanes of 8 warps, and a lane of each of the partner's warps
+// Free a slot: 8 lanes of each math warp, and a lane of each of the partner's.
+constexpr u32 kArrivals = 9 * kMathThreads / 32;
 constexpr u32 kStaging = GEMM == 1 ? 2048 : 4096;  // per math warp: 16 rows of h's 128 or a slice's 256 bytes
 
 struct Item {
@@ -116,6 +123,17 @@ struct Shared {
   u32 ring, amax, scales, staging, items, weight_scales, full, empty, queue;
   u32 rank;  // in the cluster
 };
+
+// What a math warpgroup has of an item. SLICES 2: 64 rows of both slices of the pair; 1: all rows of one of
+// them, each warpgroup another one; in tall items 64 rows of this block's.
+template <int SLICES>
+__device__ __forceinline__ u32 first_row_of(u32 group) {
+  return SLICES == 2 || kTall ? group * 64 : 0;
+}
+template <int SLICES>
+__device__ __forceinline__ u32 slice_of(const Shared& s, u32 group, int i) {
+  return SLICES == 2 ? (u32)i : kTall ? s.rank : group;
+}
 
 // Where a role stands in the ring.
 struct Place {

@@ -34,7 +34,7 @@ __device__ __forceinline__ void load_factors(float (&factor)[2][2], const Shared
   token[1] = from_quad(token[1]);
   scale[0] = from_quad(scale[0]);
   scale[1] = from_quad(scale[1]);
-  if (GEMM == 2 && SLICES == 1) scale[0] = group != 0 ? scale[1] : scale[0];
+  if (GEMM == 2 && SLICES == 1 && !kTall) scale[0] = group != 0 ? scale[1] : scale[0];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -47,7 +47,7 @@ __device__ __forceinline__ void promote(float (&sum)[64], const float (&part)[64
   for (int j = 0; j < 64; ++j)
     sum[j] = fmaf(part[j], factor[GEMM == 1 ? j / 4 % 2 : slice][j / 2 % 2], sum[j]);
 }
-// An item's main loop. SLICES: 2, or 1 where the warpgroups share an item of at most 64 rows. What the next
+// An item's main loop. SLICES: 2, or 1 (see slice_of()). What the next
 // step needs (its barrier, its factors, its descriptors) is fetched while the last wgmmas of this one run;
 // all of that sits in uniform registers, for which ptxas must see that the warps' way through the items does
 // not diverge.
@@ -56,7 +56,7 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
                                            float (&sum)[SLICES][64], float (&weight)[2],
                                            const int (&slot)[2]) {
   const u32 lane = threadIdx.x % 32;
-  const u32 row = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const u32 row = first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i)
 #pragma unroll
@@ -67,8 +67,8 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   barrier_wait(s.full + 8 * at.slot, at.round);
   if (kGather) proxy_fence();
   load_factors<SLICES>(factor, s, at.slot, row, group);
-  const u32 a_offset = SLICES == 2 ? group * 8192 : 0;
-  const u32 b_offset = kTile + (SLICES == 2 ? 0 : group * kTile);
+  const u32 a_offset = first_row_of<SLICES>(group) * 128;
+  const u32 b_offset = kTokens + (SLICES == 2 || kTall ? 0 : group * kTile);
   const u32 a_first = __shfl_sync(0xffffffffu, (u32)descriptor(s.ring + a_offset), 0);
   const u32 b_first = __shfl_sync(0xffffffffu, (u32)descriptor(s.ring + b_offset), 0);
   for (int k = 0; k < p.steps; ++k) {
@@ -103,14 +103,16 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
     }
   }
 }
-// silu(gate) * up, the group's scale, codes; packed as GEMM 2 reads them. `exchange`: 2 x 64 amax values,
-// where each warpgroup has half of the group's columns.
-template <int SLICES>
+// silu(gate) * up, the group's scale, codes; packed as GEMM 2 reads them. Exchange: how the amax of a row's
+// other half of the group becomes known where this warpgroup has one half (SLICES == 1): replaces this quad's
+// two values by those of the whole rows.
+template <int SLICES, typename Exchange>
 __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s, const Item& item, u32 group,
-                                        float (&sum)[SLICES][64], u32 exchange, int done) {
+                                        float (&sum)[SLICES][64], int done, const Exchange& exchange) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp_row = threadIdx.x % 128 / 32 * 16;
-  const u32 base = (SLICES == 2 ? group * 64 : 0) + warp_row;
+  const u32 base = first_row_of<SLICES>(group) + warp_row;
+  const u32 half = slice_of<SLICES>(s, group, 0);  // where there is one
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
   tell_rows(p, done);  // the staging is free again, too
   float h[SLICES][32];
@@ -130,17 +132,7 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
     amax[r] = fmaxf(amax[r], __shfl_xor_sync(0xffffffffu, amax[r], 1));
     amax[r] = fmaxf(amax[r], __shfl_xor_sync(0xffffffffu, amax[r], 2));
   }
-  if (SLICES == 1) {
-    const u32 mine = exchange + 4 * (64 * group + warp_row + lane / 4);
-    if (lane % 4 == 0) {
-      store_float(mine, amax[0]);
-      store_float(mine + 32, amax[1]);
-    }
-    named_barrier(1, kMathThreads);
-    const u32 other = exchange + 4 * (64 * (group ^ 1) + warp_row + lane / 4);
-    amax[0] = fmaxf(amax[0], load_float(other));
-    amax[1] = fmaxf(amax[1], load_float(other + 32));
-  }
+  if (SLICES == 1) exchange(amax, group);
   const u64 place =
       h_row(item) * (u32)p.h_steps + (u32)item.pair * h_rows(item) + base;  // in rows of 128 bytes
 #pragma unroll
@@ -152,12 +144,12 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
     for (int i = 0; i < SLICES; ++i)
 #pragma unroll
       for (int q = 0; q < 8; ++q) {
-        const u32 chunk = 4 * (SLICES == 2 ? i : group) + q / 2;
+        const u32 chunk = 4 * (SLICES == 2 ? i : half) + q / 2;
         store_u16(staging + row * 128 + (chunk ^ (row % 8)) * 16 + q % 2 * 8 + lane % 4 * 2,
                   (u16)e4m3_pair(quotient(h[i][4 * q + 2 * r], scale, inverse),
                                  quotient(h[i][4 * q + 2 * r + 1], scale, inverse)));
       }
-    if (lane % 4 == 0 && (SLICES == 2 || group == 0) && base + 8 * r < (u32)item.rows)
+    if (lane % 4 == 0 && (SLICES == 2 || half == 0) && base + 8 * r < (u32)item.rows)
       p.h_scale[place + row] = scale;
   }
   u8* const to = p.h + place * 128;
@@ -173,30 +165,48 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
       const u32 row = lane / 4 + 8 * i;
-      const u32 chunk = (4 * group + lane % 4) ^ (row % 8);
+      const u32 chunk = (4 * half + lane % 4) ^ (row % 8);
       if (base + 8 * i < (u32)item.rows)
         store_global(to + row * 128 + chunk * 16, load_words(staging + row * 128 + chunk * 16));
     }
   }
 }
 
+// The other half is the other warpgroup's. at: 2 x 64 values in shared memory.
+struct ExchangeBetweenWarpgroups {
+  u32 at;
+  __device__ __forceinline__ void operator()(float (&amax)[2], u32 group) const {
+    const u32 lane = threadIdx.x % 32;
+    const u32 warp_row = threadIdx.x % 128 / 32 * 16;
+    const u32 mine = at + 4 * (64 * group + warp_row + lane / 4);
+    if (lane % 4 == 0) {
+      store_float(mine, amax[0]);
+      store_float(mine + 32, amax[1]);
+    }
+    named_barrier(1, kMathThreads);
+    const u32 other = at + 4 * (64 * (group ^ 1) + warp_row + lane / 4);
+    amax[0] = fmaxf(amax[0], load_float(other));
+    amax[1] = fmaxf(amax[1], load_float(other + 32));
+  }
+};
+
 // Times the router weight, bf16, one row per row of the sorted index.
 template <int SLICES>
 __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared& s, const Item& item,
                                            u32 group, float (&sum)[SLICES][64], const float (&weight)[2]) {
   const u32 lane = threadIdx.x % 32;
-  const u32 base = (SLICES == 2 ? group * 64 : 0) + threadIdx.x % 128 / 32 * 16;
+  const u32 base = first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16;
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
   // This lane stores 16 bytes of row lane / 16 and of every second one below.
   const u32 to = staging + lane % 16 * 256;
   const u32 from = staging + lane / 16 * 256;
   const int left = item.rows - (int)(base + lane / 16);
   u16* const out = p.rows + (i64)(item.first + (int)(base + lane / 16)) * p.out_stride +
-                   (2 * item.pair + (SLICES == 2 ? 0 : (int)group)) * 128 + lane % 16 * 8;
+                   (2 * item.pair + (int)slice_of<SLICES>(s, group, 0)) * 128 + lane % 16 * 8;
   const i64 two_rows = 2 * p.out_stride;
 #pragma unroll
   for (int i = 0; i < SLICES; ++i) {
-    if (2 * item.pair + (SLICES == 2 ? i : (int)group) >= p.slices) break;
+    if (2 * item.pair + (int)slice_of<SLICES>(s, group, i) >= p.slices) break;
     stage_slice(to, sum[i], weight);
     __syncwarp();
     uint4 words[8];

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "sm90/prefill_items.cuh"
+#include "sm90/prefill_tall.cuh"
 
 constexpr u32 kTickets = 8;  // numbers under way between the blocks: more than units that a ring can hold
 constexpr u32 kAhead = 6;    // steps before the end of a unit at which the next one is taken
@@ -52,10 +53,10 @@ __device__ __forceinline__ u32 receive_unit(const Shared& s, u32 n) {
   return __float_as_uint(load_float(s.queue + 8 * kTickets + 4 * at));
 }
 
-// Until all columns of a row tile of h are there.
-__device__ __forceinline__ void wait_for_rows(const PrefillParams& p, int tile) {
-  const int all = (int)kMathWarps * p.h_steps;
-  while (load_acquire(&p.tiles[tile].reserved) < all) {
+// Until all columns of a row tile of h are there. Who says so: the math warps that store some.
+__device__ __forceinline__ void wait_for_rows(const PrefillParams& p, const Item& item) {
+  const int all = (kTall ? 8 * (int)tall_warpgroups(item.rows) : (int)kMathWarps) * p.h_steps;
+  while (load_acquire(&p.tiles[item.tile].reserved) < all) {
   }
 }
 // GEMM 1: this warp has stored its part of a tile's columns (tile < 0: nothing yet).
@@ -77,8 +78,8 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
       }
     __syncwarp();
   }
-  const u32 units = units_of(p);
-  const u32 pairs = pairs_of(p);
+  const u32 units = kTall ? tall_units_of(p) : units_of(p);
+  const u32 pairs = kTall ? tall_pairs_of(p) : pairs_of(p);
   const bool leader = lane == 0 && s.rank == 0;
   for (u32 n = 0;; ++n) {
     if (n > 0) barrier_wait(entry_wanted(s), (n - 1) % 2);
@@ -92,7 +93,7 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
     }
     const u32 unit = receive_unit(s, n);
     Item item{0, 0, -1, 0, 0, false};
-    if (unit < units) item = find_item(p, unit, pairs, s.rank);
+    if (unit < units) item = kTall ? find_tall_item(p, unit, pairs) : find_item(p, unit, pairs, s.rank);
     const u32 to = entry(s, n);
     if (GATHER != 0 && item.rows > 0) {
 #pragma unroll
@@ -103,7 +104,7 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
       }
     }
     if (lane == 0) {
-      if (GEMM == 2 && item.rows > 0) wait_for_rows(p, item.tile);
+      if (GEMM == 2 && item.rows > 0) wait_for_rows(p, item);
       store_words(to, (u32)item.tile, (u32)item.first, (u32)item.rows, (u32)item.pair);
       store_words(to + 16, (u32)item.expert, item.shared ? 1u : 0u, 0, 0);
     }

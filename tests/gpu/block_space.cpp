@@ -82,6 +82,21 @@ TEST_F(GpuSpace, GroupsOfRowTilesGiveTheShippedBits) {
   }
 }
 
+// Row tiles of 192 rows, 64 to a math warpgroup: every number of warpgroups with work, tiles that end in the
+// middle of one, one row more than a tile, and groups of 2, 16 and 64 tiles with a part of one behind them.
+TEST_F(GpuSpace, TallTilesGiveTheShippedBits) {
+  const WholeSpace whole;
+  const std::vector<std::string> tall = {"m192_n128_k128_s4_t512", "m192_n128_k128_s2_t512",
+                                         "m192_n128_k128_s3_t512_g2", "m192_n128_k128_s4_t512_g64"};
+  for (const int64_t tokens : {1, 64, 400, 1111})
+    expect_shipped_bits(spec_of(RAMP_FORMAT_FP8_BLOCK, tokens), tall);
+  for (const int64_t rows : {1, 63, 64, 65, 127, 129, 191, 192, 193, 257, 600, 3100}) {
+    CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, 2, 1, rows, 384, 384);
+    s.ids = Ids::kSingle;
+    expect_shipped_bits(s, tall);
+  }
+}
+
 TEST_F(GpuSpace, FlatConfigsGiveTheShippedBits) {
   expect_shipped_bits(RAMP_FORMAT_BF16,
                       {"m16_n128_k64_s4_t320", "m48_n128_k64_s4_t320", "m32_n64_k64_s6_t192",
@@ -96,7 +111,8 @@ TEST_F(GpuSpace, IsBroughtInInsideACapture) {
   const std::vector<uint8_t> expected = run_block(gpu(), c, block, w.handle.get(), 1);
   const DeviceBuffer scratch = block.workspace(w.handle.get());
   // Of these nothing has run, nor does any other test run them.
-  for (const char* const name : {"m40_n128_k128_s7_t320", "m128_n256_k128_s2_t384_g8"}) {
+  for (const char* const name :
+       {"m40_n128_k128_s7_t320", "m128_n256_k128_s2_t384_g8", "m192_n128_k128_s2_t512_g8"}) {
     ramp_expert_block_args a = block.args(w.handle.get());
     a.config = number_of(w.handle.get(), name);
     scratch.poison();

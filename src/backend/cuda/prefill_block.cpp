@@ -27,41 +27,6 @@ namespace ramp::core::cuda {
 namespace {
 
 constexpr int64_t kSliceRows = 128;
-constexpr unsigned kThreads = 384;
-constexpr PrefillVariant kShipped{};
-constexpr uint32_t kSharedPerBlock = 227 << 10;  // of sm_90
-
-// GEMM 1 gathers x itself, or reads rows that prefill_pack has put in order. kZero: of variants with sums.
-enum Kernel : size_t { kGemm1, kGemm1Packed, kGemm2, kPack, kZero, kKernels };
-
-const char* entry_of(Kernel kernel) noexcept {
-  return kernel == kPack ? "prefill_pack" : kernel == kZero ? "prefill_zero" : "prefill";
-}
-
-// activation: of GEMM 1 alone.
-KernelProgram prefill_program(const PrefillVariant& v, Kernel kernel, ramp_activation activation) {
-  if (kernel == kPack) return {"prefill_pack", "sm90/prefill_pack.cu", {}, {entry_of(kPack)}, 90};
-  if (kernel == kZero) return prefill_zero_program();
-  KernelProgram p{
-      kernel == kGemm2 ? "prefill_gemm2" : "prefill_gemm1",
-      "sm90/prefill.cu",
-      {fmt::format("-DGEMM={}", kernel == kGemm2 ? 2 : 1),
-       fmt::format("-DGATHER={}", kernel == kGemm1 ? 1 : 0), fmt::format("-DSTAGES={}", v.stages)},
-      {entry_of(kernel)},
-      90};
-  if (v.stages != kShipped.stages || v.couples != kShipped.couples)
-    p.name += fmt::format("_s{}_c{}", v.stages, v.couples);
-  if (v.couples != kShipped.couples) p.options.push_back(fmt::format("-DCOUPLES={}", v.couples));
-  if (kernel == kGemm2 && v.sums) {
-    p.options.emplace_back("-DFAST=1");
-    p.name += "_sum";
-  }
-  if (kernel != kGemm2) {
-    if (kernel == kGemm1Packed) p.name += "_packed";
-    add_activation(p, activation);
-  }
-  return p;
-}
 
 struct Parts {
   PrologueWorkspace prologue;
@@ -77,16 +42,17 @@ bool packs(const ExpertWeights& w, int64_t slots) noexcept {
   return slots >= kRowsPerExpert * std::max<int64_t>(1, w.experts);
 }
 
-uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, void* base, Parts& parts) {
+uint64_t carve(const ExpertWeights& w, int64_t tokens, int64_t top_k, bool tall, void* base, Parts& parts) {
+  const int32_t height = tall ? kPrefillTallRows : kPrefillRows;
   const auto slots = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(top_k);
-  const auto tiles = static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, kPrefillRows));
-  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, kPrefillRows, base, parts.prologue));
+  const auto tiles = static_cast<uint64_t>(max_tiles(tokens * top_k, w.experts, height));
+  WorkspaceLayout layout(base, carve_prologue(w, tokens, top_k, height, base, parts.prologue));
   const uint64_t rows = slots + 7 * tiles;
   PrefillBlock::carve_h(w, tokens * top_k, layout, parts.pair);
   parts.pair.rows = layout.take<uint16_t>(slots * static_cast<uint64_t>(w.hidden));
   parts.pair.weights = &w;
   parts.pair.index = parts.prologue.index;
-  if (packs(w, tokens * top_k)) {
+  if (tall || packs(w, tokens * top_k)) {
     parts.x = layout.take<uint8_t>(rows * static_cast<uint64_t>(w.hidden));
     parts.x_scale = layout.take<float>(rows * static_cast<uint64_t>(w.hidden / kGroup));
   }
@@ -112,7 +78,7 @@ struct Run {
     return p;
   }
   [[nodiscard]] Grid grid() const {
-    return {static_cast<uint64_t>(gpu.facts().sm_count) / 2 * 2, 1, kThreads,
+    return {static_cast<uint64_t>(gpu.facts().sm_count) / 2 * 2, 1, variant.threads(),
             variant.shared_bytes()};  // clusters of two
   }
 
@@ -166,94 +132,18 @@ struct Run {
   }
 
   // weights: as gemm2().
-  void gemms(const std::array<CUfunction, kKernels>& f, const GemmInput& x,
+  void gemms(const std::array<CUfunction, kPrefillKernels>& f, const GemmInput& x,
              const ramp_tensor& weights) const {
-    if (packed_x != nullptr) pack(f[kPack], x);
-    gemm1(f[packed_x != nullptr ? kGemm1Packed : kGemm1], x);
-    gemm2(f[kGemm2], weights);
+    if (packed_x != nullptr) pack(f[kPrefillPack], x);
+    gemm1(f[packed_x != nullptr ? kPrefillGemm1Packed : kPrefillGemm1], x);
+    gemm2(f[kPrefillGemm2], weights);
   }
 };
 
 }  // namespace
 
-std::vector<KernelProgram> prefill_programs(int /*arch*/) {
-  std::vector<KernelProgram> list;
-  for (const Kernel kernel : {kGemm1, kGemm1Packed})
-    for (size_t a = 0; a < kGatedActivations; ++a)
-      list.push_back(prefill_program(kShipped, kernel, static_cast<ramp_activation>(a)));
-  for (const Kernel kernel : {kGemm2, kPack, kZero})
-    list.push_back(prefill_program(kShipped, kernel, RAMP_ACTIVATION_SILU_AND_MUL));
-  PrefillVariant sums = kShipped;
-  sums.sums = true;
-  list.push_back(prefill_program(sums, kGemm2, RAMP_ACTIVATION_SILU_AND_MUL));
-  return list;
-}
-
-std::vector<KernelProgram> prefill_programs_of(const PrefillVariant& variant, ramp_activation activation) {
-  std::vector<KernelProgram> list;
-  for (size_t kernel = 0; kernel < kKernels; ++kernel)
-    if (kernel != kZero || variant.sums)
-      list.push_back(prefill_program(variant, static_cast<Kernel>(kernel), activation));
-  return list;
-}
-
-KernelConfig prefill_config() noexcept {
-  return kShipped.config();
-}
-
-// kernels/sm90/prefill.cu: per stage three tiles, 128 token scales, two weight scales, an item, two barriers;
-// what results are staged in; the queue of GEMM 2, aligned to 16 bytes (GEMM 1's, which is longer, and its
-// exchanges of amax have room in its staging, which is shorter).
-uint32_t PrefillVariant::shared_bytes() const noexcept {
-  return static_cast<uint32_t>(stages) * (3 * 16384 + 4 * kPrefillRows + 8 + 16 + 16) + 8 * 4096 + 192 + 16;
-}
-
-KernelConfig PrefillVariant::config() const noexcept {
-  KernelConfig c;
-  c.tile_m = kPrefillRows;
-  c.tile_n = 2 * kSliceRows;
-  c.tile_k = kGroup;
-  c.stages = stages;
-  c.threads = kThreads;
-  if (couples != kShipped.couples) {
-    c.order = TaskOrder::kGrouped;
-    c.group_m = 2 * couples;
-  }
-  c.sums = sums;
-  return c;
-}
-
-std::string PrefillVariant::rejection() const {
-  constexpr int32_t kLeastStages = 2, kMostCouples = 64;
-  if (stages < kLeastStages) return fmt::format("{} stages, expected at least {}", stages, kLeastStages);
-  if (shared_bytes() > kSharedPerBlock)
-    return fmt::format("shared memory {} bytes exceed {} ({} stages)", shared_bytes(), kSharedPerBlock,
-                       stages);
-  if (couples < 1 || couples > kMostCouples)
-    return fmt::format("groups of {} row tiles, expected 2 to {}", 2 * couples, 2 * kMostCouples);
-  return {};
-}
-
-std::vector<PrefillVariant> prefill_space(bool many_groups) {
-  std::vector<PrefillVariant> all;
-  for (const bool sums : {false, true}) {
-    for (const int32_t couples : {1, 2, 4, 8, 16, 32}) {
-      if (!many_groups && (couples == 2 || couples == 16)) continue;
-      for (int32_t stages = 2; stages <= 6; ++stages) all.push_back({stages, couples, sums});
-    }
-  }
-  return all;
-}
-
-std::optional<PrefillVariant> prefill_variant(const KernelConfig& config) {
-  PrefillVariant v{config.stages, config.group_m / 2, config.sums};
-  if (config.order != TaskOrder::kGrouped) v.couples = kShipped.couples;
-  if (v.stages < 1 || !(v.config() == config) || !v.rejection().empty()) return std::nullopt;
-  return v;
-}
-
 struct PrefillBlock::State {
-  using Functions = std::array<CUfunction, kKernels>;
+  using Functions = std::array<CUfunction, kPrefillKernels>;
   std::mutex mutex;  // guards `extra`, and who fills `functions`
   std::array<std::atomic<bool>, kGatedActivations> ready{};
   std::array<Functions, kGatedActivations> functions{};                   // of what ships
@@ -261,7 +151,7 @@ struct PrefillBlock::State {
 
   // Compiled or read from the cache on first use, which may be inside a capture.
   Functions get(KernelLibrary& library, const PrefillVariant& v, ramp_activation activation) {
-    if (v == kShipped) return functions[static_cast<size_t>(activation)];
+    if (v == kPrefillShipped) return functions[static_cast<size_t>(activation)];
     const std::lock_guard lock(mutex);
     const auto known = extra.find({v, activation});
     if (known != extra.end()) return known->second;
@@ -269,11 +159,11 @@ struct PrefillBlock::State {
   }
   static Functions load(KernelLibrary& library, const PrefillVariant& v, ramp_activation activation) {
     Functions f{};
-    for (size_t i = 0; i < kKernels; ++i) {
-      const auto kernel = static_cast<Kernel>(i);
-      if (kernel == kZero && !v.sums) continue;
-      f[i] = library.get(prefill_program(v, kernel, activation), entry_of(kernel));
-      if (kernel != kPack && kernel != kZero)
+    for (size_t i = 0; i < kPrefillKernels; ++i) {
+      const auto kernel = static_cast<PrefillKernel>(i);
+      if (!v.needs(kernel)) continue;
+      f[i] = library.get(prefill_program(v, kernel, activation), prefill_entry(kernel));
+      if (kernel != kPrefillPack && kernel != kPrefillZero)
         RAMP_CU(cuFuncSetAttribute, f[i], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                 static_cast<int>(v.shared_bytes()));
     }
@@ -290,7 +180,7 @@ PrefillBlock::PrefillBlock(std::shared_ptr<const Gpu> gpu, KernelLibrary& librar
       state_(std::make_shared<State>()) {}
 
 std::vector<KernelProgram> PrefillBlock::programs(ramp_activation activation) {
-  return prefill_programs_of(kShipped, activation);
+  return prefill_programs_of(kPrefillShipped, activation);
 }
 
 void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
@@ -299,15 +189,17 @@ void PrefillBlock::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
   if (state_->ready[a].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[a].load(std::memory_order_relaxed)) return;
-  state_->functions[a] = State::load(library_, kShipped, weights.activation);
+  state_->functions[a] = State::load(library_, kPrefillShipped, weights.activation);
   state_->ready[a].store(true, std::memory_order_release);
 }
 
 uint64_t PrefillBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
-  Parts parts;
-  return carve(weights, tokens, top_k, nullptr, parts);
+  Parts parts, tall;
+  return std::max(carve(weights, tokens, top_k, false, nullptr, parts),
+                  carve(weights, tokens, top_k, true, nullptr, tall));
 }
 
+// Of the smaller tiles' number, which is no less than that of tall ones.
 void PrefillBlock::carve_h(const ExpertWeights& w, int64_t slots, WorkspaceLayout& layout, GemmPair& pair) {
   const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, kPrefillRows));
   const uint64_t rows = static_cast<uint64_t>(slots) + 7 * tiles;  // kernels/params/prefill.hpp
@@ -317,12 +209,14 @@ void PrefillBlock::carve_h(const ExpertWeights& w, int64_t slots, WorkspaceLayou
 
 void PrefillBlock::gemm1(const GemmPair& pair, const GemmInput& x) const {
   const ExpertWeights& w = *pair.weights;
-  Run{*gpu_, w, pair, kShipped}.gemm1(state_->functions[static_cast<size_t>(w.activation)][kGemm1], x);
+  Run{*gpu_, w, pair, kPrefillShipped}.gemm1(
+      state_->functions[static_cast<size_t>(w.activation)][kPrefillGemm1], x);
 }
 
 void PrefillBlock::gemm2(const GemmPair& pair, const ramp_tensor& weights) const {
   const ExpertWeights& w = *pair.weights;
-  Run{*gpu_, w, pair, kShipped}.gemm2(state_->functions[static_cast<size_t>(w.activation)][kGemm2], weights);
+  Run{*gpu_, w, pair, kPrefillShipped}.gemm2(
+      state_->functions[static_cast<size_t>(w.activation)][kPrefillGemm2], weights);
 }
 
 bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
@@ -347,25 +241,25 @@ bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens)
 namespace {
 // Of a call that takes() has let through.
 PrefillVariant variant_of(const KernelConfig* forced) {
-  return forced != nullptr ? prefill_variant(*forced).value_or(kShipped) : kShipped;
+  return forced != nullptr ? prefill_variant(*forced).value_or(kPrefillShipped) : kPrefillShipped;
 }
 }  // namespace
 
 void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
   const ExpertWeights& w = *call.weights;
-  Parts parts;
-  check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, call.workspace, parts));
-  parts.pair.stream = static_cast<CUstream>(call.stream);
-  CUstream const stream = parts.pair.stream;
   PrefillVariant variant = variant_of(call.config);
   variant.sums = variant.sums && adds_up(call);
+  Parts parts;
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, call.tokens, call.top_k, variant.tall, call.workspace, parts));
+  parts.pair.stream = static_cast<CUstream>(call.stream);
+  CUstream const stream = parts.pair.stream;
   const State::Functions functions = state_->get(library_, variant, w.activation);
   parts.pair.top_k = call.top_k;
   const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};
   // In the place of the rows, which are no smaller (adds_up()).
   auto* const sums = reinterpret_cast<float*>(parts.pair.rows);
-  if (variant.sums) zero_sums(*gpu_, functions[kZero], sums, call.tokens * w.hidden, stream);
+  if (variant.sums) zero_sums(*gpu_, functions[kPrefillZero], sums, call.tokens * w.hidden, stream);
   const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
   run.gemms(functions, x, weights_for_gemm2(call));
   if (variant.sums)
@@ -377,12 +271,13 @@ void PrefillBlock::block(const BlockCall& call, const RouteCall* routing) {
 void PrefillBlock::batched(const BatchedCall& call) {
   const ExpertWeights& w = *call.weights;
   const int64_t slots = w.experts * call.max_tokens;
-  Parts parts;
-  check_workspace(call.workspace, call.workspace_bytes, carve(w, slots, 1, call.workspace, parts));
-  parts.pair.stream = static_cast<CUstream>(call.stream);
-  CUstream const stream = parts.pair.stream;
   PrefillVariant variant = variant_of(call.config);
   variant.sums = false;  // every row is a result of its own
+  Parts parts;
+  check_workspace(call.workspace, call.workspace_bytes,
+                  carve(w, slots, 1, variant.tall, call.workspace, parts));
+  parts.pair.stream = static_cast<CUstream>(call.stream);
+  CUstream const stream = parts.pair.stream;
   const State::Functions functions = state_->get(library_, variant, w.activation);
   parts.pair.top_k = call.max_tokens;
   const Run run{*gpu_, w, parts.pair, variant, parts.x, parts.x_scale};

@@ -7,37 +7,17 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "backend/backend.hpp"
 #include "backend/cuda/gemm_pair.hpp"
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/plain_block.hpp"
+#include "backend/cuda/prefill_variants.hpp"
 #include "backend/cuda/prologue.hpp"
 #include "backend/cuda/workspace.hpp"
 
 namespace ramp::core::cuda {
-
-// One compiled shape of the prefill kernels.
-struct PrefillVariant {
-  int32_t stages = 4;   // ring depth, 48 KB each
-  int32_t couples = 8;  // couples of row tiles that pass a pair of slices before the next pair: GROUP_M / 2
-  bool sums = false;    // KernelConfig::sums
-  friend auto operator<=>(const PrefillVariant&, const PrefillVariant&) = default;
-  [[nodiscard]] uint32_t shared_bytes() const noexcept;
-  [[nodiscard]] KernelConfig config() const noexcept;  // couples other than 8 as group_m row tiles
-  [[nodiscard]] std::string rejection() const;         // "" where it can be run
-};
-// Every candidate of the whole space, those with sums last. many_groups: with all group sizes (where the
-// regions predict GROUP_M).
-std::vector<PrefillVariant> prefill_space(bool many_groups);
-std::optional<PrefillVariant> prefill_variant(const KernelConfig& config);  // the legal one it stands for
-
-std::vector<KernelProgram> prefill_programs(int arch);
-std::vector<KernelProgram> prefill_programs_of(const PrefillVariant& variant, ramp_activation activation);
-KernelConfig prefill_config() noexcept;  // what ships
 
 class PrefillBlock {
  public:

@@ -1,0 +1,85 @@
+// Tall items of the prefill kernel (prefill.cu, TALL 1): 192 token rows x 128 weight rows, a math warpgroup
+// for each 64 rows. The blocks of a cluster have the two slices of a pair and the same rows, of which each
+// brings half for both (multicast); weights are each block's own. For experts with some 65 to 192 rows, which
+// wait for weights: items of 128 rows bring the weights of an expert with 130 rows twice, here all rows meet
+// them at once. A group of 128 columns of h lies in both blocks: its amax crosses over through the partner's
+// shared memory.
+#pragma once
+
+#include "sm90/prefill_items.cuh"
+
+// Pairs of slices; a unit of work for a cluster is a row tile and a pair.
+__device__ __forceinline__ u32 tall_pairs_of(const PrefillParams& p) {
+  return (u32)(p.slices + 1) / 2;
+}
+__device__ __forceinline__ u32 tall_units_of(const PrefillParams& p) {
+  return (u32)*p.num_tiles * tall_pairs_of(p);
+}
+// Units of an expert: its row tiles in groups, group by group, in a group by pair of slices.
+__device__ __forceinline__ Item find_tall_item(const PrefillParams& p, u32 unit, u32 pairs) {
+  constexpr u32 kGroup = 2 * kCouples;
+  const u32 base = unit / pairs;
+  const StreamTile tile = p.tiles[base];
+  const int begin = p.offsets[tile.expert];
+  const int count = p.offsets[tile.expert + 1] - begin;
+  const u32 tiles = (u32)(count + kRows - 1) / kRows;
+  const u32 first_tile = base - (u32)(tile.first - begin) / kRows;
+  const u32 local = unit - first_tile * pairs;
+  const u32 before = local / (kGroup * pairs) * kGroup;  // row tiles in front of the group
+  const u32 width = tiles - before < kGroup ? tiles - before : kGroup;
+  const u32 inside = local - before * pairs;
+  const u32 mine = before + inside % width;
+  Item item;
+  item.expert = tile.expert;
+  item.shared = true;  // the blocks' slices follow each other
+  item.pair = (int)(inside / width);
+  item.tile = (int)(first_tile + mine);
+  item.first = begin + (int)mine * kRows;
+  const int left = begin + count - item.first;
+  item.rows = left < kRows ? left : kRows;
+  return item;
+}
+// Math warpgroups that have rows of an item.
+__device__ __forceinline__ u32 tall_warpgroups(int rows) {
+  return (u32)(rows + 63) / 64;
+}
+
+// What arrives in this block's weight tile. An odd number of slices: nothing for the last pair's second one.
+__device__ __forceinline__ u32 tall_weight_bytes(const PrefillParams& p, const Item& item, u32 rank) {
+  return 2 * item.pair + (int)rank < p.slices ? kTile : 0;
+}
+// rows: as h_rows() has them, of 128 bytes, from `from` on.
+__device__ __forceinline__ void bring_tall(const PrefillParams& p, const Item& item, u32 rank, u32 stage,
+                                           u32 full, const u8* tile, const u8* from, u32 rows) {
+  if (tall_weight_bytes(p, item, rank) != 0) bulk_copy(stage + kTokens, tile, kTile, full);
+  const u32 half = (rows + 8) / 16 * 8;
+  const u32 first = rank == 0 ? 0 : half;
+  const u32 mine = rank == 0 ? half : rows - half;
+  if (mine != 0) bulk_copy_both(stage + first * 128, from + first * 128, mine * 128, full);
+}
+
+// In shared memory: the amax of 64 rows from the partner, per warpgroup and by turns; their barriers.
+constexpr u32 kTallExchange = 2 * 4 * kRows + 8 * 2 * kRows / 64;
+__device__ __forceinline__ void init_tall_exchange(u32 at) {
+  for (u32 i = 0; i < 2 * kRows / 64; ++i) barrier_init(at + 8 * kRows + 8 * i, 1);
+}
+// The other half of the group is the partner's warpgroup's of the same number. n: what this warpgroup has
+// exchanged so far; the partner counts alike. Its value of exchange n + 2 cannot arrive before this warpgroup
+// has read that of n: it is sent behind the reception of this one's n + 1.
+struct ExchangeBetweenBlocks {
+  u32 at, rank, n;
+  __device__ __forceinline__ void operator()(float (&amax)[2], u32 group) const {
+    const u32 lane = threadIdx.x % 32;
+    const u32 turn = n % 2 * (kRows / 64) + group;
+    const u32 mine = at + 256 * turn + 4 * (threadIdx.x % 128 / 32 * 16 + lane / 4);
+    const u32 bar = at + 8 * kRows + 8 * turn;
+    if (threadIdx.x % 128 == 0) barrier_expect(bar, 256);
+    if (lane % 4 == 0) {
+      store_remote(remote_address(mine, rank ^ 1), amax[0], remote_address(bar, rank ^ 1));
+      store_remote(remote_address(mine + 32, rank ^ 1), amax[1], remote_address(bar, rank ^ 1));
+    }
+    barrier_wait(bar, n / 2 % 2);
+    amax[0] = fmaxf(amax[0], load_float(mine));
+    amax[1] = fmaxf(amax[1], load_float(mine + 32));
+  }
+};
