@@ -97,6 +97,24 @@ TEST_F(GpuSpace, TallTilesGiveTheShippedBits) {
   }
 }
 
+// Options that change where rows and their values come from, activations, and a plan without tiles.
+TEST_F(GpuSpace, TallTilesTakeOptions) {
+  const WholeSpace whole;
+  for (int variant = 0; variant < 7; ++variant) {
+    CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, 4, 2, 190, 384, 256);
+    s.activation = static_cast<ramp_activation>(variant % 3);
+    s.router_weight_on_input = variant == 0;
+    s.strided = variant == 1;
+    s.expert_map = variant == 2;
+    if (variant == 2) s.ids = Ids::kMasked;
+    s.output = variant == 3 ? RAMP_OUTPUT_PER_SLOT : RAMP_OUTPUT_COMBINED;
+    s.x_dtype = variant == 1 ? RAMP_E4M3 : variant == 3 ? RAMP_F32 : RAMP_BF16;
+    s.ids = variant == 4 ? Ids::kAllMasked : variant == 5 ? Ids::kDuplicates : s.ids;
+    if (variant == 6) s.tokens = 0;
+    expect_shipped_bits(s, {"m192_n128_k128_s4_t512"});
+  }
+}
+
 TEST_F(GpuSpace, FlatConfigsGiveTheShippedBits) {
   expect_shipped_bits(RAMP_FORMAT_BF16,
                       {"m16_n128_k64_s4_t320", "m48_n128_k64_s4_t320", "m32_n64_k64_s6_t192",

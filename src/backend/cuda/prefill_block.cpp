@@ -222,12 +222,16 @@ void PrefillBlock::gemm2(const GemmPair& pair, const ramp_tensor& weights) const
 bool PrefillBlock::takes(const KernelConfig* config, const ExpertWeights& weights, int64_t tokens,
                          int64_t top_k) noexcept {
   if (config != nullptr) return prefill_variant(*config).has_value();
-  // From T = 64 ... 8192 over four models and five skews (docs/kernel-log.md), by mean rows per expert.
-  // Large experts, whose weights this kernel streams as quickly as the stream kernels do, from fewer rows on.
-  constexpr int64_t kLargeExpert = int64_t{16} << 20, kRowsPerExpert = 32, kRowsPerLargeExpert = 16;
-  const bool large = 3 * weights.hidden * weights.intermediate >= kLargeExpert;
-  return tokens * top_k >=
-         (large ? kRowsPerLargeExpert : kRowsPerExpert) * std::max<int64_t>(1, weights.experts);
+  // From the profiles of twelve models (docs/kernel-log.md), by mean rows per expert. Large experts, whose
+  // weights this kernel streams as quickly as the stream kernels do, from fewer rows on, and the sooner the
+  // more there are of them: one block per SM then loses least at the ends.
+  constexpr int64_t kLargeExpert = int64_t{16} << 20;
+  const int64_t experts = std::max<int64_t>(1, weights.experts);
+  const int64_t rows = tokens * top_k;
+  if (3 * weights.hidden * weights.intermediate < kLargeExpert)
+    return rows >= (experts > 128 ? 16 : 32) * experts;
+  if (experts > 128) return 2 * rows >= experts;
+  return rows >= (experts > 64 ? 4 : 8) * experts;
 }
 
 bool PrefillBlock::takes_batched(const KernelConfig* config, int64_t max_tokens) noexcept {

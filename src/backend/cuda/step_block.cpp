@@ -155,7 +155,7 @@ const StepSet& fixed_split() {
   static const StepSet set = [] {
     constexpr unsigned kNarrow = 16, kWide = 64;  // rows
     StepSet s;
-    s.candidates = {{false, 3}, {false, 5}, {true, 0}};  // widths of 16 and 32, prefill
+    s.candidates = {{false, 2}, {false, 3}, {true, 0}};  // widths of 16 and 32, prefill
     s.decide.candidates = 3;
     s.decide.options = 1;
     s.decide.option[0] = {{kNarrow, kWide}};

@@ -52,23 +52,22 @@ std::vector<int32_t> zipf_histogram(int64_t experts, double top_k, double tokens
 
 // Terms of the stream and prefill kernels where no fit is, for the predictions of traces: one set of
 // constants for all shapes, per MB (1e6 bytes) of an expert's weights and per step of depth, fitted by least
-// squares of relative error (rms 3 to 5%) to OLMoE, Qwen3-30B, Mixtral and DeepSeek-V3 at T = 64 ... 2048,
-// zipf 0.4 ... 1.6 (H200, whole block).
+// squares of relative error (rms 3 to 5%) to the profiles of twelve models (H200, whole block, uniform and
+// zipf 1.2, T = 1 ... 512, prefill to 8192): bench/step_terms.py prints this table.
 struct KernelTerms {
-  int32_t tile_m, stages;
+  int32_t tile_m, tile_n, stages;
   double residency, overlap, base, wave1, wave2, active, tile, row;
 };
 constexpr double kIoPerMb = 0.9;  // us per 1e6 elements of rows of H: what surrounds the GEMMs
-constexpr KernelTerms kTerms[] = {{128, 4, 1, 0.50, 27.8, 0.4674, 0.2594, 0.0614, 0.0941, 0.00045},
-                                  {64, 4, 2, 0.75, 27.8, 0.0846, 0.0740, 0.0277, 0.1805, 0.00108},
-                                  {32, 5, 2, 0.50, 13.0, 0.2119, 0.0000, 0.1529, 0.0586, 0.00206},
-                                  {32, 3, 2, 0.75, 13.3, 0.4587, 0.0000, 0.1347, 0.0740, 0.00043},
-                                  {16, 4, 1, 0.50, 9.2, 0.0606, 0.0000, 0.1694, 0.0440, 0.00346},
-                                  {8, 6, 2, 0.50, 4.7, 0.3614, 0.0000, 0.1407, 0.0231, 0.00288}};
+constexpr KernelTerms kTerms[] = {{128, 256, 4, 1, 0.00, 15.5, 0.2949, 0.2053, 0.0626, 0.0902, 0.00051},
+                                  {32, 128, 3, 3, 0.50, 9.0, 0.1954, 0.1202, 0.1549, 0.0643, 0.00252},
+                                  {16, 128, 6, 2, 0.75, 8.2, 0.1368, 0.1270, 0.5302, 0.0511, 0.00071},
+                                  {8, 128, 6, 2, 0.50, 7.6, 0.1415, 0.1335, 0.1528, 0.0000, 0.00899},
+                                  {8, 64, 6, 3, 0.50, 8.3, 0.1301, 0.0200, 0.1520, 0.0000, 0.01005}};
 
 bool constants(const KernelConfig& config, const ExpertWeights& w, StepTerms& out) {
   for (const KernelTerms& t : kTerms) {
-    if (t.tile_m != config.tile_m || t.stages != config.stages) continue;
+    if (t.tile_m != config.tile_m || t.tile_n != config.tile_n || t.stages != config.stages) continue;
     const double mb = 3e-6 * static_cast<double>(w.hidden) * static_cast<double>(w.intermediate);
     out.base = t.base;
     out.wave[0] = t.wave1 * static_cast<double>(w.hidden) / 128;
