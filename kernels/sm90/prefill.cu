@@ -37,27 +37,27 @@
 
 static_assert(!kTall || (GATHER == 0 && FAST == 0), "neither gathered nor added up");
 
-template <int SLICES, typename Exchange>
+template <Part PART, typename Exchange>
 __device__ __forceinline__ void run_item(const PrefillParams& p, const Shared& s, const Item& item, Place& at,
                                          int done, const Exchange& exchange) {
   const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // in a uniform register
   float weight[2] = {1.0f, 1.0f};
   int slot[2] = {0, 0};
   if (GEMM == 2 && (FAST || p.slot_weight != nullptr)) {
-    const u32 row = first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const u32 row = first_row_of<PART>(group) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
       slot[i] = p.slots[item.first + (int)(row + 8 * i < (u32)item.rows ? row + 8 * i : 0)];
   }
-  float sum[SLICES][64];
-  accumulate<SLICES>(p, s, at, group, sum, weight, slot);
+  float sum[kSlices<PART>][64];
+  accumulate<PART>(p, s, at, group, sum, weight, slot);
   if (GEMM == 1)
-    store_h<SLICES>(p, s, item, group, sum, done, exchange);
+    store_h<PART>(p, s, item, group, sum, done, exchange);
   else if (FAST)
-    add_rows<SLICES>(p, item, group, first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16, slot, weight,
-                     [&](int i) -> const float* { return sum[i]; });
+    add_rows<kSlices<PART>>(p, item, group, first_row_of<PART>(group) + threadIdx.x % 128 / 32 * 16, slot,
+                            weight, [&](int i) -> const float* { return sum[i]; });
   else
-    store_rows<SLICES>(p, s, item, group, sum, weight);
+    store_rows<PART>(p, s, item, group, sum, weight);
 }
 
 __device__ __forceinline__ Item announced_item(const Shared& s, const Place& at) {
@@ -78,10 +78,10 @@ __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s)
   u32 exchange = s.amax;  // two buffers take turns: one barrier per item is enough
   for (Item item = announced_item(s, at); item.rows >= 0; item = announced_item(s, at)) {
     if (item.rows > 64) {
-      run_item<2>(p, s, item, at, done, ExchangeBetweenWarpgroups{exchange});
+      run_item<kRowsOfPair>(p, s, item, at, done, ExchangeBetweenWarpgroups{exchange});
       done = item.tile;
     } else if (item.rows > 0) {
-      run_item<1>(p, s, item, at, done, ExchangeBetweenWarpgroups{exchange});
+      run_item<kSlice>(p, s, item, at, done, ExchangeBetweenWarpgroups{exchange});
       done = item.tile;
       exchange ^= 512;
     } else {
@@ -93,13 +93,20 @@ __device__ __forceinline__ void compute(const PrefillParams& p, const Shared& s)
 __device__ __forceinline__ void compute_tall(const PrefillParams& p, const Shared& s) {
   Place at;
   int done = -1;
-  u32 exchanged = 0;
+  u32 exchange = s.amax;  // between warpgroups
+  u32 exchanged = 0;      // between blocks
   for (Item item = announced_item(s, at); item.rows >= 0; item = announced_item(s, at)) {
     const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    if (item.rows > (int)(64 * group)) {
-      run_item<1>(p, s, item, at, done, ExchangeBetweenBlocks{s.amax, s.rank, exchanged});
+    const bool narrow = item.rows <= kNarrowRows;
+    if (!narrow && item.rows > (int)(64 * group)) {
+      run_item<kRowsOfSlice>(p, s, item, at, done,
+                             ExchangeBetweenBlocks{s.amax + kTallExchange, s.rank, exchanged});
       done = item.tile;
       ++exchanged;
+    } else if (narrow && group < 2 && 2 * item.pair < p.slices) {
+      run_item<kSlice>(p, s, item, at, done, ExchangeBetweenWarpgroups{exchange});
+      done = item.tile;
+      exchange ^= 512;
     } else {
       // Nobody is to wait for rows that are done until this warpgroup has some again.
       if (GEMM == 1) tell_rows(p, done);
@@ -116,7 +123,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kMathThre
   Shared s;
   s.ring = shared_address(memory);
   s.amax = s.ring + STAGES * kStage;  // aligned to 1024: see `exchange`
-  s.scales = s.amax + (GEMM != 1 ? 0 : kTall ? kTallExchange : 1024);
+  s.scales = s.amax + (GEMM != 1 ? 0 : kTall ? kTallExchange + kTallExchangeBytes : 1024);
   s.staging = s.scales + STAGES * kScales;
   s.items = s.staging + kMathWarps * kStaging;
   s.weight_scales = s.items + 16 * STAGES;
@@ -130,7 +137,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kMathThre
       barrier_init(s.empty + 8 * i, kArrivals);
     }
     init_queue(s, kCopying);
-    if (kTall && GEMM == 1) init_tall_exchange(s.amax);
+    if (kTall && GEMM == 1) init_tall_exchange(s.amax + kTallExchange);
     barrier_init_fence();
   }
   cluster_sync();

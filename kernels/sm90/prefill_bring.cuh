@@ -39,8 +39,9 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
       barrier_arrive(entry_wanted(s));
       continue;
     }
-    const float* weight_scale = weight_scales(p, item, kTall && GEMM == 2 ? s.rank : lane % 2);
-    const u8* tile = weight_tiles(p, item, s.rank);
+    const float* weight_scale =
+        kTall ? tall_weight_scales(p, item, s.rank, lane % 2) : weight_scales(p, item, lane % 2);
+    const u8* tile = kTall ? tall_weight_tiles(p, item, s.rank) : weight_tiles(p, item, s.rank);
     const u32 rows = h_rows(item);
     u64 packed = h_row(item) * (u32)p.steps;  // GEMM 2: in rows of 128 bytes
     const float* token_scale[4];
@@ -60,7 +61,7 @@ __device__ __forceinline__ void bring(const PrefillParams& p, const Shared& s) {
       if (lane == 0) {
         if (k == p.steps) announce_item(s, at, item);
         const u8* const from = (GEMM == 1 ? p.x : p.h) + packed * 128;
-        barrier_expect(full, (kTall ? tall_weight_bytes(p, item, s.rank) : weight_bytes(p, item)) +
+        barrier_expect(full, (kTall ? tall_slices(p, item, s.rank) * kTile : weight_bytes(p, item)) +
                                  (kGather ? 0 : rows * (128 + 4)));
         if (kTall)
           bring_tall(p, item, s.rank, stage, full, tile, from, rows);

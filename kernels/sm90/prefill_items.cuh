@@ -18,6 +18,7 @@ constexpr int kRows = kTall ? kPrefillTallRows : kPrefillRows;
 constexpr u32 kTile = 16384;                               // bytes of a packed tile: 128 rows x 128 bytes
 constexpr u32 kTokens = 128 * kRows;                       // bytes of a stage's token rows
 constexpr u32 kStage = kTokens + (kTall ? 1 : 2) * kTile;  // tokens, weight tiles
+constexpr u32 kSecondSlice = 64 * 128;                     // where rows beyond 64 would lie: weights_offset()
 constexpr u32 kScales = 4 * kRows;                         // bytes of a stage's token scales
 constexpr u32 kWeightScales = 8;                           // ... of its weight scales
 constexpr u32 kMathThreads = 2 * kRows;                    // a warpgroup per 64 rows
@@ -124,15 +125,25 @@ struct Shared {
   u32 rank;  // in the cluster
 };
 
-// What a math warpgroup has of an item. SLICES 2: 64 rows of both slices of the pair; 1: all rows of one of
-// them, each warpgroup another one; in tall items 64 rows of this block's.
-template <int SLICES>
+// What a math warpgroup has of an item: 64 rows of both slices of its pair; all of at most 64 rows of one
+// slice, the other warpgroup of the other; in tall items 64 rows of this block's slice.
+enum Part { kRowsOfPair, kSlice, kRowsOfSlice };
+template <Part PART>
+constexpr int kSlices = PART == kRowsOfPair ? 2 : 1;
+template <Part PART>
 __device__ __forceinline__ u32 first_row_of(u32 group) {
-  return SLICES == 2 || kTall ? group * 64 : 0;
+  return PART == kSlice ? 0 : group * 64;
 }
-template <int SLICES>
+template <Part PART>
 __device__ __forceinline__ u32 slice_of(const Shared& s, u32 group, int i) {
-  return SLICES == 2 ? (u32)i : kTall ? s.rank : group;
+  return PART == kRowsOfPair ? (u32)i : PART == kSlice ? group : s.rank;
+}
+// Where the first weight tile of a step lies in a stage that this warpgroup multiplies by. (Tall, at most 64
+// rows: the second slice lies where the rows beyond would be.)
+template <Part PART>
+__device__ __forceinline__ u32 weights_offset(u32 group) {
+  if (PART != kSlice) return kTokens;
+  return kTall ? (group == 0 ? kTokens : kSecondSlice) : kTokens + group * kTile;
 }
 
 // Where a role stands in the ring.

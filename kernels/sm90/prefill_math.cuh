@@ -24,7 +24,7 @@ __device__ __forceinline__ void multiply(float (&part)[64], u64 a, u64 b) {
 
 // What a step's sums of this thread are multiplied by: GEMM 1: gate and up rows, GEMM 2: the slices; each for
 // rows 8 apart.
-template <int SLICES>
+template <Part PART>
 __device__ __forceinline__ void load_factors(float (&factor)[2][2], const Shared& s, u32 slot, u32 row,
                                              u32 group) {
   float token[2], scale[2];
@@ -34,31 +34,31 @@ __device__ __forceinline__ void load_factors(float (&factor)[2][2], const Shared
   token[1] = from_quad(token[1]);
   scale[0] = from_quad(scale[0]);
   scale[1] = from_quad(scale[1]);
-  if (GEMM == 2 && SLICES == 1 && !kTall) scale[0] = group != 0 ? scale[1] : scale[0];
+  if (GEMM == 2 && PART == kSlice) scale[0] = group != 0 ? scale[1] : scale[0];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int r = 0; r < 2; ++r) factor[i][r] = scale[i] * token[r];
 }
-template <int SLICES>
+template <Part PART>
 __device__ __forceinline__ void promote(float (&sum)[64], const float (&part)[64],
                                         const float (&factor)[2][2], int slice) {
 #pragma unroll
   for (int j = 0; j < 64; ++j)
     sum[j] = fmaf(part[j], factor[GEMM == 1 ? j / 4 % 2 : slice][j / 2 % 2], sum[j]);
 }
-// An item's main loop. SLICES: 2, or 1 (see slice_of()). What the next
+// An item's main loop. What the next
 // step needs (its barrier, its factors, its descriptors) is fetched while the last wgmmas of this one run;
 // all of that sits in uniform registers, for which ptxas must see that the warps' way through the items does
 // not diverge.
-template <int SLICES>
+template <Part PART>
 __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared& s, Place& at, u32 group,
-                                           float (&sum)[SLICES][64], float (&weight)[2],
+                                           float (&sum)[kSlices<PART>][64], float (&weight)[2],
                                            const int (&slot)[2]) {
   const u32 lane = threadIdx.x % 32;
-  const u32 row = first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const u32 row = first_row_of<PART>(group) + threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll
-  for (int i = 0; i < SLICES; ++i)
+  for (int i = 0; i < kSlices<PART>; ++i)
 #pragma unroll
     for (int j = 0; j < 64; ++j) sum[i][j] = 0.0f;
   at.slot = (u32)uniform(at.slot);
@@ -66,9 +66,9 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   float factor[2][2];
   barrier_wait(s.full + 8 * at.slot, at.round);
   if (kGather) proxy_fence();
-  load_factors<SLICES>(factor, s, at.slot, row, group);
-  const u32 a_offset = first_row_of<SLICES>(group) * 128;
-  const u32 b_offset = kTokens + (SLICES == 2 || kTall ? 0 : group * kTile);
+  load_factors<PART>(factor, s, at.slot, row, group);
+  const u32 a_offset = first_row_of<PART>(group) * 128;
+  const u32 b_offset = weights_offset<PART>(group);
   const u32 a_first = __shfl_sync(0xffffffffu, (u32)descriptor(s.ring + a_offset), 0);
   const u32 b_first = __shfl_sync(0xffffffffu, (u32)descriptor(s.ring + b_offset), 0);
   for (int k = 0; k < p.steps; ++k) {
@@ -79,18 +79,18 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
     float next[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
     at.next();
 #pragma unroll
-    for (int i = 0; i < SLICES; ++i) {
+    for (int i = 0; i < kSlices<PART>; ++i) {
       multiply(part, a, b + i * (kTile / 16));
-      if (i == SLICES - 1 && k + 1 < p.steps) {
+      if (i == kSlices<PART> - 1 && k + 1 < p.steps) {
         barrier_wait(s.full + 8 * at.slot, at.round);
         if (kGather) proxy_fence();
-        load_factors<SLICES>(next, s, at.slot, row, group);
+        load_factors<PART>(next, s, at.slot, row, group);
       }
       wgmma_wait<0>();
 #pragma unroll
       for (int j = 0; j < 64; ++j) pin(part[j]);
-      if (i == SLICES - 1) release(s, here);
-      promote<SLICES>(sum[i], part, factor, i);
+      if (i == kSlices<PART> - 1) release(s, here);
+      promote<PART>(sum[i], part, factor, i);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) factor[i / 2][i % 2] = next[i / 2][i % 2];
@@ -104,21 +104,21 @@ __device__ __forceinline__ void accumulate(const PrefillParams& p, const Shared&
   }
 }
 // silu(gate) * up, the group's scale, codes; packed as GEMM 2 reads them. Exchange: how the amax of a row's
-// other half of the group becomes known where this warpgroup has one half (SLICES == 1): replaces this quad's
+// other half of the group becomes known where this warpgroup has one half: replaces this quad's
 // two values by those of the whole rows.
-template <int SLICES, typename Exchange>
+template <Part PART, typename Exchange>
 __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s, const Item& item, u32 group,
-                                        float (&sum)[SLICES][64], int done, const Exchange& exchange) {
+                                        float (&sum)[kSlices<PART>][64], int done, const Exchange& exchange) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp_row = threadIdx.x % 128 / 32 * 16;
-  const u32 base = first_row_of<SLICES>(group) + warp_row;
-  const u32 half = slice_of<SLICES>(s, group, 0);  // where there is one
+  const u32 base = first_row_of<PART>(group) + warp_row;
+  const u32 half = slice_of<PART>(s, group, 0);  // where there is one
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
   tell_rows(p, done);  // the staging is free again, too
-  float h[SLICES][32];
+  float h[kSlices<PART>][32];
   float amax[2] = {0.0f, 0.0f};
 #pragma unroll
-  for (int i = 0; i < SLICES; ++i)
+  for (int i = 0; i < kSlices<PART>; ++i)
 #pragma unroll
     for (int q = 0; q < 8; ++q)
 #pragma unroll
@@ -132,7 +132,7 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
     amax[r] = fmaxf(amax[r], __shfl_xor_sync(0xffffffffu, amax[r], 1));
     amax[r] = fmaxf(amax[r], __shfl_xor_sync(0xffffffffu, amax[r], 2));
   }
-  if (SLICES == 1) exchange(amax, group);
+  if (PART != kRowsOfPair) exchange(amax, group);
   const u64 place =
       h_row(item) * (u32)p.h_steps + (u32)item.pair * h_rows(item) + base;  // in rows of 128 bytes
 #pragma unroll
@@ -141,19 +141,19 @@ __device__ __forceinline__ void store_h(const PrefillParams& p, const Shared& s,
     const float inverse = __frcp_rn(scale);
     const u32 row = lane / 4 + 8 * r;
 #pragma unroll
-    for (int i = 0; i < SLICES; ++i)
+    for (int i = 0; i < kSlices<PART>; ++i)
 #pragma unroll
       for (int q = 0; q < 8; ++q) {
-        const u32 chunk = 4 * (SLICES == 2 ? i : half) + q / 2;
+        const u32 chunk = 4 * (PART == kRowsOfPair ? i : half) + q / 2;
         store_u16(staging + row * 128 + (chunk ^ (row % 8)) * 16 + q % 2 * 8 + lane % 4 * 2,
                   (u16)e4m3_pair(quotient(h[i][4 * q + 2 * r], scale, inverse),
                                  quotient(h[i][4 * q + 2 * r + 1], scale, inverse)));
       }
-    if (lane % 4 == 0 && (SLICES == 2 || half == 0) && base + 8 * r < (u32)item.rows)
+    if (lane % 4 == 0 && (PART == kRowsOfPair || half == 0) && base + 8 * r < (u32)item.rows)
       p.h_scale[place + row] = scale;
   }
   u8* const to = p.h + place * 128;
-  if (SLICES == 2) {
+  if (PART == kRowsOfPair) {
     proxy_fence();
     __syncwarp();
     if (lane == 0 && base < (u32)item.rows) {
@@ -183,7 +183,7 @@ struct ExchangeBetweenWarpgroups {
       store_float(mine, amax[0]);
       store_float(mine + 32, amax[1]);
     }
-    named_barrier(1, kMathThreads);
+    named_barrier(1, 2 * 128);
     const u32 other = at + 4 * (64 * (group ^ 1) + warp_row + lane / 4);
     amax[0] = fmaxf(amax[0], load_float(other));
     amax[1] = fmaxf(amax[1], load_float(other + 32));
@@ -191,22 +191,23 @@ struct ExchangeBetweenWarpgroups {
 };
 
 // Times the router weight, bf16, one row per row of the sorted index.
-template <int SLICES>
+template <Part PART>
 __device__ __forceinline__ void store_rows(const PrefillParams& p, const Shared& s, const Item& item,
-                                           u32 group, float (&sum)[SLICES][64], const float (&weight)[2]) {
+                                           u32 group, float (&sum)[kSlices<PART>][64],
+                                           const float (&weight)[2]) {
   const u32 lane = threadIdx.x % 32;
-  const u32 base = first_row_of<SLICES>(group) + threadIdx.x % 128 / 32 * 16;
+  const u32 base = first_row_of<PART>(group) + threadIdx.x % 128 / 32 * 16;
   const u32 staging = s.staging + threadIdx.x / 32 * kStaging;
   // This lane stores 16 bytes of row lane / 16 and of every second one below.
   const u32 to = staging + lane % 16 * 256;
   const u32 from = staging + lane / 16 * 256;
   const int left = item.rows - (int)(base + lane / 16);
   u16* const out = p.rows + (i64)(item.first + (int)(base + lane / 16)) * p.out_stride +
-                   (2 * item.pair + (int)slice_of<SLICES>(s, group, 0)) * 128 + lane % 16 * 8;
+                   (2 * item.pair + (int)slice_of<PART>(s, group, 0)) * 128 + lane % 16 * 8;
   const i64 two_rows = 2 * p.out_stride;
 #pragma unroll
-  for (int i = 0; i < SLICES; ++i) {
-    if (2 * item.pair + (int)slice_of<SLICES>(s, group, i) >= p.slices) break;
+  for (int i = 0; i < kSlices<PART>; ++i) {
+    if (2 * item.pair + (int)slice_of<PART>(s, group, i) >= p.slices) break;
     stage_slice(to, sum[i], weight);
     __syncwarp();
     uint4 words[8];

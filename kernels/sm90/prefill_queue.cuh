@@ -13,8 +13,9 @@
 #include "sm90/prefill_items.cuh"
 #include "sm90/prefill_tall.cuh"
 
-constexpr u32 kTickets = 8;  // numbers under way between the blocks: more than units that a ring can hold
-constexpr u32 kAhead = 6;    // steps before the end of a unit at which the next one is taken
+// Numbers under way between the blocks: more than units that a ring can hold, empty ones included.
+constexpr u32 kTickets = kTall ? 16 : 8;
+constexpr u32 kAhead = 6;  // steps before the end of a unit at which the next one is taken
 constexpr u32 kMathWarps = kMathThreads / 32;
 
 // In shared memory: a barrier per number and the numbers; two entries, by turns: a barrier each, when it is
@@ -55,7 +56,7 @@ __device__ __forceinline__ u32 receive_unit(const Shared& s, u32 n) {
 
 // Until all columns of a row tile of h are there. Who says so: the math warps that store some.
 __device__ __forceinline__ void wait_for_rows(const PrefillParams& p, const Item& item) {
-  const int all = (kTall ? 8 * (int)tall_warpgroups(item.rows) : (int)kMathWarps) * p.h_steps;
+  const int all = (kTall ? tall_tellers(item.rows) : (int)kMathWarps) * p.h_steps;
   while (load_acquire(&p.tiles[item.tile].reserved) < all) {
   }
 }
@@ -81,6 +82,7 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
   const u32 units = kTall ? tall_units_of(p) : units_of(p);
   const u32 pairs = kTall ? tall_pairs_of(p) : pairs_of(p);
   const bool leader = lane == 0 && s.rank == 0;
+  u32 empty = 0;  // units so far
   for (u32 n = 0;; ++n) {
     if (n > 0) barrier_wait(entry_wanted(s), (n - 1) % 2);
     if (leader) {
@@ -89,11 +91,19 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
         unit = atomic_increment(p.tickets + 1);
       else if (n > 0)
         unit = gridDim.x / 2 + atomic_increment(p.tickets);
-      send_unit(s, n, unit);
+      send_unit(s, n + empty, unit);
     }
-    const u32 unit = receive_unit(s, n);
+    u32 unit = receive_unit(s, n + empty);
     Item item{0, 0, -1, 0, 0, false};
-    if (unit < units) item = kTall ? find_tall_item(p, unit, pairs) : find_item(p, unit, pairs, s.rank);
+    if (unit < units)
+      item = kTall ? find_tall_item(p, unit, pairs, s.rank) : find_item(p, unit, pairs, s.rank);
+    while (kTall && item.rows == 0) {
+      ++empty;
+      if (leader)
+        send_unit(s, n + empty, atomic_increment(p.tickets + GEMM - 1) + (GEMM == 1 ? gridDim.x / 2 : 0));
+      unit = receive_unit(s, n + empty);
+      item = unit < units ? find_tall_item(p, unit, pairs, s.rank) : Item{0, 0, -1, 0, 0, false};
+    }
     const u32 to = entry(s, n);
     if (GATHER != 0 && item.rows > 0) {
 #pragma unroll

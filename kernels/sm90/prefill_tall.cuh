@@ -4,6 +4,10 @@
 // wait for weights: items of 128 rows bring the weights of an expert with 130 rows twice, here all rows meet
 // them at once. A group of 128 columns of h lies in both blocks: its amax crosses over through the partner's
 // shared memory.
+//
+// A row tile of at most 64 rows would leave two warpgroups without work: there each block has a pair of its
+// own, a slice for each of two warpgroups, as in items of 128 rows; the second slice lies in the stage where
+// rows beyond 64 would. The rows are the same in both blocks all the same.
 #pragma once
 
 #include "sm90/prefill_items.cuh"
@@ -15,8 +19,11 @@ __device__ __forceinline__ u32 tall_pairs_of(const PrefillParams& p) {
 __device__ __forceinline__ u32 tall_units_of(const PrefillParams& p) {
   return (u32)*p.num_tiles * tall_pairs_of(p);
 }
-// Units of an expert: its row tiles in groups, group by group, in a group by pair of slices.
-__device__ __forceinline__ Item find_tall_item(const PrefillParams& p, u32 unit, u32 pairs) {
+constexpr int kNarrowRows = 64;
+// Units of an expert: its row tiles in groups, group by group, in a group by pair of slices. rows 0: an empty
+// unit, of every second pair of a narrow tile, whose unit in front of it has two. A pair that does not exist
+// (of an odd number): nothing but the partner's rows to bring.
+__device__ __forceinline__ Item find_tall_item(const PrefillParams& p, u32 unit, u32 pairs, u32 rank) {
   constexpr u32 kGroup = 2 * kCouples;
   const u32 base = unit / pairs;
   const StreamTile tile = p.tiles[base];
@@ -31,27 +38,51 @@ __device__ __forceinline__ Item find_tall_item(const PrefillParams& p, u32 unit,
   const u32 mine = before + inside % width;
   Item item;
   item.expert = tile.expert;
-  item.shared = true;  // the blocks' slices follow each other
+  item.shared = false;
   item.pair = (int)(inside / width);
   item.tile = (int)(first_tile + mine);
   item.first = begin + (int)mine * kRows;
   const int left = begin + count - item.first;
   item.rows = left < kRows ? left : kRows;
+  if (item.rows <= kNarrowRows) {
+    if (item.pair % 2 != 0) item.rows = 0;
+    item.pair += (int)rank;
+  }
   return item;
 }
-// Math warpgroups that have rows of an item.
-__device__ __forceinline__ u32 tall_warpgroups(int rows) {
-  return (u32)(rows + 63) / 64;
+// Math warps of the cluster that store some of a group of h's columns for a row tile: those of a warpgroup
+// per 64 rows in both blocks, or of two warpgroups in one.
+__device__ __forceinline__ int tall_tellers(int rows) {
+  return (rows + 63) / 64 * 8;
 }
 
-// What arrives in this block's weight tile. An odd number of slices: nothing for the last pair's second one.
-__device__ __forceinline__ u32 tall_weight_bytes(const PrefillParams& p, const Item& item, u32 rank) {
-  return 2 * item.pair + (int)rank < p.slices ? kTile : 0;
+// This block's first slice of an item, and how many it has: fewer at the end of an odd number of slices.
+__device__ __forceinline__ int tall_slice(const Item& item, u32 rank) {
+  return 2 * item.pair + (item.rows <= kNarrowRows ? 0 : (int)rank);
+}
+__device__ __forceinline__ u32 tall_slices(const PrefillParams& p, const Item& item, u32 rank) {
+  const int left = p.slices - tall_slice(item, rank);
+  const int most = item.rows <= kNarrowRows ? 2 : 1;
+  return (u32)(left < 0 ? 0 : left < most ? left : most);
+}
+__device__ __forceinline__ const u8* tall_weight_tiles(const PrefillParams& p, const Item& item, u32 rank) {
+  return p.weights + ((u64)item.expert * (u32)p.slices + (u32)tall_slice(item, rank)) * (u32)p.steps * kTile;
+}
+// which: GEMM 1: 0 gate, 1 up rows; GEMM 2: the first or the second slice, where there are two.
+__device__ __forceinline__ const float* tall_weight_scales(const PrefillParams& p, const Item& item, u32 rank,
+                                                           u32 which) {
+  const int last = GEMM == 1 ? (p.slices - 1) / 2 : p.slices - 1;
+  int row = GEMM == 1 ? item.pair : tall_slice(item, rank) + (item.rows <= kNarrowRows ? (int)which : 0);
+  row = row < last ? row : last;
+  if (GEMM == 1 && which != 0) row += p.up_scale_row;
+  return p.weight_scale + (i64)item.expert * p.ws_expert + row * p.ws_row;
 }
 // rows: as h_rows() has them, of 128 bytes, from `from` on.
 __device__ __forceinline__ void bring_tall(const PrefillParams& p, const Item& item, u32 rank, u32 stage,
                                            u32 full, const u8* tile, const u8* from, u32 rows) {
-  if (tall_weight_bytes(p, item, rank) != 0) bulk_copy(stage + kTokens, tile, kTile, full);
+  const u32 slices = tall_slices(p, item, rank);
+  if (slices > 0) bulk_copy(stage + kTokens, tile, kTile, full);
+  if (slices > 1) bulk_copy(stage + kSecondSlice, tile + (u64)(u32)p.steps * kTile, kTile, full);
   const u32 half = (rows + 8) / 16 * 8;
   const u32 first = rank == 0 ? 0 : half;
   const u32 mine = rank == 0 ? half : rows - half;
@@ -59,7 +90,8 @@ __device__ __forceinline__ void bring_tall(const PrefillParams& p, const Item& i
 }
 
 // In shared memory: the amax of 64 rows from the partner, per warpgroup and by turns; their barriers.
-constexpr u32 kTallExchange = 2 * 4 * kRows + 8 * 2 * kRows / 64;
+constexpr u32 kTallExchange = 1024;  // behind what the warpgroups exchange
+constexpr u32 kTallExchangeBytes = 2 * 4 * kRows + 8 * 2 * kRows / 64;
 __device__ __forceinline__ void init_tall_exchange(u32 at) {
   for (u32 i = 0; i < 2 * kRows / 64; ++i) barrier_init(at + 8 * kRows + 8 * i, 1);
 }
