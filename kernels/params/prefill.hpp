@@ -46,6 +46,8 @@ struct PrefillParams {
   // prefill_flat.cu alone, FP8:
   float x_static;  // the tokens' scale where x_scale is nullptr
   float h_static;  // fp8_tensor, GEMM1: the scale of h
+  // prefill.cu, MIXED:
+  int experts;
 };
 
 // Rows of x as GEMM 1 reads them without a gather (sm90/prefill_pack.cu): packed as h is.

@@ -13,6 +13,7 @@
 //               GEMM 2: 0
 //   STAGES      ring depth: 48 KB each (TALL: 40)
 //   TALL        1: items of 192 x 128 (prefill_tall.cuh); without a gather
+//   MIXED       1: units of experts with many rows and with few by turns (prefill_mixed.cuh)
 //   FAST        GEMM 2: 1: rows are added to their tokens' sums (prefill_fast.cuh)
 //
 // Blocks run in clusters of two. Where an expert has two row tiles of more than 64 rows, the blocks of a

@@ -54,28 +54,40 @@ struct Walk {
   }
 };
 
+// Whose a unit is: its expert, that one's rows and first row tile, and the unit's number among its own.
+struct Owner {
+  int expert, begin, count;
+  u32 first_tile, local;
+};
+// Units in the order of the plan's tiles, so of experts. per_tile: units for each row tile.
+__device__ __forceinline__ Owner owner_of(const PrefillParams& p, u32 unit, u32 tile_number, u32 per_tile) {
+  const StreamTile tile = p.tiles[tile_number];
+  const int begin = p.offsets[tile.expert];
+  const int count = p.offsets[tile.expert + 1] - begin;
+  const u32 first_tile = tile_number - (u32)(tile.first - begin) / kRows;
+  return Owner{tile.expert, begin, count, first_tile, unit - first_tile * per_tile};
+}
+
 // What block `rank` of the cluster does in a unit. rows 0: nothing, but as many steps of it as the partner
 // has.
 //
 // Units of an expert: its couples of row tiles in groups, group by group, in a group by pair of slices; the
 // row tiles that are left over along with the last group, two pairs at a time, so that they find the weights
 // in L2.
-__device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 pairs, u32 rank) {
-  const u32 base = 2 * unit / pairs;
-  const StreamTile tile = p.tiles[base];
-  const int begin = p.offsets[tile.expert];
-  const int count = p.offsets[tile.expert + 1] - begin;
-  const u32 tiles = (u32)(count + kPrefillRows - 1) / kPrefillRows;
-  const u32 first_tile = base - (u32)(tile.first - begin) / kPrefillRows;
+__device__ __forceinline__ Item find_item(const Owner& owner, const PrefillParams& p, u32 pairs, u32 rank) {
+  const int begin = owner.begin;
+  const int count = owner.count;
+  const u32 tiles = (u32)(count + kRows - 1) / kRows;
+  const u32 first_tile = owner.first_tile;
   // A short last row tile is left over where others have brought the weights into L2; of two it is the
   // other's partner, since alone both would wait for the same bytes of memory.
   const bool last_too = tiles == 2 || count - (int)(tiles - 1) * kPrefillRows > 64;
   const u32 couples = (tiles - (last_too ? 0 : 1)) / 2;
   const u32 grouped =
       couples == 0 ? 0 : (couples - 1) / kCouples * kCouples;  // couples before the last group
-  u32 local = unit - first_tile * (pairs / 2);
+  u32 local = owner.local;
   Item item;
-  item.expert = tile.expert;
+  item.expert = owner.expert;
   item.shared = true;
   u32 mine;
   if (local < grouped * pairs) {
@@ -103,6 +115,10 @@ __device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 
   item.rows = left < kPrefillRows ? left : kPrefillRows;
   if (2 * item.pair >= p.slices) item.rows = 0;
   return item;
+}
+
+__device__ __forceinline__ Item find_item(const PrefillParams& p, u32 unit, u32 pairs, u32 rank) {
+  return find_item(owner_of(p, unit, 2 * unit / pairs, pairs / 2), p, pairs, rank);
 }
 
 // Where h of an item begins, and its rows there: params/prefill.hpp.

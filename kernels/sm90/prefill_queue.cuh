@@ -11,10 +11,12 @@
 #pragma once
 
 #include "sm90/prefill_items.cuh"
+#include "sm90/prefill_mixed.cuh"
 #include "sm90/prefill_tall.cuh"
 
-// Numbers under way between the blocks: more than units that a ring can hold, empty ones included.
-constexpr u32 kTickets = kTall ? 16 : 8;
+// Numbers under way between the blocks: more than units that a ring can hold. (Tall: with two empty ones
+// between any two of them.)
+constexpr u32 kTickets = kTall ? 32 : 8;
 constexpr u32 kAhead = 6;  // steps before the end of a unit at which the next one is taken
 constexpr u32 kMathWarps = kMathThreads / 32;
 
@@ -70,6 +72,15 @@ __device__ __forceinline__ void tell_rows(const PrefillParams& p, int tile) {
   }
 }
 
+__device__ __forceinline__ Item item_of(const PrefillParams& p, const MixedOrder& order, u32 unit, u32 pairs,
+                                        u32 rank) {
+  if (!MIXED && !kTall) return find_item(p, unit, pairs, rank);
+  const u32 per_tile = kTall ? pairs : pairs / 2;
+  const Owner owner =
+      MIXED ? order.owner_of(p, unit, per_tile) : owner_of(p, unit, unit / per_tile, per_tile);
+  return kTall ? find_tall_item(owner, pairs, rank) : find_item(owner, p, pairs, rank);
+}
+
 // One warp: units to entries.
 __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s) {
   const u32 lane = threadIdx.x % 32;
@@ -81,6 +92,7 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
   }
   const u32 units = kTall ? tall_units_of(p) : units_of(p);
   const u32 pairs = kTall ? tall_pairs_of(p) : pairs_of(p);
+  const MixedOrder order(p, kTall ? pairs : pairs / 2);
   const bool leader = lane == 0 && s.rank == 0;
   u32 empty = 0;  // units so far
   for (u32 n = 0;; ++n) {
@@ -95,14 +107,13 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
     }
     u32 unit = receive_unit(s, n + empty);
     Item item{0, 0, -1, 0, 0, false};
-    if (unit < units)
-      item = kTall ? find_tall_item(p, unit, pairs, s.rank) : find_item(p, unit, pairs, s.rank);
+    if (unit < units) item = item_of(p, order, unit, pairs, s.rank);
     while (kTall && item.rows == 0) {
       ++empty;
       if (leader)
         send_unit(s, n + empty, atomic_increment(p.tickets + GEMM - 1) + (GEMM == 1 ? gridDim.x / 2 : 0));
       unit = receive_unit(s, n + empty);
-      item = unit < units ? find_tall_item(p, unit, pairs, s.rank) : Item{0, 0, -1, 0, 0, false};
+      item = unit < units ? item_of(p, order, unit, pairs, s.rank) : Item{0, 0, -1, 0, 0, false};
     }
     const u32 to = entry(s, n);
     if (GATHER != 0 && item.rows > 0) {

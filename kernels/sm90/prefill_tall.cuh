@@ -23,26 +23,21 @@ constexpr int kNarrowRows = 64;
 // Units of an expert: its row tiles in groups, group by group, in a group by pair of slices. rows 0: an empty
 // unit, of every second pair of a narrow tile, whose unit in front of it has two. A pair that does not exist
 // (of an odd number): nothing but the partner's rows to bring.
-__device__ __forceinline__ Item find_tall_item(const PrefillParams& p, u32 unit, u32 pairs, u32 rank) {
+__device__ __forceinline__ Item find_tall_item(const Owner& owner, u32 pairs, u32 rank) {
   constexpr u32 kGroup = 2 * kCouples;
-  const u32 base = unit / pairs;
-  const StreamTile tile = p.tiles[base];
-  const int begin = p.offsets[tile.expert];
-  const int count = p.offsets[tile.expert + 1] - begin;
-  const u32 tiles = (u32)(count + kRows - 1) / kRows;
-  const u32 first_tile = base - (u32)(tile.first - begin) / kRows;
-  const u32 local = unit - first_tile * pairs;
+  const u32 tiles = (u32)(owner.count + kRows - 1) / kRows;
+  const u32 local = owner.local;
   const u32 before = local / (kGroup * pairs) * kGroup;  // row tiles in front of the group
   const u32 width = tiles - before < kGroup ? tiles - before : kGroup;
   const u32 inside = local - before * pairs;
   const u32 mine = before + inside % width;
   Item item;
-  item.expert = tile.expert;
+  item.expert = owner.expert;
   item.shared = false;
   item.pair = (int)(inside / width);
-  item.tile = (int)(first_tile + mine);
-  item.first = begin + (int)mine * kRows;
-  const int left = begin + count - item.first;
+  item.tile = (int)(owner.first_tile + mine);
+  item.first = owner.begin + (int)mine * kRows;
+  const int left = owner.begin + owner.count - item.first;
   item.rows = left < kRows ? left : kRows;
   if (item.rows <= kNarrowRows) {
     if (item.pair % 2 != 0) item.rows = 0;

@@ -17,6 +17,8 @@ const char* order_name(TaskOrder o) noexcept {
       return "row";
     case TaskOrder::kGrouped:
       return "grouped";
+    case TaskOrder::kMixed:
+      return "mixed";
   }
   return "unknown";
 }
@@ -30,6 +32,7 @@ std::string config_name(const KernelConfig& c) {
   if (c.blocks != 0) s += fmt::format("_b{}", c.blocks);
   if (c.order == TaskOrder::kRowMajor) s += "_row";
   if (c.order == TaskOrder::kGrouped) s += fmt::format("_g{}", c.group_m);
+  if (c.order == TaskOrder::kMixed) s += "_mix";
   if (c.sums) s += "_sum";
   return s;
 }
@@ -47,6 +50,10 @@ KernelConfig parse_config(std::string_view name) {
     if (cut != std::string_view::npos && rest.empty()) ok = false;
     if (part == "row") {
       c.order = TaskOrder::kRowMajor;
+      continue;
+    }
+    if (part == "mix") {
+      c.order = TaskOrder::kMixed;
       continue;
     }
     if (part == "sum") {

@@ -14,6 +14,7 @@ enum class TaskOrder : int32_t {
   kColumnMajor = 0,  // slice outer, M tiles inner: neighbours share weights
   kRowMajor = 1,     // M tile outer, slices inner: neighbours share activations
   kGrouped = 2,      // group_m M tiles at a time, column-major inside the group
+  kMixed = 3,        // experts with many rows and with few by turns; inside an expert as the kernel likes
 };
 
 struct KernelConfig {
@@ -33,10 +34,10 @@ struct KernelConfig {
   friend bool operator==(const KernelConfig&, const KernelConfig&) = default;
 };
 
-// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_b2", "_row", "_g8" or "_sum" where they differ from the default:
-// short, unique, parseable.
+// "m32_n64_k128" + "_s2", "_w4", "_sk4", "_b2", "_row", "_g8", "_mix" or "_sum" where they differ from the
+// default: short, unique, parseable.
 std::string config_name(const KernelConfig& c);
 KernelConfig parse_config(std::string_view name);  // throws Error
-const char* order_name(TaskOrder o) noexcept;      // "column", "row", "grouped"
+const char* order_name(TaskOrder o) noexcept;      // "column", "row", "grouped", "mixed"
 
 }  // namespace ramp::core

@@ -177,6 +177,8 @@ TEST(ConfigSpace, WhatDoesNotShipCompiles) {
   compiles((cuda::PrefillVariant{3, 1}).config(), RAMP_FORMAT_FP8_BLOCK);
   compiles((cuda::PrefillVariant{3, 1, true}).config(), RAMP_FORMAT_FP8_BLOCK);
   compiles((cuda::PrefillVariant{4, 8, false, true}).config(), RAMP_FORMAT_FP8_BLOCK);
+  compiles((cuda::PrefillVariant{4, 8, false, false, true}).config(), RAMP_FORMAT_FP8_BLOCK);
+  compiles((cuda::PrefillVariant{4, 8, false, true, true}).config(), RAMP_FORMAT_FP8_BLOCK);
   compiles((cuda::FlatVariant{48, 128, 4, 2}).config(RAMP_FORMAT_BF16), RAMP_FORMAT_BF16);
 }
 

@@ -97,6 +97,24 @@ TEST_F(GpuSpace, TallTilesGiveTheShippedBits) {
   }
 }
 
+// Experts with many rows and with few by turns: none of one kind, all of one, one against all others, masked
+// slots; more experts than lanes and fewer; tiles of both heights.
+TEST_F(GpuSpace, MixedOrderGivesTheShippedBits) {
+  const WholeSpace whole;
+  const std::vector<std::string> mixed = {"m128_n256_k128_s4_t384_mix", "m128_n256_k128_s3_t384_mix",
+                                          "m192_n128_k128_s4_t512_mix"};
+  for (const int64_t tokens : {0, 1, 64, 400, 1111})
+    expect_shipped_bits(spec_of(RAMP_FORMAT_FP8_BLOCK, tokens), mixed);
+  for (const Ids ids : {Ids::kSkewed, Ids::kSingle, Ids::kMasked, Ids::kAllMasked}) {
+    CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, 40, 2, 700, 384, 256);
+    s.ids = ids;
+    expect_shipped_bits(s, mixed);
+  }
+  CaseSpec many = block_spec(RAMP_FORMAT_FP8_BLOCK, 1050, 2, 900, 128, 128);
+  many.ids = Ids::kSkewed;
+  expect_shipped_bits(many, mixed);
+}
+
 // Options that change where rows and their values come from, activations, and a plan without tiles.
 TEST_F(GpuSpace, TallTilesTakeOptions) {
   const WholeSpace whole;
@@ -112,6 +130,22 @@ TEST_F(GpuSpace, TallTilesTakeOptions) {
     s.ids = variant == 4 ? Ids::kAllMasked : variant == 5 ? Ids::kDuplicates : s.ids;
     if (variant == 6) s.tokens = 0;
     expect_shipped_bits(s, {"m192_n128_k128_s4_t512"});
+  }
+}
+
+// Small enough for compute-sanitizer (tests/gpu/run.sh) and for CI's emulated GPU: tiles of one, two and
+// three warpgroups, more depth than the ring holds, an odd number of slices and of pairs, no rows.
+class GpuSmallSpace : public Sm90<> {};
+TEST_F(GpuSmallSpace, TallTilesAndMixedOrder) {
+  const WholeSpace whole;
+  const std::vector<std::string> names = {"m192_n128_k128_s4_t512", "m192_n128_k128_s4_t512_mix",
+                                          "m128_n256_k128_s4_t384_mix"};
+  for (const auto& [hidden, intermediate] : {std::pair{640, 128}, std::pair{128, 640}}) {
+    CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, 5, 1, 330, hidden, intermediate);
+    s.ids = Ids::kSkewed;
+    expect_shipped_bits(s, names);
+    s.tokens = 0;
+    expect_shipped_bits(s, names);
   }
 }
 

@@ -68,6 +68,8 @@ Rule broken_rule(const KernelConfig& c, int64_t hidden, int64_t intermediate, ra
       if (c.tile_m <= kFewRows) return Rule::kOrderRows;
       if (c.order == TaskOrder::kGrouped && c.group_m < 2) return Rule::kGroup;
       return Rule::kLegal;
+    case TaskOrder::kMixed:
+      break;
   }
   return Rule::kOrder;
 }

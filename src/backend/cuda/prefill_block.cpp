@@ -75,6 +75,7 @@ struct Run {
     p.h_steps = static_cast<int>(w.intermediate / kGroup);
     p.early = 1;
     p.tickets = pair.index.num_tiles + 1;
+    p.experts = static_cast<int>(w.experts);
     return p;
   }
   [[nodiscard]] Grid grid() const {

@@ -34,6 +34,10 @@ KernelProgram prefill_program(const PrefillVariant& v, PrefillKernel kernel, ram
   if (v.stages != kPrefillShipped.stages || v.couples != kPrefillShipped.couples)
     p.name += fmt::format("_s{}_c{}", v.stages, v.couples);
   if (v.couples != kPrefillShipped.couples) p.options.push_back(fmt::format("-DCOUPLES={}", v.couples));
+  if (v.mixed) {
+    p.name += "_mix";
+    p.options.emplace_back("-DMIXED=1");
+  }
   if (v.tall) {
     p.name += "_tall";
     p.options.emplace_back("-DTALL=1");
@@ -84,7 +88,7 @@ KernelConfig prefill_config() noexcept {
 uint32_t PrefillVariant::shared_bytes() const noexcept {
   const uint32_t height = static_cast<uint32_t>(rows()), tile = 16384, staging = 4096;
   const uint32_t stage = 128 * height + (tall ? 1 : 2) * tile + 4 * height + 8 + 16 + 16;
-  return static_cast<uint32_t>(stages) * stage + height / 16 * staging + (tall ? 288 : 192) + 16;
+  return static_cast<uint32_t>(stages) * stage + height / 16 * staging + (tall ? 480 : 192) + 16;
 }
 
 int32_t PrefillVariant::rows() const noexcept {
@@ -106,6 +110,8 @@ KernelConfig PrefillVariant::config() const noexcept {
   if (couples != kPrefillShipped.couples) {
     c.order = TaskOrder::kGrouped;
     c.group_m = 2 * couples;
+  } else if (mixed) {
+    c.order = TaskOrder::kMixed;
   }
   c.sums = sums;
   return c;
@@ -119,26 +125,33 @@ std::string PrefillVariant::rejection() const {
                        stages);
   if (couples < 1 || couples > kMostCouples)
     return fmt::format("groups of {} row tiles, expected 2 to {}", 2 * couples, 2 * kMostCouples);
+  if (mixed && couples != kPrefillShipped.couples)
+    return fmt::format("groups of {} row tiles in mixed order, expected {}", 2 * couples,
+                       2 * kPrefillShipped.couples);
   if (tall && sums) return "tiles of 192 rows with sums, expected one of both";
   return {};
 }
 
 std::vector<PrefillVariant> prefill_space(bool many_groups) {
-  struct Kind {
-    bool sums, tall;
-  };
   std::vector<PrefillVariant> all;
-  for (const Kind kind : {Kind{false, false}, Kind{false, true}, Kind{true, false}}) {
+  const auto add = [&](bool sums, bool tall) {
     for (const int32_t couples : {1, 2, 4, 8, 16, 32}) {
       if (!many_groups && (couples == 2 || couples == 16)) continue;
-      for (int32_t stages = 2; stages <= 6; ++stages) all.push_back({stages, couples, kind.sums, kind.tall});
+      for (int32_t stages = 2; stages <= 6; ++stages) all.push_back({stages, couples, sums, tall});
     }
-  }
+  };
+  add(false, false);
+  add(false, true);
+  for (const bool tall : {false, true})
+    for (int32_t stages = 3; stages <= 4; ++stages)
+      all.push_back({stages, kPrefillShipped.couples, false, tall, true});
+  add(true, false);
   return all;
 }
 
 std::optional<PrefillVariant> prefill_variant(const KernelConfig& config) {
-  PrefillVariant v{config.stages, config.group_m / 2, config.sums, config.tile_m == kPrefillTallRows};
+  PrefillVariant v{config.stages, config.group_m / 2, config.sums, config.tile_m == kPrefillTallRows,
+                   config.order == TaskOrder::kMixed};
   if (config.order != TaskOrder::kGrouped) v.couples = kPrefillShipped.couples;
   if (v.stages < 1 || !(v.config() == config) || !v.rejection().empty()) return std::nullopt;
   return v;

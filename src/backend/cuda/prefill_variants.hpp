@@ -29,6 +29,7 @@ struct PrefillVariant {
   int32_t couples = 8;  // couples of row tiles that pass a pair of slices before the next pair: GROUP_M / 2
   bool sums = false;    // KernelConfig::sums
   bool tall = false;    // row tiles of 192 rows, a slice per block: kernels/sm90/prefill_tall.cuh
+  bool mixed = false;   // experts with many rows and with few by turns: kernels/sm90/prefill_mixed.cuh
   friend auto operator<=>(const PrefillVariant&, const PrefillVariant&) = default;
   [[nodiscard]] bool needs(PrefillKernel kernel) const noexcept;
   [[nodiscard]] int32_t rows() const noexcept;  // of a row tile
@@ -38,8 +39,8 @@ struct PrefillVariant {
   [[nodiscard]] std::string rejection() const;         // "" where it can be run
 };
 inline constexpr PrefillVariant kPrefillShipped{};
-// Every candidate of the whole space, tall ones and those with sums last. many_groups: with all group sizes
-// (where the regions predict GROUP_M).
+// Every candidate of the whole space, tall ones, mixed orders and those with sums last. many_groups: with all
+// group sizes (where the regions predict GROUP_M).
 std::vector<PrefillVariant> prefill_space(bool many_groups);
 std::optional<PrefillVariant> prefill_variant(const KernelConfig& config);  // the legal one it stands for
 
