@@ -69,31 +69,20 @@ struct MixedOrder {
     const u32 front = which != 0 ? before[1] : before[0];
     const u32 own = which != 0 ? mine[1] : mine[0];
     const u32 lane = __ffs((int)__ballot_sync(0xffffffffu, number >= front && number - front < own)) - 1;
-    u32 left = number - __shfl_sync(0xffffffffu, front, (int)lane);
-    Owner o{0, 0, 0, __shfl_sync(0xffffffffu, tiles, (int)lane), 0};
-    // Its experts, 32 at a time: 1024 experts and fewer make one round.
-    for (u32 i = 0; i < chunk; i += 32) {
-      const int e = (int)(lane * chunk + i + threadIdx.x % 32);
-      const bool here = i + threadIdx.x % 32 < chunk && e < p.experts;
-      const int begin = here ? p.offsets[e] : 0;
-      const int rows = here ? p.offsets[e + 1] - begin : 0;
-      const u32 units = kind(rows) == which ? tiles_of(rows) * per_tile : 0;
-      u32 all_units, all_tiles;
-      const u32 in_front = sum_before(units, all_units);
-      const u32 tiles_in_front = sum_before(tiles_of(rows), all_tiles);
-      const u32 found = __ballot_sync(0xffffffffu, left >= in_front && left - in_front < units);
-      if (found != 0) {
-        const int at = __ffs((int)found) - 1;
-        o.expert = __shfl_sync(0xffffffffu, e, at);
-        o.begin = __shfl_sync(0xffffffffu, begin, at);
-        o.count = __shfl_sync(0xffffffffu, rows, at);
-        o.first_tile += __shfl_sync(0xffffffffu, tiles_in_front, at);
-        o.local = left - __shfl_sync(0xffffffffu, in_front, at);
-        return o;
-      }
-      left -= all_units;
-      o.first_tile += all_tiles;
-    }
-    return o;
+    const u32 left = number - __shfl_sync(0xffffffffu, front, (int)lane);
+    // One of its experts, of which there are no more than lanes: weights have 1024 experts at most.
+    const int e = (int)(lane * chunk + threadIdx.x % 32);
+    const bool here = threadIdx.x % 32 < chunk && e < p.experts;
+    const int begin = here ? p.offsets[e] : 0;
+    const int rows = here ? p.offsets[e + 1] - begin : 0;
+    const u32 units = kind(rows) == which ? tiles_of(rows) * per_tile : 0;
+    u32 all;
+    const u32 in_front = sum_before(units, all);
+    const u32 tiles_in_front = sum_before(tiles_of(rows), all);
+    const int at = __ffs((int)__ballot_sync(0xffffffffu, left >= in_front && left - in_front < units)) - 1;
+    return Owner{__shfl_sync(0xffffffffu, e, at), __shfl_sync(0xffffffffu, begin, at),
+                 __shfl_sync(0xffffffffu, rows, at),
+                 __shfl_sync(0xffffffffu, tiles, (int)lane) + __shfl_sync(0xffffffffu, tiles_in_front, at),
+                 left - __shfl_sync(0xffffffffu, in_front, at)};
   }
 };

@@ -110,7 +110,7 @@ TEST_F(GpuSpace, MixedOrderGivesTheShippedBits) {
     s.ids = ids;
     expect_shipped_bits(s, mixed);
   }
-  CaseSpec many = block_spec(RAMP_FORMAT_FP8_BLOCK, 1050, 2, 900, 128, 128);
+  CaseSpec many = block_spec(RAMP_FORMAT_FP8_BLOCK, 1023, 2, 900, 128, 128);
   many.ids = Ids::kSkewed;
   expect_shipped_bits(many, mixed);
 }
