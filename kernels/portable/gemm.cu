@@ -20,6 +20,9 @@
 #ifndef PADDED
 #define PADDED 0  // 1: rows that are not there are multiplied like others (docs/ablations.md)
 #endif
+#ifndef ABSENT
+#define ABSENT 0  // 1: in place of tokens that are not there the tile's first one is copied, again and again
+#endif
 #include "portable/epilogue.cuh"
 #include "portable/products.cuh"
 

@@ -128,5 +128,6 @@ __device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copie
   const u32 to = stage + kWeightBytes + (u32)(c.chunk / 8 * TOKENS * kRowBytes);
   const u8* const from = p.x + step * kStep + c.chunk * 16;
 #pragma unroll
-  for (int i = 0; i < kTokenCopies; ++i) copy16(to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
+  for (int i = 0; i < kTokenCopies; ++i)
+    copy16_if(ABSENT || i * kRowsApart < c.x_rows, to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
 }
