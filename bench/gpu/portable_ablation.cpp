@@ -2,6 +2,9 @@
 // gate, up and activation. GEMM 1 and GEMM 2 alone, without prologue and combine, over made-up codes, in one
 // CUDA graph over layers with weights of their own; routing as `ramp workload` draws it.
 //   portable_ablation order|split|padding|fusion [--format bf16] [--routing zipf:1.2] [--plot FILE.svg]
+//   portable_ablation trials               what is on trial (docs/kernel-log.md), fp8_block and bf16,
+//   requantisation
+//                                          included; --quick: each once, on small shapes, as a test
 //   portable_ablation fusion --direct      every variant once, without a graph: for a profiler
 #include <fmt/format.h>
 
@@ -17,6 +20,7 @@
 #include "backend/cuda/kernel_library.hpp"
 #include "backend/cuda/launch.hpp"
 #include "backend/cuda/portable_block.hpp"
+#include "backend/cuda/prologue.hpp"
 #include "base/error.hpp"
 #include "base/file.hpp"
 #include "base/tensor.hpp"
@@ -26,6 +30,7 @@
 #include "routing/sorted_rows.hpp"
 #include "routing/workload.hpp"
 #include "svg.hpp"
+#include "weights/expert_weights.hpp"
 
 namespace {
 
@@ -37,6 +42,8 @@ struct Shape {
   int64_t experts, top_k, hidden, intermediate;
 };
 constexpr Shape kModels[] = {{"OLMoE", 64, 8, 2048, 1024}, {"Mixtral-8x7B", 8, 2, 4096, 14336}};
+constexpr Shape kQwen = {"Qwen3-30B", 128, 8, 2048, 768};
+constexpr Shape kTiny = {"quick", 4, 2, 256, 128};
 constexpr int kAllTiles = 1 << 30;
 constexpr int kLayers = 2;
 
@@ -53,13 +60,17 @@ struct Way {
   PortableVariant variant;
   std::string option;  // of the compiler
   int group = kAllTiles;
-  bool fused = true;
+  bool fused = true;  // gate, up and activation
+  // PortableParams: rotate, tickets.
+  bool rotate = false, tickets = false;
 };
 
 struct Options {
   std::string part, routing = "uniform", plot;
   ramp_format format = RAMP_FORMAT_FP8_BLOCK;
   bool direct = false;
+  bool requantizes = false;  // h of fp8_block becomes GEMM 2's input, as in the block; else GEMM 2 reads x
+  bool quick = false;
 };
 
 class Bench {
@@ -69,6 +80,7 @@ class Bench {
         gpu_(Gpu::open(0)),
         scope_(*gpu_),
         library_(gpu_, "", {}),
+        prologue_(gpu_, library_),
         memory_(make_device_memory(gpu_)),
         arch_(portable_arch(gpu_->facts())) {
     RAMP_CU(cuStreamCreate, &stream_, static_cast<unsigned>(CU_STREAM_NON_BLOCKING));
@@ -173,6 +185,8 @@ class Bench {
     h_ = memory_->allocate(rows * static_cast<uint64_t>(m.intermediate) * 4);
     wide_ = memory_->allocate(rows * static_cast<uint64_t>(m.intermediate) * 4);
     out_ = memory_->allocate(rows * static_cast<uint64_t>(m.hidden) * 4);
+    codes_ = memory_->allocate(rows * static_cast<uint64_t>(m.intermediate));
+    h_scales_ = memory_->allocate(rows * static_cast<uint64_t>(m.intermediate) / 128 * 4);
     const uint64_t scales = std::max<uint64_t>(rows * width, 2 * w) / 128 * 4;
     std::vector<float> values(scales / 4, 0.01F);
     scales_ = memory_->allocate(scales);
@@ -204,9 +218,10 @@ class Bench {
     }
     Plan p;
     p.number = static_cast<int64_t>(tiles.size());
-    const uint64_t parts[] = {tiles.size() * sizeof(PortableTile), 4 * offsets.size(), 4 * slots.size(), 4};
-    const auto count = static_cast<int32_t>(tiles.size());
-    const void* const from[] = {tiles.data(), offsets.data(), slots.data(), &count};
+    const int32_t count[4] = {static_cast<int32_t>(tiles.size()), 0, 0, 0};  // and tickets
+    const uint64_t parts[] = {tiles.size() * sizeof(PortableTile), 4 * offsets.size(), 4 * slots.size(),
+                              sizeof count};
+    const void* const from[] = {tiles.data(), offsets.data(), slots.data(), count};
     const void* to[4] = {};
     uint64_t size = 0;
     for (const uint64_t part : parts) size += (part + 255) / 256 * 256;
@@ -241,7 +256,7 @@ class Bench {
     int blocks = 0;
     RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, way.variant.threads(),
             static_cast<size_t>(shared));
-    const auto columns = static_cast<uint64_t>(gated ? way.variant.rows / 2 : way.variant.rows);
+    const auto columns = static_cast<uint64_t>(way.variant.unit_columns(o_.format, gated));
     const uint64_t units = static_cast<uint64_t>(plan.number) * ceil_div(static_cast<uint64_t>(p.n), columns);
     launch_dependent(
         gpu_->facts().major >= 9, f,
@@ -259,6 +274,9 @@ class Bench {
     p.top_k = static_cast<int>(m.top_k);
     p.group = way.group;
     p.early = 1;
+    p.rotate = way.rotate ? 1 : 0;
+    auto* const counters = reinterpret_cast<unsigned*>(const_cast<int*>(plan.count));
+    p.tickets = way.tickets ? counters + 1 : nullptr;
     p.x_scale = static_cast<const float*>(scales_.get());
     p.w_scale = static_cast<const float*>(scales_.get());
     p.ws_column = 1;
@@ -277,7 +295,11 @@ class Bench {
     };
     p.up_row = static_cast<int>(m.intermediate);
     p.up_scale_row = p.up_row / 128;
-    p.out = h_.get();
+    const bool codes = way.variant.fuses(o_.format);
+    p.out = codes ? codes_.get() : h_.get();
+    p.h = static_cast<float*>(h_.get());
+    p.out_scales = static_cast<float*>(h_scales_.get());
+    p.out_groups = static_cast<int>(m.intermediate / 128);
     shape(x_.get(), kRowToken, w13_[l].get(), 2 * m.intermediate, m.intermediate, m.hidden);
     if (way.fused) {
       gemm(way, true, p, plan);
@@ -295,9 +317,24 @@ class Bench {
                             rows_, static_cast<int>(m.intermediate)});
     }
     p.second = 1;
+    p.tickets = way.tickets ? counters + 2 : nullptr;
     p.out = out_.get();
-    // (fp8_block: what GEMM 1 leaves is fp32, so GEMM 2 reads made-up codes.)
-    shape(bytes() == 1 ? x_.get() : h_.get(), kRowSorted, w2_[l].get(), m.hidden, m.hidden, m.intermediate);
+    const bool made = bytes() == 1 && o_.requantizes;
+    if (made && !codes) {
+      ExpertWeights w;
+      w.format = o_.format;
+      w.experts = m.experts;
+      w.intermediate = m.intermediate;
+      RowIndex index;
+      index.offsets = const_cast<int*>(plan.offsets);
+      prologue_.requantize(w, p.h, rows_, index, codes_.get(), p.out_scales, stream_);
+    }
+    // (fp8_block: what GEMM 1 leaves is fp32, so that without requantisation GEMM 2 reads made-up codes.)
+    shape(made           ? codes_.get()
+          : bytes() == 1 ? x_.get()
+                         : h_.get(),
+          kRowSorted, w2_[l].get(), m.hidden, m.hidden, m.intermediate);
+    if (made) p.x_scale = p.out_scales;
     gemm(way, false, p, plan);
   }
 
@@ -307,23 +344,27 @@ class Bench {
     for (int l = 0; l < kLayers; ++l)
       plans.push_back(plan(m, tokens, way.variant.tokens, static_cast<uint64_t>(l)));
     const auto record = [&] {
+      // As a block's prologue leaves them; in front of all layers, where it is in nobody's way.
+      for (const Plan& p : plans)
+        RAMP_CU(cuMemsetD32Async, reinterpret_cast<CUdeviceptr>(p.count + 1), 0U, size_t{3}, stream_);
       for (int l = 0; l < kLayers; ++l) layer(m, way, plans[static_cast<size_t>(l)], static_cast<size_t>(l));
     };
     record();
     memory_->synchronize(stream_);
-    if (o_.direct) return 1;
-    return bench::time_graph(stream_, 10, record).median_us / kLayers;
+    if (o_.direct || o_.quick) return 1;
+    return bench::time_graph(stream_, tokens > 512 ? 5 : 10, record).median_us / kLayers;
   }
 
   Options o_;
   std::shared_ptr<const Gpu> gpu_;
   ScopedContext scope_;
   KernelLibrary library_;
+  Prologue prologue_;
   std::shared_ptr<const DeviceMemory> memory_;
   int arch_;
   CUstream stream_ = nullptr;
   std::vector<std::shared_ptr<void>> w13_, w2_;
-  std::shared_ptr<void> x_, h_, wide_, out_, scales_;
+  std::shared_ptr<void> x_, h_, wide_, out_, scales_, codes_, h_scales_;
   int64_t rows_ = 0;
   std::vector<ramp::bench::Series> all_;
   size_t series_ = 0;
@@ -359,12 +400,59 @@ int run(const Options& o) {
     }
     tokens = o.direct ? std::vector<int64_t>{512} : std::vector<int64_t>{32, 128, 512, 2048, 8192};
   } else {
-    fail_argument("part", o.part, "order, split, padding or fusion", "name one");
+    fail_argument("part", o.part, "order, split, padding, fusion or trials", "name one");
   }
   bench.prepare(ways);
   for (const Shape& m : kModels) bench.run(m, tokens, ways);
   bench.plot(fmt::format("{} ({}, {})", o.part, format_name(o.format), o.routing));
   return 0;
+}
+
+// What is on trial beside what ships: copies of tokens that are not there, schedules, fragments carried over,
+// codes out of GEMM 1, larger tiles.
+void run_trials(Options o) {
+  for (const ramp_format format : {RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16}) {
+    const bool fp8 = format == RAMP_FORMAT_FP8_BLOCK;
+    o.format = format;
+    o.requantizes = fp8;
+    Bench bench(o);
+    std::vector<Way> few, many;
+    for (const int32_t t : {8, 32, 64}) {
+      few.push_back({fmt::format("m{}", t), bench.shipped(t), ""});
+      few.push_back({fmt::format("m{} absent copied", t), bench.shipped(t), "-DABSENT=1"});
+    }
+    const auto add = [&](const char* name, PortableVariant v, bool rotate, bool tickets, bool carry,
+                         bool fused) {
+      v.carry = carry;
+      v.fused = fused;
+      many.push_back({name, v, "", kAllTiles, true, rotate, tickets});
+    };
+    const PortableVariant m64 = bench.shipped(64), m128 = bench.shipped(128);
+    add("m64", m64, false, false, false, false);
+    add("m64 rotated", m64, true, false, false, false);
+    add("m64 tickets", m64, false, true, false, false);
+    if (fp8) add("m64 tickets, codes", m64, false, true, false, true);
+    add("m128", m128, false, false, false, false);
+    add("m128 rotated", m128, true, false, false, false);
+    add("m128 tickets", m128, false, true, false, false);
+    add("m128 carry", m128, false, false, true, false);
+    add("m128 rotated, carry", m128, true, false, true, false);
+    add("m128 tickets, carry", m128, false, true, true, false);
+    if (fp8) add("m128 tickets, carry, codes", m128, false, true, true, true);
+    if (!fp8) add("n256 m128 tickets, carry", {256, 128, 1, 4, 2, 4, 1}, false, true, true, false);
+    std::vector<Way> all = few;
+    all.insert(all.end(), many.begin(), many.end());
+    bench.prepare(all);
+    if (o.quick) {
+      bench.run(kTiny, {3, 150}, all);
+      continue;
+    }
+    for (const Shape& m : kModels) {
+      bench.run(m, {1, 8, 32, 128}, few);
+      bench.run(m, {512, 2048, 8192}, many);
+    }
+    bench.run(kQwen, {2048, 8192}, many);
+  }
 }
 
 }  // namespace
@@ -376,10 +464,15 @@ int main(int argc, char** argv) {
     for (int i = 2; i < argc; ++i) {
       const bool more = i + 1 < argc;
       if (std::strcmp(argv[i], "--direct") == 0) o.direct = true;
+      if (std::strcmp(argv[i], "--quick") == 0) o.quick = true;
       if (more && std::strcmp(argv[i], "--routing") == 0) o.routing = argv[i + 1];
       if (more && std::strcmp(argv[i], "--plot") == 0) o.plot = argv[i + 1];
       if (more && std::strcmp(argv[i], "--format") == 0)
         o.format = std::strcmp(argv[i + 1], "bf16") == 0 ? RAMP_FORMAT_BF16 : RAMP_FORMAT_FP8_BLOCK;
+    }
+    if (o.part == "trials") {
+      run_trials(o);
+      return 0;
     }
     return run(o);
   } catch (const Error& e) {

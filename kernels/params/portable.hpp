@@ -45,6 +45,7 @@ struct PortableParams {
 
   int rotate;         // 1: a block meets all of a slice's tiles in turn (tile.cuh: find_unit)
   int out_groups;     // GEMM 1 with codes and scales as its output: scales of a row
+  unsigned* tickets;  // units taken beyond each block's first; 0 when the kernel starts; nullptr: by stride
   float* h;           // ... where h waits, [rows, out_stride]
   float* out_scales;  // ... [rows, out_groups]
 };

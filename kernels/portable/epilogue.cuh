@@ -63,6 +63,7 @@ struct Kept {
   u32 rows[TOKENS];  // in units of 16 bytes
   float scales[TOKENS], weights[TOKENS];
   Unit unit;
+  u32 number, next, reserved[2];  // of units: this one (FUSED), the one behind it
 #if FUSED
   float amax[TOKENS];  // of h in the passes so far
 #endif

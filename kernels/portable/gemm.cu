@@ -14,9 +14,9 @@
 //   BLOCKS   blocks per SM (register budget)
 //
 // fp8_block has its block scales in the sums (scales.cuh). The other FP8 formats scale once, in the
-// epilogue. Blocks stride over (tile, slice) units in the order that `group`
-// chooses. The epilogue passes through shared memory: sums of the KW warps, activation, router weight,
-// 16-byte stores.
+// epilogue. Blocks stride over (tile, slice) units in the order that `group` chooses, or take the next one
+// when they are done with one (`tickets`). The epilogue passes through shared memory: sums of the KW warps,
+// activation, router weight, 16-byte stores.
 #ifndef PADDED
 #define PADDED 0  // 1: rows that are not there are multiplied like others (docs/ablations.md)
 #endif
@@ -59,8 +59,13 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 #if CHAINED
   reset_marks(scales);
 #endif
-  for (u32 number = blockIdx.x; number < units; number += gridDim.x) {
+  for (u32 number = blockIdx.x; number < units;) {
     Unit unit = find_unit(p, number, slices);
+#if FUSED
+    if (threadIdx.x == 0) kept.number = number;
+#else
+    u32 ticket = 0;
+#endif
 #pragma unroll 1
     for (int pass = 0; pass == 0 || (pass < kPasses && unit.n0 < p.n); ++pass, unit.n0 += kColumns) {
       Copies copies = plan_copies(p, unit);
@@ -182,6 +187,14 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 
       copy_wait<0>();
       __syncthreads();  // the ring is free: sums take its place
+      // The next unit: asked for here, so that the answer is there behind the epilogue.
+      if (threadIdx.x == 0 && (pass + 1 == kPasses || kept.unit.n0 + kColumns >= p.n)) {
+#if FUSED
+        kept.next = p.tickets != nullptr ? gridDim.x + atomicAdd(p.tickets, 1u) : kept.number + gridDim.x;
+#else
+        if (p.tickets != nullptr) ticket = atomicAdd(p.tickets, 1u);
+#endif
+      }
       float* const sums = (float*)memory;
       if (active > 0) {
         const u32 row = wr * (kMt * 16) + lane / 4;
@@ -216,11 +229,14 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
 #endif
 #if FUSED
       finish_codes(p, sums, kept, pass);
+      unit = kept.unit;  // kept there while the registers are full
 #else
       finish(p, sums, kept);
+      if (threadIdx.x == 0) kept.next = gridDim.x + (p.tickets != nullptr ? ticket : number);
 #endif
       __syncthreads();  // ... and the ring's again
     }
+    number = kept.next;
   }
   if (!waited) dependency_wait();
 }

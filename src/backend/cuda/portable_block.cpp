@@ -255,7 +255,10 @@ struct PortableBlock::Run {
               : config.order == TaskOrder::kRowMajor  ? 1
                                                       : config.group_m;
     p.early = 1;
-    p.rotate = variant(number).trial ? 1 : 0;
+    if (variant(number).trial) {
+      p.rotate = 1;
+      p.tickets = reinterpret_cast<unsigned*>(parts.prologue.index.num_tiles) + 1;
+    }
     p.x = static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride * dtype_bytes(in.dtype);
     p.x_scale = in.scales;
@@ -334,6 +337,7 @@ struct PortableBlock::Run {
     PortableParams p = common(in);
     set_weights(p, weight_views(w).w2, w.w2_scale, w.hidden, w.intermediate);
     p.second = 1;
+    if (p.tickets != nullptr) ++p.tickets;  // the index leaves a zero for each
     p.x_source = p.x_scale_source = kRowSorted;
     p.out = parts.rows;
     p.out_stride = w.hidden;

@@ -63,7 +63,7 @@ uint32_t PortableVariant::shared_bytes(ramp_format format, int arch) const noexc
   const uint32_t scales = format != RAMP_FORMAT_FP8_BLOCK ? 0
                           : sums_in_units(format, arch)   ? (depth + 5) * of_step + 8
                                                           : depth * of_step;
-  return ring + scales + t * (fuses(format) ? 16 : 12) + 16;  // Kept of epilogue.cuh
+  return ring + scales + t * (fuses(format) ? 16 : 12) + 32;  // Kept of epilogue.cuh
 }
 
 KernelConfig PortableVariant::config(ramp_format format) const noexcept {
