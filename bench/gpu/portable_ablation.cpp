@@ -89,6 +89,10 @@ void run_trials(Options o) {
     add("m128 rotated, carry", m128, true, false, true, false);
     add("m128 tickets, carry", m128, false, true, true, false);
     if (fp8) add("m128 tickets, carry, codes", m128, false, true, true, true);
+    const PortableVariant m192{128, 192, 1, 2, 4, 4, 1};
+    add("m192 carry", m192, false, false, true, false);
+    add("m192 tickets, carry", m192, false, true, true, false);
+    if (fp8) add("m192 tickets, carry, codes", m192, false, true, true, true);
     if (!fp8) add("n256 m128 tickets, carry", {256, 128, 1, 4, 2, 4, 1}, false, true, true, false);
     std::vector<Way> all = few;
     all.insert(all.end(), many.begin(), many.end());

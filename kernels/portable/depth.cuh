@@ -14,11 +14,6 @@
 #error "CARRY: promoted sums read their scales too late"
 #endif
 
-template <int COUNT>
-struct Pairs {
-  static constexpr int kPairsOf = COUNT;
-};
-
 // Fragments of one k16 of products: 32 bytes of depth, of codes 16.
 constexpr int kPart = IS_FP8 ? 16 : 32;
 constexpr int kPartsOfStep = kRowBytes / kPart;
@@ -98,15 +93,26 @@ struct Part {
   }
 };
 
+#if FORMAT != 1
+struct ScaleCopies {};
+#endif
+// Where a warp is and what its block copies.
+struct Depth {
+  const Copies& copies;
+  ScaleCopies scale_copies;
+  u32 ring, scales;
+  int steps;
+  u32 wk, wr, wt, lane;
+};
+
 // ACTIVE pairs of n8 tiles have tokens; warps with none copy and keep step with the others. The first STAGES
 // - 1 steps are under way.
 template <int ACTIVE>
-__device__ __forceinline__ void run_depth(const PortableParams& p, const Copies& copies,
-#if FORMAT == 1
-                                          const ScaleCopies& scale_copies,
-#endif
-                                          float (&sum)[kMt][kNt][4], u32 ring, u32 scales, int steps, u32 wk,
-                                          u32 wr, u32 wt, u32 lane) {
+__device__ __forceinline__ void run_depth(const PortableParams& p, const Depth& d,
+                                          float (&sum)[kMt][kNt][4]) {
+  const Copies& copies = d.copies;
+  const u32 ring = d.ring, wk = d.wk, wr = d.wr, wt = d.wt, lane = d.lane;
+  const int steps = d.steps;
   constexpr int kLoaded = ACTIVE > 0 ? ACTIVE : 1;
 #if IS_FP8
   // 32 rows of weights and two pairs of n8 tiles, 16 bytes each.
@@ -123,7 +129,7 @@ __device__ __forceinline__ void run_depth(const PortableParams& p, const Copies&
   u32 slot = 0;
   copy_wait<STAGES - 2>();
 #if CHAINED
-  put_ratios(p, scales, scales, 0);
+  put_ratios(p, d.scales, d.scales, 0);
 #endif
   __syncthreads();
   if (ACTIVE > 0) parts[0].load(ring + slot * kStage + a_lane, ring + slot * kStage + b_lane, 0);
@@ -136,8 +142,8 @@ __device__ __forceinline__ void run_depth(const PortableParams& p, const Copies&
       copy_weights(p, copies, ring + to * kStage, k + STAGES - 1);
       copy_tokens(p, copies, ring + to * kStage, k + STAGES - 1);
 #if CHAINED
-      copy_scales(p, scale_copies, scales + slot * kScaleBytes, k + STAGES - 1 + kScalesAhead);
-      put_ratios(p, scales, scales + next * kScaleBytes, k + 1);
+      copy_scales(p, d.scale_copies, d.scales + slot * kScaleBytes, k + STAGES - 1 + kScalesAhead);
+      put_ratios(p, d.scales, d.scales + next * kScaleBytes, k + 1);
 #endif
       copy_commit();
     };
@@ -149,11 +155,11 @@ __device__ __forceinline__ void run_depth(const PortableParams& p, const Copies&
       if (ACTIVE > 0) parts[0].load(ring + slot * kStage + a_lane, ring + slot * kStage + b_lane, 0);
     };
 #if CHAINED
-    const u32 stage_scales = ratios_of(scales, k);
+    const u32 stage_scales = ratios_of(d.scales, k);
     const u32 token_scales = stage_scales + 4 * (wk * TOKENS + wt * (kNt > 1 ? 16 : 8));
     const u32 weight_scales = stage_scales + 4 * (KW * TOKENS + 2 * wk);
     change_units(sum, token_scales, weight_scales, lane);
-    if (ACTIVE > 0 && sums_apart(scales, k)) {
+    if (ACTIVE > 0 && sums_apart(d.scales, k)) {
       copy_ahead();
       const u32 weights = ring + slot * kStage + wk * (ROWS * kRowBytes) + wr * (kMt * 16 * kRowBytes);
       const u32 tokens = ring + slot * kStage + kWeightBytes + wk * (TOKENS * kRowBytes) +
@@ -178,4 +184,18 @@ __device__ __forceinline__ void run_depth(const PortableParams& p, const Copies&
       parts[i % 2].multiply_into(sum);
     }
   }
+}
+
+// `active` pairs have tokens: full tiles, halves, quarters. (Three quarters as well would cost registers.)
+__device__ __forceinline__ void run_through(const PortableParams& p, const Depth& d, int active,
+                                            float (&sum)[kMt][kNt][4]) {
+  constexpr int kQuarter = (kPairs + 3) / 4;
+  if (active > 2 * kQuarter || (active > 0 && kPairs == 1))
+    run_depth<kPairs>(p, d, sum);
+  else if (active > kQuarter)
+    run_depth<min_of(2 * kQuarter, kPairs)>(p, d, sum);
+  else if (active > 0)
+    run_depth<kQuarter>(p, d, sum);
+  else
+    run_depth<0>(p, d, sum);
 }

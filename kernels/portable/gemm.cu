@@ -22,8 +22,8 @@
 #endif
 #ifndef ABSENT
 // 1: in place of tokens that are not there the tile's first one is copied, again and again. (Tiles of 128
-// have no predicates left: sm_90 needs all 255 registers for them.)
-#define ABSENT (TOKENS > 64)
+// have no registers left for the difference.)
+#define ABSENT (TOKENS == 128)
 #endif
 #ifndef CARRY
 #define CARRY 0  // 1: a step's first fragments are loaded during the last products of the step before
@@ -111,23 +111,10 @@ __device__ __forceinline__ void run_gemm(const PortableParams& p) {
       const int active =
           kNt == 1 ? (PADDED || unit.rows > 8 * (int)wt ? 1 : 0) : (pairs - (int)wt + WT - 1) / WT;
 #if CARRY
-      const auto deep = [&](auto pairs_of) {
-        run_depth<decltype(pairs_of)::kPairsOf>(p, copies,
-#if FORMAT == 1
-                                                scale_copies,
+#if FORMAT != 1
+      constexpr ScaleCopies scale_copies{};
 #endif
-                                                sum, ring, scales, steps, wk, wr, wt, lane);
-      };
-      // The pairs that have tokens, in quarters of a warp's.
-      constexpr int kQuarter = (kPairs + 3) / 4;
-      if (active > 2 * kQuarter || (active > 0 && kPairs == 1))
-        deep(Pairs<kPairs>{});
-      else if (active > kQuarter)
-        deep(Pairs<min_of(2 * kQuarter, kPairs)>{});
-      else if (active > 0)
-        deep(Pairs<kQuarter>{});
-      else
-        deep(Pairs<0>{});
+      run_through(p, {copies, scale_copies, ring, scales, steps, wk, wr, wt, lane}, active, sum);
 #else
       u32 slot = 0;
       for (int k = 0; k < steps; ++k) {

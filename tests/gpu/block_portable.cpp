@@ -321,7 +321,7 @@ TEST_P(GpuSmallPortable, EveryConfig) {
 
 // Variants on trial (the space beyond what ships): fragments carried over from step to step, places of tiles
 // changed from wave to wave, codes and scales out of GEMM 1. They give the bits of the shipped tile with as
-// many tokens, in every order of tiles.
+// many tokens (larger ones: of the largest), in every order of tiles.
 class WholeSpace {
  public:
   WholeSpace() { context_of(portable()).whole_space = true; }
@@ -350,7 +350,7 @@ int32_t expect_twins_bits(BlockCase& c, bool every_order = true) {
       continue;
     }
     ++trials;
-    EXPECT_EQ(shipped.at(config.tile_m), bits);
+    EXPECT_EQ(shipped.at(std::min(config.tile_m, 128)), bits);
   }
   return trials;
 }

@@ -64,13 +64,14 @@ inline constexpr std::array<PortableVariant, 4> kPortableVariants = {{
     {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWide},
 }};
 // Not timed yet (docs/kernel-log.md: "What limits large tiles"); loaded when a forced config asks for them.
-inline constexpr std::array<PortableVariant, 6> kPortableTrials = {{
+inline constexpr std::array<PortableVariant, 7> kPortableTrials = {{
     {64, 32, 2, 2, 1, 3, 3, PortableFormats::kAll, true},
     {128, 64, 1, 4, 1, 4, 2, PortableFormats::kAll, true},
     {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWideSome, true, true},
     {128, 64, 1, 4, 1, 4, 2, PortableFormats::kBlock, true, false, true},
     {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWideBlock, true, true, true},
     {256, 128, 1, 4, 2, 4, 1, PortableFormats::kBf16, true, true},
+    {128, 192, 1, 2, 4, 4, 1, PortableFormats::kWideSome, true, true, true},
 }};
 std::vector<KernelProgram> portable_programs(int arch);  // shipped and on trial
 
