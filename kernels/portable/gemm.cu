@@ -23,7 +23,7 @@
 #ifndef ABSENT
 // 1: in place of tokens that are not there the tile's first one is copied, again and again. (Tiles of 128
 // have no registers left for the difference.)
-#define ABSENT (TOKENS == 128)
+#define ABSENT (PADDED || TOKENS == 128)
 #endif
 #ifndef CARRY
 #define CARRY 0  // 1: a step's first fragments are loaded during the last products of the step before

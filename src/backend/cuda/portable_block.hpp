@@ -29,8 +29,8 @@ struct PortableVariant {
   int32_t warps_k = 1, warps_r = 1, warps_t = 1;  // warps along depth, weight rows, tokens
   int32_t stages = 3, blocks = 1;                 // ring depth; blocks per SM that the registers allow
   PortableFormats formats = PortableFormats::kAll;
-  // On trial: part of the space, not of what ships. The config names its warps along the weight rows, and a
-  // slice's tiles change places from wave to wave (kernels/portable/tile.cuh: find_unit).
+  // On trial: part of the space, not of what ships. The config names its warps along the weight rows; a
+  // slice's tiles change places from wave to wave, and units go by tickets (kernels/params/portable.hpp).
   bool trial = false;
   bool carry = false;  // fragments are carried over from step to step (kernels/portable/depth.cuh)
   // fp8_block's GEMM 1 leaves codes and scales (kernels/portable/requantize.cuh); tile_n of the config is a
@@ -63,7 +63,8 @@ inline constexpr std::array<PortableVariant, 4> kPortableVariants = {{
     {128, 64, 1, 4, 1, 4, 2},
     {128, 128, 1, 2, 2, 3, 2, PortableFormats::kWide},
 }};
-// Not timed yet (docs/kernel-log.md: "What limits large tiles"); loaded when a forced config asks for them.
+// Not timed yet (docs/kernel-log.md: "What limits the points that miss"); loaded when a forced config asks
+// for them.
 inline constexpr std::array<PortableVariant, 7> kPortableTrials = {{
     {64, 32, 2, 2, 1, 3, 3, PortableFormats::kAll, true},
     {128, 64, 1, 4, 1, 4, 2, PortableFormats::kAll, true},
