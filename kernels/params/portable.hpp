@@ -42,6 +42,12 @@ struct PortableParams {
   float out_scale;           // fp8_tensor, GEMM 1: the static scale of GEMM 2's input
   const float* slot_weight;  // GEMM 2; nullptr: 1
   long long slot_weight_token, slot_weight_slot;
+
+  int rotate;         // 1: a block meets all of a slice's tiles in turn (tile.cuh: find_unit)
+  int out_groups;     // GEMM 1 with codes and scales as its output: scales of a row
+  unsigned* tickets;  // units taken beyond each block's first; 0 when the kernel starts; nullptr: by stride
+  float* h;           // ... where h waits, [rows, out_stride]
+  float* out_scales;  // ... [rows, out_groups]
 };
 
 }  // namespace ramp::core::cuda

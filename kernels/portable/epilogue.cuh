@@ -63,6 +63,10 @@ struct Kept {
   u32 rows[TOKENS];  // in units of 16 bytes
   float scales[TOKENS], weights[TOKENS];
   Unit unit;
+  u32 number, next, reserved[2];  // of units: this one (FUSED), the one behind it
+#if FUSED
+  float amax[TOKENS];  // of h in the passes so far
+#endif
 };
 constexpr int kKeptBytes = sizeof(Kept);
 
@@ -92,10 +96,29 @@ __device__ __forceinline__ void keep_factors(const PortableParams& p, const Unit
   kept.weights[threadIdx.x] = weight;
 }
 
+constexpr int kEights = kColumns / 8;
+static_assert(kThreads % kEights == 0, "a thread keeps its columns");
+
+// silu(v) * up and its like.
+__device__ __forceinline__ void activate_eight(const PortableParams& p, Eight& v, Eight& up) {
+  if (p.activation == 0) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v.v[i] = silu(v.v[i]) * up.v[i];
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {  // in turn: one copy of the code
+    const float h = activate(p.activation, v.v[0], up.v[0]);
+#pragma unroll
+    for (int j = 0; j < 7; ++j) {
+      v.v[j] = v.v[j + 1];
+      up.v[j] = up.v[j + 1];
+    }
+    v.v[7] = h;
+  }
+}
+
 __device__ __forceinline__ void finish(const PortableParams& p, const float* sums, const Kept& kept) {
-  constexpr int kColumns = GATED ? ROWS / 2 : ROWS;
-  constexpr int kEights = kColumns / 8;
-  static_assert(kThreads % kEights == 0, "a thread keeps its columns");
   const Unit unit = kept.unit;
   const int column = (int)threadIdx.x % kEights * 8;
   const int n = unit.n0 + column;
@@ -139,21 +162,13 @@ __device__ __forceinline__ void finish(const PortableParams& p, const float* sum
     if (!GATED) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) v.v[i] = relu2(v.v[i]);
-    } else if (p.activation == 0) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) v.v[i] = silu(v.v[i]) * up.v[i];
     } else {
-#pragma unroll 1
-      for (int i = 0; i < 8; ++i) {  // in turn: one copy of the code
-        const float h = activate(p.activation, v.v[0], up.v[0]);
-#pragma unroll
-        for (int j = 0; j < 7; ++j) {
-          v.v[j] = v.v[j + 1];
-          up.v[j] = up.v[j + 1];
-        }
-        v.v[7] = h;
-      }
+      activate_eight(p, v, up);
     }
     store_h(p, at, v);
   }
 }
+
+#if FUSED
+#include "portable/requantize.cuh"
+#endif

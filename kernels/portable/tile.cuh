@@ -28,12 +28,17 @@ constexpr int kChunks = kStep / 16;             // 16-byte chunks of a row and s
 constexpr int kRowsApart = kThreads / kChunks;  // rows that the block copies at a time
 constexpr int kWeightCopies = ROWS / kRowsApart;
 constexpr int kTokenCopies = TOKENS / kRowsApart;
+constexpr int kColumns = GATED ? ROWS / 2 : ROWS;     // of C
+constexpr int kUnitColumns = FUSED ? 128 : kColumns;  // of a unit of work: passes of kColumns
+constexpr int kPasses = kUnitColumns / kColumns;
 constexpr int kPitch = ROWS + 4;  // floats per token row of the staged sums: no bank conflicts
 static_assert(kNt == 1 || kNt % 2 == 0, "tokens of a warp: 8, or a multiple of 16");
 static_assert(KW * TOKENS <= kThreads || FORMAT != 1, "a token scale per thread");
 static_assert(KW * TOKENS * kPitch * 4 <= STAGES * kStage, "the sums fit into the ring's place");
+static_assert(FORMAT != 1 || kColumns <= 128, "one scale for a tile's weight rows, or one per half");
 static_assert(kThreads % kChunks == 0 && ROWS % kRowsApart == 0 && TOKENS % kRowsApart == 0,
               "every thread copies whole rows' parts");
+static_assert(kUnitColumns % kColumns == 0 && (!FUSED || (FORMAT == 1 && GATED)), "whole groups of scales");
 
 __device__ __forceinline__ constexpr int min_of(int a, int b) {
   return a < b ? a : b;
@@ -44,8 +49,10 @@ struct Unit {
 };
 
 // Unit number `unit` of tiles * slices. Units of an expert: groups of `group` tiles, each group slice by
-// slice.
-__device__ __forceinline__ Unit find_unit(const PortableParams& p, u32 unit, u32 slices, int slice_columns) {
+// slice. With `rotate` a slice's tiles change places from wave to wave where a block would otherwise meet the
+// same one of them for ever, because the number of blocks is a multiple of their number: an expert's last
+// tile, say, which may have few tokens.
+__device__ __forceinline__ Unit find_unit(const PortableParams& p, u32 unit, u32 slices) {
   const PortableTile base = p.tiles[unit / slices];
   const int begin = p.offsets[base.expert];
   const int count = p.offsets[base.expert + 1] - begin;
@@ -58,9 +65,11 @@ __device__ __forceinline__ Unit find_unit(const PortableParams& p, u32 unit, u32
   const u32 left = tiles - done * group;
   const u32 width = left < group ? left : group;
   const u32 slice = rest / width;
-  const int first = begin + (int)(done * group + rest - slice * width) * TOKENS;
+  u32 tile = rest - slice * width;
+  if (p.rotate != 0 && gridDim.x % width == 0) tile = (tile + (unit - tile) / gridDim.x) % width;
+  const int first = begin + (int)(done * group + tile) * TOKENS;
   const int rows = begin + count - first;
-  return {base.expert, first, rows < TOKENS ? rows : TOKENS, (int)slice * slice_columns};
+  return {base.expert, first, rows < TOKENS ? rows : TOKENS, (int)slice * kUnitColumns};
 }
 
 __device__ __forceinline__ i64 source_row(int source, const PortableParams& p, int sorted) {
@@ -128,5 +137,6 @@ __device__ __forceinline__ void copy_tokens(const PortableParams& p, const Copie
   const u32 to = stage + kWeightBytes + (u32)(c.chunk / 8 * TOKENS * kRowBytes);
   const u8* const from = p.x + step * kStep + c.chunk * 16;
 #pragma unroll
-  for (int i = 0; i < kTokenCopies; ++i) copy16(to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
+  for (int i = 0; i < kTokenCopies; ++i)
+    copy16_if(ABSENT || i * kRowsApart < c.x_rows, to + place_of_copy(c, i), from + (u64)c.x[i] * 16, inside);
 }

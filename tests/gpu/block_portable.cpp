@@ -7,8 +7,10 @@
 #include <map>
 #include <memory>
 
+#include "abi/handles.hpp"
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
+#include "geometry/config.hpp"
 #include "gpu/runs.hpp"
 
 namespace ramp::core::test {
@@ -315,6 +317,90 @@ TEST_P(GpuSmallPortable, EveryConfig) {
       check_new(c, seen);
     }
   }
+}
+
+// Variants on trial (the space beyond what ships): fragments carried over from step to step, places of tiles
+// changed from wave to wave, codes and scales out of GEMM 1. They give the bits of the shipped tile with as
+// many tokens (larger ones: of the largest), in every order of tiles.
+class WholeSpace {
+ public:
+  WholeSpace() { context_of(portable()).whole_space = true; }
+  ~WholeSpace() { context_of(portable()).whole_space = false; }
+  WholeSpace(const WholeSpace&) = delete;
+  WholeSpace& operator=(const WholeSpace&) = delete;
+};
+
+// Returns how many there were; in column order alone, if asked.
+int32_t expect_twins_bits(BlockCase& c, bool every_order = true) {
+  const WholeSpace whole;
+  const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
+  GpuBlock block(c, portable());
+  const std::vector<std::string> names = configs_of(w.handle.get());
+  std::map<int32_t, std::vector<uint8_t>> shipped;  // by tokens of a tile
+  int32_t trials = 0;
+  for (size_t n = 0; n < names.size(); ++n) {
+    const KernelConfig config = parse_config(names[n]);
+    SCOPED_TRACE(names[n]);
+    if ((config.warps_n == 0 || !every_order) && config.order != TaskOrder::kColumnMajor) continue;
+    run_config(c, block, w.handle.get(), static_cast<int32_t>(n) + 1);
+    const std::vector<uint8_t> bits = c.y_bits();
+    if (config.warps_n == 0) {
+      check_some(c);
+      shipped[config.tile_m] = bits;
+      continue;
+    }
+    ++trials;
+    EXPECT_EQ(shipped.at(std::min(config.tile_m, 128)), bits);
+  }
+  return trials;
+}
+
+TEST_P(GpuPortable, TrialsGiveTheShippedBits) {
+  struct Shape {
+    int64_t experts, top_k, tokens, hidden, intermediate;
+    Ids ids;
+  };
+  // One pass of two, a tail in the first and in the second, several groups; tiles of an expert from 1 to 20.
+  constexpr Shape kShapes[] = {{8, 2, 1, 2080, 192, Ids::kDistinct},  {1, 1, 129, 32, 32, Ids::kSingle},
+                               {4, 4, 9, 1152, 1056, Ids::kSingle},   {6, 2, 141, 352, 608, Ids::kSkewed},
+                               {16, 4, 130, 512, 416, Ids::kMasked},  {8, 2, 33, 256, 96, Ids::kAllMasked},
+                               {3, 2, 700, 192, 384, Ids::kSkewed},   {8, 2, 512, 288, 256, Ids::kDistinct},
+                               {2, 1, 2500, 160, 320, Ids::kDistinct}};
+  for (const Shape& p : kShapes) {
+    CaseSpec s = make_spec(GetParam(), p.experts, p.top_k, p.tokens, p.hidden, p.intermediate);
+    s.ids = p.ids;
+    s.activation = static_cast<ramp_activation>(p.tokens % 4);
+    SCOPED_TRACE(case_name(s));
+    BlockCase c(s);
+    EXPECT_GE(expect_twins_bits(c), 6);
+  }
+}
+
+class GpuSmallPortableTrials : public testing::TestWithParam<ramp_format> {};
+INSTANTIATE_TEST_SUITE_P(Formats, GpuSmallPortableTrials,
+                         testing::Values(RAMP_FORMAT_FP8_BLOCK, RAMP_FORMAT_BF16, RAMP_FORMAT_FP8_CHANNEL),
+                         [](const auto& p) { return std::string(format_name(p.param)); });
+
+TEST_P(GpuSmallPortableTrials, GiveTheShippedBits) {
+  for (const auto& [tokens, hidden, intermediate] : {std::tuple{150, 544, 224}, std::tuple{9, 96, 416}}) {
+    CaseSpec s = make_spec(GetParam(), 2, 2, tokens, hidden, intermediate);
+    s.ids = Ids::kMasked;
+    BlockCase c(s);
+    EXPECT_GE(expect_twins_bits(c, false), 2);
+  }
+}
+
+// h with infinities and NaNs in it, from scales that are no ordinary numbers: the codes and scales that
+// requantisation by itself gives.
+TEST(GpuSmallPortableTrials, OddScales) {
+  CaseSpec s = make_spec(RAMP_FORMAT_FP8_BLOCK, 3, 2, 40, 288, 224);
+  s.x_dtype = RAMP_E4M3;
+  s.y_dtype = RAMP_F32;
+  BlockCase c(s);
+  constexpr std::array kScales = {0.0F, 1e-30F, 1e20F, 5000.0F, -0.5F, INFINITY, NAN, 1e38F};
+  for (int64_t t = 0; t < s.tokens; t += 3)
+    c.x_scale.set(t, t % 3, kScales[static_cast<size_t>(t / 3) % kScales.size()]);
+  EXPECT_GE(expect_twins_bits(c, false), 2);
 }
 
 }  // namespace

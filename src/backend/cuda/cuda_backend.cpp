@@ -129,8 +129,11 @@ class CudaBackend final : public Backend {
   }
   [[nodiscard]] ConfigList space(const ModelShape& model, ramp_format format, ramp_activation activation,
                                  bool with_rejected) const override {
-    if (!streams(family_) || !tiles_apply(format, activation, model.hidden, model.intermediate, nullptr))
-      return configs(model, format, activation, with_rejected);
+    if (!streams(family_) || !tiles_apply(format, activation, model.hidden, model.intermediate, nullptr)) {
+      ConfigList list = configs(model, format, activation, with_rejected);
+      list.legal = plain_.space(format, activation);
+      return list;
+    }
     return config_space(model, format, activation, with_rejected);
   }
   [[nodiscard]] bool runs(const KernelConfig& config, const ModelShape& model, ramp_format format,

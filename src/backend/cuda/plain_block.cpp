@@ -163,6 +163,11 @@ std::vector<KernelConfig> PlainBlock::configs(ramp_format format, ramp_activatio
   return {plain_config(activation)};
 }
 
+std::vector<KernelConfig> PlainBlock::space(ramp_format format, ramp_activation activation) const {
+  if (portable_ != nullptr && portable_takes(format)) return portable_->space(format);
+  return configs(format, activation);
+}
+
 KernelConfig PlainBlock::choose(const ExpertWeights& weights, std::span<const int32_t> histogram,
                                 ramp_determinism determinism, int64_t top_k) const {
   if (!portable(weights)) return plain_config(weights.activation);

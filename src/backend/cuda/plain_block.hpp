@@ -35,6 +35,8 @@ class PlainBlock {
   // From now on the portable block runs what it can.
   void add_portable();
   [[nodiscard]] std::vector<KernelConfig> configs(ramp_format format, ramp_activation activation) const;
+  // ... with those that do not ship behind them.
+  [[nodiscard]] std::vector<KernelConfig> space(ramp_format format, ramp_activation activation) const;
   [[nodiscard]] KernelConfig choose(const ExpertWeights& weights, std::span<const int32_t> histogram,
                                     ramp_determinism determinism, int64_t top_k) const;
   [[nodiscard]] BlockArithmetic arithmetic(const ExpertWeights& weights) const noexcept;

@@ -38,6 +38,13 @@ constexpr std::array<Choice, 6> kFp8Choices = {
     {{2, 8}, {16, 32}, {48, 64}, {100, 128}, {400, 64}, {1e30, 128}}};
 constexpr size_t kKinds = 2;  // GATED of the kernel
 
+// Shipped variants, then those on trial: what the block counts by.
+constexpr size_t kShipped = kPortableVariants.size();
+constexpr size_t kVariants = kShipped + kPortableTrials.size();
+const PortableVariant& variant(size_t number) noexcept {
+  return number < kShipped ? kPortableVariants[number] : kPortableTrials[number - kShipped];
+}
+
 static_assert(sizeof(PortableTile) == sizeof(Tile));
 
 bool is_fp8_format(ramp_format format) noexcept {
@@ -92,9 +99,10 @@ struct PortableBlock::State {
     CUfunction function = nullptr;
     int blocks = 1;  // that fit an SM
   };
-  using Kernels = std::array<std::array<Kernel, kKinds>, kPortableVariants.size()>;
+  using Kernels = std::array<std::array<Kernel, kKinds>, kVariants>;
   std::mutex mutex;
-  std::array<std::atomic<bool>, 8> ready{};  // by ramp_format
+  std::array<std::atomic<bool>, 8> ready{};                                         // by ramp_format
+  std::array<std::array<std::atomic<bool>, kPortableTrials.size()>, 8> on_trial{};  // ... and variant
   std::array<Kernels, 8> kernels{};
 };
 
@@ -113,16 +121,26 @@ bool PortableBlock::fits(const PortableVariant& v, ramp_format format) const noe
 }
 
 std::vector<KernelConfig> PortableBlock::configs(ramp_format format) const {
+  std::vector<KernelConfig> list = space(format);
+  std::erase_if(list, [](const KernelConfig& c) { return c.warps_n != 0; });
+  return list;
+}
+
+std::vector<KernelConfig> PortableBlock::space(ramp_format format) const {
   std::vector<KernelConfig> list;
-  for (const TaskOrder order : {TaskOrder::kColumnMajor, TaskOrder::kRowMajor, TaskOrder::kGrouped}) {
-    for (const PortableVariant& v : kPortableVariants) {
-      if (!fits(v, format)) continue;
-      KernelConfig c = v.config(format);
-      c.order = order;
-      c.group_m = order == TaskOrder::kGrouped ? kGroupTiles : 0;
-      list.push_back(c);
+  const auto add = [&](auto& variants) {
+    for (const TaskOrder order : {TaskOrder::kColumnMajor, TaskOrder::kRowMajor, TaskOrder::kGrouped}) {
+      for (const PortableVariant& v : variants) {
+        if (!fits(v, format)) continue;
+        KernelConfig c = v.config(format);
+        c.order = order;
+        c.group_m = order == TaskOrder::kGrouped ? kGroupTiles : 0;
+        list.push_back(c);
+      }
     }
-  }
+  };
+  add(kPortableVariants);
+  add(kPortableTrials);
   return list;
 }
 
@@ -147,19 +165,32 @@ void PortableBlock::load(ramp_format format) {
   if (state_->ready[at].load(std::memory_order_acquire)) return;
   const std::lock_guard lock(state_->mutex);
   if (state_->ready[at].load(std::memory_order_relaxed)) return;
-  for (size_t i = 0; i < kPortableVariants.size(); ++i) {
-    const PortableVariant& v = kPortableVariants[i];
-    const auto shared = static_cast<int>(v.shared_bytes(format, portable_arch(gpu_->facts())));
-    for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind) {
-      CUfunction const f = library_.get(portable_program(v, format, kind == 1), "gemm");
-      RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
-      int blocks = 0;
-      RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
-              static_cast<size_t>(shared));
-      state_->kernels[at][i][kind] = {f, std::max(blocks, 1)};
-    }
-  }
+  for (size_t i = 0; i < kShipped; ++i) load_variant(format, i);
   state_->ready[at].store(true, std::memory_order_release);
+}
+
+void PortableBlock::load_trial(ramp_format format, size_t number) {
+  if (number < kShipped) return;
+  std::atomic<bool>& ready = state_->on_trial[static_cast<size_t>(format)][number - kShipped];
+  if (ready.load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(state_->mutex);
+  if (ready.load(std::memory_order_relaxed)) return;
+  load_variant(format, number);
+  ready.store(true, std::memory_order_release);
+}
+
+// Under the lock.
+void PortableBlock::load_variant(ramp_format format, size_t number) {
+  const PortableVariant& v = variant(number);
+  const auto shared = static_cast<int>(v.shared_bytes(format, portable_arch(gpu_->facts())));
+  for (size_t kind = 0; fits(v, format) && kind < kKinds; ++kind) {
+    CUfunction const f = library_.get(portable_program(v, format, kind == 1), "gemm");
+    RAMP_CU(cuFuncSetAttribute, f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared);
+    int blocks = 0;
+    RAMP_CU(cuOccupancyMaxActiveBlocksPerMultiprocessor, &blocks, f, v.threads(),
+            static_cast<size_t>(shared));
+    state_->kernels[static_cast<size_t>(format)][number][kind] = {f, std::max(blocks, 1)};
+  }
 }
 
 uint64_t PortableBlock::workspace(const ExpertWeights& weights, int64_t tokens, int64_t top_k) {
@@ -200,8 +231,8 @@ size_t PortableBlock::number_of(const KernelConfig& config, ramp_format format) 
   KernelConfig plain = config;
   plain.order = TaskOrder::kColumnMajor;
   plain.group_m = 0;
-  for (size_t i = 0; i < kPortableVariants.size(); ++i)
-    if (kPortableVariants[i].config(format) == plain && fits(kPortableVariants[i], format)) return i;
+  for (size_t i = 0; i < kVariants; ++i)
+    if (variant(i).config(format) == plain && fits(variant(i), format)) return i;
   fail_argument("config", config_name(config), "a config of the portable kernels",
                 "ramp_config_name lists them");
 }
@@ -224,6 +255,10 @@ struct PortableBlock::Run {
               : config.order == TaskOrder::kRowMajor  ? 1
                                                       : config.group_m;
     p.early = 1;
+    if (variant(number).trial) {
+      p.rotate = 1;
+      p.tickets = reinterpret_cast<unsigned*>(parts.prologue.index.num_tiles) + 1;
+    }
     p.x = static_cast<const unsigned char*>(in.data);
     p.x_stride = in.stride * dtype_bytes(in.dtype);
     p.x_scale = in.scales;
@@ -249,9 +284,10 @@ struct PortableBlock::Run {
     p.ws_column = w.format == RAMP_FORMAT_FP8_BLOCK ? scale.stride[2] : 0;
     check_reach("weight scales", w.experts, p.ws_expert, kReachScales);
   }
-  void start(size_t kind, const PortableParams& p, uint64_t columns) const {
+  void start(size_t kind, const PortableParams& p) const {
     const State::Kernel& kernel = block.state_->kernels[static_cast<size_t>(w.format)][number][kind];
-    const PortableVariant& shape = kPortableVariants[number];
+    const PortableVariant& shape = variant(number);
+    const auto columns = static_cast<uint64_t>(shape.unit_columns(w.format, kind == 1));
     const auto tiles = static_cast<uint64_t>(max_tiles(slots, w.experts, shape.tokens));
     const uint64_t units = tiles * ceil_div(static_cast<uint64_t>(p.n), columns);
     const auto resident =
@@ -270,15 +306,18 @@ struct PortableBlock::Run {
     p.up_row = static_cast<int>(w.intermediate);
     p.up_scale_row = static_cast<int>(ceil_div(static_cast<uint64_t>(w.intermediate), kGroup));
     p.activation = w.activation;
-    p.out = requantizes(w.format) ? static_cast<void*>(parts.h) : parts.codes;
+    p.out = requantizes(w.format) && !fuses() ? static_cast<void*>(parts.h) : parts.codes;
     p.out_stride = w.intermediate;
     p.out_scale = w.w2_input_scale;
-    const auto rows = static_cast<uint64_t>(kPortableVariants[number].rows);
-    start(w.gated() ? 1 : 0, p, w.gated() ? rows / 2 : rows);
+    p.out_groups = static_cast<int>(ceil_div(static_cast<uint64_t>(w.intermediate), kGroup));
+    p.h = parts.h;
+    p.out_scales = parts.scales;
+    start(w.gated() ? 1 : 0, p);
   }
+  [[nodiscard]] bool fuses() const noexcept { return w.gated() && variant(number).fuses(w.format); }
   // GEMM 2's input: h requantised, or what GEMM 1 wrote.
   [[nodiscard]] GemmInput middle() const {
-    if (requantizes(w.format))
+    if (requantizes(w.format) && !fuses())
       return block.prologue_.requantize(w, parts.h, slots, parts.prologue.index, parts.codes, parts.scales,
                                         stream);
     GemmInput in;
@@ -286,6 +325,11 @@ struct PortableBlock::Run {
     in.dtype = weight_dtype(w.format);
     in.stride = w.intermediate;
     in.static_scale = w.w2_input_scale;
+    if (fuses()) {
+      in.groups = in.scale_stride =
+          static_cast<int64_t>(ceil_div(static_cast<uint64_t>(w.intermediate), kGroup));
+      in.scales = parts.scales;
+    }
     return in;
   }
   // weights: [T,k] with strides, absent where they were applied to the input.
@@ -293,11 +337,12 @@ struct PortableBlock::Run {
     PortableParams p = common(in);
     set_weights(p, weight_views(w).w2, w.w2_scale, w.hidden, w.intermediate);
     p.second = 1;
+    if (p.tickets != nullptr) ++p.tickets;  // the index leaves a zero for each
     p.x_source = p.x_scale_source = kRowSorted;
     p.out = parts.rows;
     p.out_stride = w.hidden;
     set_router_weights(p, weights);
-    start(0, p, static_cast<uint64_t>(kPortableVariants[number].rows));
+    start(0, p);
   }
 };
 
@@ -307,9 +352,10 @@ void PortableBlock::block(const BlockCall& call, const RouteCall* routing) {
   const KernelConfig config =
       call.config != nullptr ? *call.config : choose(w, call.tokens, call.top_k, call.determinism);
   const size_t number = number_of(config, w.format);
+  load_trial(w.format, number);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, call.tokens, call.top_k, kPortableVariants[number].tokens, call.workspace, parts));
+                  carve(w, call.tokens, call.top_k, variant(number).tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   const Run run{*this, w, config, parts, call.tokens * call.top_k, call.top_k, number, stream};
   const GemmInput x = prologue_.block(call, routing, parts.prologue, stream);
@@ -324,9 +370,10 @@ void PortableBlock::batched(const BatchedCall& call) {
   const int64_t slots = w.experts * call.max_tokens;
   const KernelConfig config = call.config != nullptr ? *call.config : choose(w, slots, 1, call.determinism);
   const size_t number = number_of(config, w.format);
+  load_trial(w.format, number);
   Parts parts;
   check_workspace(call.workspace, call.workspace_bytes,
-                  carve(w, slots, 1, kPortableVariants[number].tokens, call.workspace, parts));
+                  carve(w, slots, 1, variant(number).tokens, call.workspace, parts));
   auto* const stream = static_cast<CUstream>(call.stream);
   // Slots are e*max_tokens + r, and so are the rows of x; "top_k" splits them for the strides of row_weights.
   const Run run{*this, w, config, parts, slots, call.max_tokens, number, stream};

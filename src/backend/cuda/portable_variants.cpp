@@ -9,6 +9,7 @@
 #include "backend/cuda/portable_block.hpp"
 #include "backend/cuda/weights.hpp"
 #include "base/tensor.hpp"
+#include "weights/quantize.hpp"
 
 namespace ramp::core::cuda {
 namespace {
@@ -25,8 +26,27 @@ bool is_fp8_format(ramp_format format) noexcept {
 }  // namespace
 
 bool PortableVariant::is_for(ramp_format format, int arch) const noexcept {
-  return formats == PortableFormats::kAll || !is_fp8_format(format) ||
-         (arch >= 90 && !portable_multiplies_codes(arch));
+  const bool wide = !is_fp8_format(format) || (arch >= 90 && !portable_multiplies_codes(arch));
+  const bool block = format == RAMP_FORMAT_FP8_BLOCK;
+  switch (formats) {
+    case PortableFormats::kAll:
+      return true;
+    case PortableFormats::kWide:
+      return wide;
+    case PortableFormats::kBlock:
+      return block;
+    case PortableFormats::kWideBlock:
+      return wide && block;
+    case PortableFormats::kWideSome:
+      return wide && (block || format == RAMP_FORMAT_BF16);
+    case PortableFormats::kBf16:
+      return format == RAMP_FORMAT_BF16;
+  }
+  return false;
+}
+int32_t PortableVariant::unit_columns(ramp_format format, bool gated) const noexcept {
+  if (gated && fuses(format)) return static_cast<int32_t>(kGroup);
+  return gated ? rows / 2 : rows;
 }
 bool PortableVariant::sums_in_units(ramp_format format, int arch) const noexcept {
   return format == RAMP_FORMAT_FP8_BLOCK && tokens > 64 && !portable_multiplies_codes(arch);
@@ -43,7 +63,7 @@ uint32_t PortableVariant::shared_bytes(ramp_format format, int arch) const noexc
   const uint32_t scales = format != RAMP_FORMAT_FP8_BLOCK ? 0
                           : sums_in_units(format, arch)   ? (depth + 5) * of_step + 8
                                                           : depth * of_step;
-  return ring + scales + t * 12 + 16;  // Kept of epilogue.cuh
+  return ring + scales + t * (fuses(format) ? 16 : 12) + 32;  // Kept of epilogue.cuh
 }
 
 KernelConfig PortableVariant::config(ramp_format format) const noexcept {
@@ -54,6 +74,8 @@ KernelConfig PortableVariant::config(ramp_format format) const noexcept {
   c.stages = stages;
   c.threads = threads();
   c.split_k = warps_k;
+  if (fuses(format)) c.tile_n = std::max(rows, 2 * static_cast<int32_t>(kGroup));
+  if (trial) c.warps_n = warps_r;
   return c;
 }
 
@@ -65,24 +87,38 @@ int portable_arch(const GpuFacts& facts) noexcept {
 }
 
 KernelProgram portable_program(const PortableVariant& v, ramp_format format, bool gated) {
-  return {fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format), gated ? "gated" : "single",
-                      v.tokens, v.rows, v.threads(), v.stages),
-          "portable/gemm.cu",
-          {fmt::format("-DFORMAT={}", static_cast<int>(format)), fmt::format("-DGATED={:d}", gated ? 1 : 0),
-           fmt::format("-DROWS={}", v.rows), fmt::format("-DTOKENS={}", v.tokens),
-           fmt::format("-DKW={}", v.warps_k), fmt::format("-DWR={}", v.warps_r),
-           fmt::format("-DWT={}", v.warps_t), fmt::format("-DSTAGES={}", v.stages),
-           fmt::format("-DBLOCKS={}", v.blocks)},
-          {"gemm"},
-          80};
+  KernelProgram p{fmt::format("portable_{}_{}_m{}_n{}_t{}_s{}", format_name(format),
+                              gated ? "gated" : "single", v.tokens, v.rows, v.threads(), v.stages),
+                  "portable/gemm.cu",
+                  {fmt::format("-DFORMAT={}", static_cast<int>(format)),
+                   fmt::format("-DGATED={:d}", gated ? 1 : 0), fmt::format("-DROWS={}", v.rows),
+                   fmt::format("-DTOKENS={}", v.tokens), fmt::format("-DKW={}", v.warps_k),
+                   fmt::format("-DWR={}", v.warps_r), fmt::format("-DWT={}", v.warps_t),
+                   fmt::format("-DSTAGES={}", v.stages), fmt::format("-DBLOCKS={}", v.blocks)},
+                  {"gemm"},
+                  80};
+  const auto with = [&p](const char* name, const char* option) {
+    p.name += name;
+    p.options.emplace_back(option);
+  };
+  if (v.carry) with("_carry", "-DCARRY=1");
+  if (gated && v.fuses(format)) with("_fused", "-DFUSED=1");
+  return p;
 }
 
 std::vector<KernelProgram> portable_programs(int arch) {
   std::vector<KernelProgram> list;
-  for (const ramp_format f : kFormats)
+  const auto add = [&](const PortableVariant& v, ramp_format f, bool gated) {
+    KernelProgram p = portable_program(v, f, gated);
+    const auto same = [&p](const KernelProgram& other) { return other.name == p.name; };
+    if (v.is_for(f, arch) && std::none_of(list.begin(), list.end(), same)) list.push_back(std::move(p));
+  };
+  for (const ramp_format f : kFormats) {
     for (const PortableVariant& v : kPortableVariants)
-      for (size_t kind = 0; v.is_for(f, arch) && kind < kKinds; ++kind)
-        list.push_back(portable_program(v, f, kind == 1));
+      for (size_t kind = 0; kind < kKinds; ++kind) add(v, f, kind == 1);
+    for (const PortableVariant& v : kPortableTrials)
+      for (size_t kind = 0; kind < kKinds; ++kind) add(v, f, kind == 1);
+  }
   return list;
 }
 
