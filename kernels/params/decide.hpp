@@ -131,35 +131,37 @@ struct CandidateTerms {
   unsigned base_ns, active_ns, overlap;
   unsigned wave_ns[2], units[2], places[2], inverse[2];  // inverse: of places
 };
+// No places: no cost is known (a fit of a model that the GPU cannot evaluate), and no wave takes any time.
 RAMP_DECIDE_FN CandidateTerms terms_of(const CandidateCost& c) {
-  return {c.base_ns,
-          c.active_ns,
-          c.overlap,
-          {c.wave_ns[0], c.wave_ns[1]},
-          {c.units[0], c.units[1]},
-          {c.places[0], c.places[1]},
-          {inverse_of(c.places[0]), inverse_of(c.places[1])}};
+  CandidateTerms t{c.base_ns, c.active_ns, c.overlap, {}, {}, {}, {}};
+  for (unsigned gemm = 0; gemm < 2; ++gemm) {
+    const bool known = c.places[gemm] != 0;
+    t.wave_ns[gemm] = known ? c.wave_ns[gemm] : 0;
+    t.units[gemm] = c.units[gemm];
+    t.places[gemm] = known ? c.places[gemm] : 1;
+    t.inverse[gemm] = inverse_of(t.places[gemm]);
+  }
+  return t;
 }
-// What the waves of one GEMM take. No places: no cost is known (a fit of a model that the GPU cannot
-// evaluate).
+// What the waves of one GEMM take.
 RAMP_DECIDE_FN unsigned long long waves_ns(unsigned tiles, unsigned units, unsigned places, unsigned inverse,
                                            unsigned wave_ns) {
   using Wide = unsigned long long;
-  if (places == 0) return 0;
   const Wide all = static_cast<Wide>(tiles) * units;
   const unsigned most = 0U - places;  // rounds up within 32 bits
   const unsigned rounded = (all < most ? static_cast<unsigned>(all) : most) + places - 1;
   return static_cast<Wide>(divided(rounded, places, inverse)) * wave_ns;
 }
+// Without branches: on the device every lane is at another candidate.
 RAMP_DECIDE_FN unsigned candidate_ns(const CandidateTerms& c, unsigned sum, unsigned active, unsigned tiles) {
   using Wide = unsigned long long;
-  if (tiles == 0) return 0;
   const Wide weights = static_cast<Wide>(active) * c.active_ns;
   const unsigned hidden = sum < weights ? sum : static_cast<unsigned>(weights);
   const Wide ns = c.base_ns + (sum + weights) - static_cast<Wide>(hidden / 256 * c.overlap) +
                   waves_ns(tiles, c.units[0], c.places[0], c.inverse[0], c.wave_ns[0]) +
                   waves_ns(tiles, c.units[1], c.places[1], c.inverse[1], c.wave_ns[1]);
-  return ns < 0xffffffffU ? static_cast<unsigned>(ns) : 0xffffffffU;
+  const unsigned saturated = ns < 0xffffffffU ? static_cast<unsigned>(ns) : 0xffffffffU;
+  return tiles != 0 ? saturated : 0;
 }
 RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsigned active, unsigned tiles) {
   return candidate_ns(terms_of(c), sum, active, tiles);
@@ -202,11 +204,9 @@ struct alignas(16) DecideShared {
   // Over the experts, of every candidate, or of every option's candidates: nanoseconds (the sum of the lower
   // halves of the warps' sums, that of the upper ones), tiles, experts that have rows.
   unsigned totals[kMostOptions * kMostCandidates][4];
-  unsigned long long scan[16];  // of tiles
-  // What has been decided: the tiles of every plan; where one has them all, that one's head.
-  unsigned tiles[kMostCandidates];
+  unsigned scan[16][4];  // the warps' sums
+  CandidateHead chosen;  // where one plan has all tiles: the first 16 bytes of its head
   unsigned option, time_ns;
-  CandidateHead chosen;
 };
 
 constexpr unsigned kDecideWords = sizeof(DecideShared) / 4;

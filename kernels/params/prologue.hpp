@@ -137,7 +137,7 @@ struct DecidedPrologueParams {
   PrologueParams prologue;
   DecideTable table;
 };
-static_assert(sizeof(DecideShared::scan) == 8 * kPrologueWarps, "a sum for every warp");
+static_assert(sizeof(DecideShared::scan) == 16 * kPrologueWarps, "a sum for every warp");
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,
 // the warps' 16-bit histograms, one entry per slot of the block.

@@ -49,7 +49,7 @@ struct TableCopy {
 };
 
 constexpr u32 kPairs = kMostOptions * kMostCandidates;
-static_assert(4 * kMostCandidates <= 32 && kPairs <= 32, "a lane each");
+static_assert(4 * kMostCandidates <= 32 && kPairs >= 8 && kPairs <= 32, "a lane each, a word for each lane");
 // Before dependency_wait(); a barrier follows.
 __device__ __forceinline__ void clear_totals(DecideShared& shared) {
   if (threadIdx.x < 4 * kPairs) (&shared.totals[0][0])[threadIdx.x] = 0;
@@ -106,7 +106,7 @@ template <u32 R>
 __device__ __forceinline__ void add_costs(const DecideInput& in, const LaneCosts<R, true>& costs,
                                           u32 active) {
   const u32 lane = threadIdx.x % 32;
-  u32 mine = active;
+  u32 mine = active;  // lanes beyond the candidates: into words that nobody reads
 #pragma unroll
   for (u32 c = 0; c < kMostCandidates; ++c) {
     const u32 ns = __reduce_add_sync(kAllLanes, sum_of(costs.ns[c]));
@@ -115,7 +115,7 @@ __device__ __forceinline__ void add_costs(const DecideInput& in, const LaneCosts
     if (lane == 4 * c + 1) mine = ns >> 16;
     if (lane == 4 * c + 2) mine = tiles;
   }
-  if (lane < 4 * kMostCandidates) atomicAdd(&in.shared.totals[0][0] + lane, mine);
+  atomicAdd(&in.shared.totals[0][0] + lane, mine);
 }
 // Nanoseconds of a total, at most 2^32 - 1.
 __device__ __forceinline__ u32 total_ns(const TableWords& total) {
@@ -126,37 +126,52 @@ __device__ __forceinline__ TableWords total_of(const DecideShared& shared, u32 p
   return *reinterpret_cast<const TableWords*>(shared.totals[pair]);
 }
 
-// The first of the cheapest of `count` lanes' times.
+// The first of the cheapest of lanes' times.
 struct Cheapest {
   u32 number, time_ns;
-  __device__ __forceinline__ Cheapest(u32 ns, u32 count) {
-    const u32 mine = threadIdx.x % 32 < count ? ns : 0xffffffffu;
-    time_ns = __reduce_min_sync(kAllLanes, mine);
-    number = (u32)__ffs((int)__ballot_sync(kAllLanes, mine == time_ns)) - 1u;
-  }
 };
 // Lane c's candidate; of lanes without one the last.
 __device__ __forceinline__ u32 candidate_of_lane() {
   const u32 lane = threadIdx.x % 32;
   return lane < kMostCandidates ? lane : kMostCandidates - 1;
 }
-// By every warp that calls it, from the totals behind a barrier: the candidate that gets everything. The
-// first warp notes it; a barrier must follow before others read.
-__device__ __forceinline__ u32 decide_whole(const DecideInput& in, u32 warp) {
-  DecideShared& shared = in.shared;
-  const u32 c = candidate_of_lane();
-  const CandidateHead& head = in.table.candidate[c].head;
-  const TableWords total = total_of(shared, c);
-  const Cheapest best(candidate_ns(head.terms, total_ns(total), total.v[3], total.v[2]), in.choices);
-  if (warp != 0) return best.number;
-  if (threadIdx.x < kMostCandidates) shared.tiles[c] = c == best.number ? total.v[2] : 0;
-  if (threadIdx.x == best.number) {
-    shared.option = head.option;
-    shared.time_ns = best.time_ns;
-    shared.chosen.tiles = head.tiles;
-    shared.chosen.tile_m = head.tile_m;
-    shared.chosen.tile_inverse = head.tile_inverse;
+// Of the first `choices` lanes, which may be as many as there are candidates.
+__device__ __forceinline__ Cheapest cheapest_candidate(u32 ns, u32 choices) {
+  const u32 mine = threadIdx.x % 32 < choices ? ns : 0xffffffffu;
+  Cheapest best{0, __shfl_sync(kAllLanes, mine, 0)};
+#pragma unroll
+  for (u32 c = 1; c < kMostCandidates; ++c) {
+    const u32 other = __shfl_sync(kAllLanes, mine, c);
+    if (other < best.time_ns) best = Cheapest{c, other};
   }
+  return best;
+}
+// A candidate's head, for the lane that works its cost out.
+struct LaneHead {
+  CandidateHead head;
+  __device__ __forceinline__ explicit LaneHead(const CandidateHead& of) : head(of) {}
+  // The plan has `tiles`: for the first warp's lanes.
+  __device__ __forceinline__ void store_tiles(u32 tiles) const {
+    if (threadIdx.x < kMostCandidates && head.num_tiles != nullptr) store_num_tiles(head.num_tiles, tiles);
+  }
+};
+// By every warp that calls it, from the totals behind a barrier: the candidate that gets everything. The
+// first warp notes it, and the first block tells the plans; a barrier must follow before others read.
+__device__ __forceinline__ u32 decide_whole(const DecideInput& in, u32 warp) {
+  const u32 c = candidate_of_lane();
+  const LaneHead own(in.table.candidate[c].head);
+  const TableWords total = total_of(in.shared, c);
+  const Cheapest best =
+      cheapest_candidate(candidate_ns(own.head.terms, total_ns(total), total.v[3], total.v[2]), in.choices);
+  if (warp != 0) return best.number;
+  if (threadIdx.x == best.number) {
+    in.shared.chosen.tiles = own.head.tiles;
+    in.shared.chosen.tile_m = own.head.tile_m;
+    in.shared.chosen.tile_inverse = own.head.tile_inverse;
+    in.shared.option = own.head.option;
+    in.shared.time_ns = best.time_ns;
+  }
+  if (blockIdx.x == 0) own.store_tiles(c == best.number ? total.v[2] : 0);
   return best.number;
 }
 
@@ -205,42 +220,48 @@ __device__ __forceinline__ Cheapest cheapest_option(const DecideInput& in) {
     const u32 of = __shfl_sync(kAllLanes, mine, (kMostCandidates * lane + c) % 32);
     if (c < in.table.candidates) sum = saturating_sum(sum, of);
   }
-  return Cheapest(sum, in.table.options);
+  const u32 least = __reduce_min_sync(kAllLanes, lane < in.table.options ? sum : 0xffffffffu);
+  return {(u32)__ffs((int)__ballot_sync(kAllLanes, sum == least)) - 1u, least};
 }
 
 // s.tile of a decided plan: an expert's first tile, and its candidate in the upper bits.
 constexpr u32 kCandidateShift = 30;
-// The two scans of a decision: rows and the tiles of candidate 0; tiles of candidates 1 and 2. By the warps
-// that have experts.
-struct PlanScan {
-  u64 a, b;
-  // Between the two a barrier: exclusive prefixes in the warp, in the block.
-  __device__ __forceinline__ void begin(const DecideInput& in, const SortShared& s, u32 warp) {
+// Scans side by side, by the warps that have experts.
+template <u32 N>
+struct Scans {
+  u32 v[N];
+  // Between these two a barrier: exclusive prefixes in the warp; in the block.
+  __device__ __forceinline__ void begin(DecideShared& shared, u32 warp) {
     const u32 lane = threadIdx.x % 32;
-    a = scan_warp(s.sums, a, lane, warp);
-    b = scan_warp(in.shared.scan, b, lane, warp);
+    u32 sum[N];
+#pragma unroll
+    for (u32 i = 0; i < N; ++i) {
+      sum[i] = scan_warp(v[i], lane);
+      v[i] = sum[i] - v[i];
+    }
+    if (lane != 31) return;
+#pragma unroll
+    for (u32 i = 0; i < N; ++i) shared.scan[warp][i] = sum[i];
   }
-  __device__ __forceinline__ void end(const DecideInput& in, const SortShared& s, u32 warp) {
+  __device__ __forceinline__ void end(const DecideShared& shared, u32 warp) {
     const u32 lane = threadIdx.x % 32;
-    const u64 of_a = lane < warp ? s.sums[lane] : 0, of_b = lane < warp ? in.shared.scan[lane] : 0;
-    a += (u64)__reduce_add_sync(kAllLanes, (u32)of_a) | (u64)__reduce_add_sync(kAllLanes, (u32)(of_a >> 32))
-                                                            << 32;
-    b += (u64)__reduce_add_sync(kAllLanes, (u32)of_b) | (u64)__reduce_add_sync(kAllLanes, (u32)(of_b >> 32))
-                                                            << 32;
-  }
-  __device__ __forceinline__ u32 rows() const { return (u32)a; }
-  __device__ __forceinline__ u32 tiles(u32 c) const {
-    return c == 0 ? (u32)(a >> 32) : c == 1 ? (u32)b : (u32)(b >> 32);
+#pragma unroll
+    for (u32 i = 0; i < N; ++i) v[i] += __reduce_add_sync(kAllLanes, lane < warp ? shared.scan[lane][i] : 0);
   }
 };
+// Of a decision: rows, and the tiles of every candidate.
+using PlanScans = Scans<1 + kMostCandidates>;
+__device__ __forceinline__ u32 tiles_of_plan(const PlanScans& at, u32 c) {
+  return c == 0 ? at.v[1] : c == 1 ? at.v[2] : at.v[3];
+}
 // Experts 2i and 2i + 1, whose candidates are `to`, to shared memory.
-__device__ __forceinline__ void store_planned(const SortShared& s, u32 experts, const PlanScan& at,
+__device__ __forceinline__ void store_planned(const SortShared& s, u32 experts, const PlanScans& at,
                                               const u32 (&count)[2], const u32 (&before)[2],
                                               const u32 (&to)[2], u32 tile0, u32 tile1) {
   const u32 e = 2 * threadIdx.x;
-  store_experts(s, experts, e, at.rows(), count[0], tile0 | to[0] << kCandidateShift,
+  store_experts(s, experts, e, at.v[0], count[0], tile0 | to[0] << kCandidateShift,
                 tile1 | to[1] << kCandidateShift, before[0], before[1]);
-  if (e < experts && e + 2 >= experts) s.first[experts] = at.rows() + count[0] + count[1];
+  if (e < experts && e + 2 >= experts) s.first[experts] = at.v[0] + count[0] + count[1];
 }
 
 // The plans of all candidates: what sort_block() and the batched entry ask of a plan (sort.cuh: OnePlan).
@@ -257,22 +278,24 @@ struct DecidedPlans {
                                              const u32 (&before)[2]) const {
     const u32 warp = warp_number();
     const bool mine = 64 * warp < experts;
-    PlanScan at{};
+    PlanScans at{};
     u32 tiles0[kMostCandidates] = {};
     if (mine) {
       const LaneCosts<2, true> costs(in.table, count);
       add_costs(in, costs, active_of(count));
+      at.v[0] = count[0] + count[1];
 #pragma unroll
-      for (u32 c = 0; c < kMostCandidates; ++c) tiles0[c] = costs.tiles[c][0];
-      at.a = (u64)(count[0] + count[1]) | (u64)sum_of(costs.tiles[0]) << 32;
-      at.b = (u64)sum_of(costs.tiles[1]) | (u64)sum_of(costs.tiles[2]) << 32;
-      at.begin(in, s, warp);
+      for (u32 c = 0; c < kMostCandidates; ++c) {
+        tiles0[c] = costs.tiles[c][0];
+        at.v[1 + c] = sum_of(costs.tiles[c]);
+      }
+      at.begin(in.shared, warp);
     }
     __syncthreads();
     if (!mine) return;
-    if (warp != 0) at.end(in, s, warp);
+    if (warp != 0) at.end(in.shared, warp);
     const u32 to = decide_whole(in, warp);
-    const u32 tile = at.tiles(to);
+    const u32 tile = tiles_of_plan(at, to);
     store_planned(s, experts, at, count, before, {to, to}, tile,
                   tile + (to == 0   ? tiles0[0]
                           : to == 1 ? tiles0[1]
@@ -285,23 +308,25 @@ struct DecidedPlans {
     const bool mine = 64 * warp < experts;
     if (mine) add_options(in, LaneCosts<2, true>(in.table, count), count);
     __syncthreads();
-    PlanScan at{};
+    PlanScans at{};
     u32 to[2] = {0, 0}, tiles[2] = {0, 0};
     if (mine) {
       const Cheapest best = cheapest_option(in);
-      at.a = (u64)(count[0] + count[1]);
+      at.v[0] = count[0] + count[1];
 #pragma unroll
       for (u32 i = 0; i < 2; ++i) {
         to[i] = candidate_of(in.table.option[best.number], count[i]);
         const CandidateHead& head = in.table.candidate[to[i]].head;
         tiles[i] = divided(count[i] + head.tile_m - 1, head.tile_m, head.tile_inverse);
-        if (to[i] == 0) at.a += (u64)tiles[i] << 32;
-        if (to[i] == 1) at.b += (u64)tiles[i];
-        if (to[i] == 2) at.b += (u64)tiles[i] << 32;
+#pragma unroll
+        for (u32 c = 0; c < kMostCandidates; ++c) at.v[1 + c] += to[i] == c ? tiles[i] : 0;
       }
-      at.begin(in, s, warp);
-      if (threadIdx.x < kMostCandidates)
-        in.shared.tiles[threadIdx.x] = in.shared.totals[kMostCandidates * best.number + threadIdx.x][2];
+      at.begin(in.shared, warp);
+      if (blockIdx.x == 0 && warp == 0) {
+        const u32 c = candidate_of_lane();
+        LaneHead(in.table.candidate[c].head)
+            .store_tiles(in.shared.totals[kMostCandidates * best.number + c][2]);
+      }
       if (threadIdx.x == 0) {
         in.shared.option = best.number;
         in.shared.time_ns = best.time_ns;
@@ -309,9 +334,9 @@ struct DecidedPlans {
     }
     __syncthreads();
     if (!mine) return;
-    at.end(in, s, warp);
-    store_planned(s, experts, at, count, before, to, at.tiles(to[0]),
-                  at.tiles(to[1]) + (to[0] == to[1] ? tiles[0] : 0));
+    at.end(in.shared, warp);
+    store_planned(s, experts, at, count, before, to, tiles_of_plan(at, to[0]),
+                  tiles_of_plan(at, to[1]) + (to[0] == to[1] ? tiles[0] : 0));
   }
   __device__ __forceinline__ void scan(const SortParams& p, const SortShared& s, u32 count0, u32 count1,
                                        u32 before0, u32 before1) const {
@@ -321,10 +346,7 @@ struct DecidedPlans {
       scan_divided(s, p.experts, {count0, count1}, {before0, before1});
     }
   }
-  __device__ __forceinline__ void store(const SortParams&, const SortShared&) const {
-    if (threadIdx.x < in.table.candidates)
-      store_num_tiles(in.table.candidate[threadIdx.x].head.num_tiles, in.shared.tiles[threadIdx.x]);
-  }
+  __device__ __forceinline__ void store(const SortParams&, const SortShared&) const {}  // scan() has
   __device__ __forceinline__ void store_tile(const SortParams&, const SortShared& s, u32 e, u32 row) const {
     const u32 word = s.tile[e];
     const CandidateHead& head = in.table.candidate[word >> kCandidateShift].head;

@@ -59,16 +59,15 @@ __device__ __forceinline__ void decide_tiny(const SortParams& p, const TinySlots
     if (lane == c) ns = sum;
     if (lane == c) tiles = count;
   }
-  const CandidateHead& own = table.candidate[candidate_of_lane()].head;
-  const Cheapest best(candidate_ns(own.terms, ns, active_of(rows), tiles), choices);
+  const LaneHead own(table.candidate[candidate_of_lane()].head);
+  const Cheapest best = cheapest_candidate(candidate_ns(own.head.terms, ns, active_of(rows), tiles), choices);
   const CandidateHead& chosen = table.candidate[best.number].head;
   emit_tiny<W>(p, s, PlanDivider{chosen.tile_m, chosen.tile_inverse}, chosen.tile_m, chosen.tiles);
   if (warp != 0) return;
+  own.store_tiles(lane == best.number ? tiles : 0);
   counters_tiny(p, s);
-  if (lane < kMostCandidates && own.num_tiles != nullptr)
-    store_num_tiles(own.num_tiles, lane == best.number ? tiles : 0);
   if (lane != best.number) return;
-  notes.option = own.option;
+  notes.option = own.head.option;
   notes.time_ns = best.time_ns;
 }
 // The others write offsets.
@@ -107,31 +106,31 @@ __device__ __forceinline__ void decide_few(const SortParams& p, const SortShared
   copy.store(in.shared);
   __syncthreads();
   const u32 rows[1] = {rows_few(p, s)};
-  u64 own = 0, start = 0;
+  Scans<2> at_expert{};  // rows and the tiles of candidate 0; of candidates 1 and 2
+  u32 own[2] = {};
   if (mine) {
     const LaneCosts<1, true> costs(in.table, rows);
     add_costs(in, costs, active_of(rows));
-    own = (u64)(rows[0] | costs.tiles[0][0] << 16) | (u64)(costs.tiles[1][0] | costs.tiles[2][0] << 16) << 32;
-    start = scan_warp(s.sums, own, lane, warp);
+    own[0] = rows[0] | costs.tiles[0][0] << 16;
+    own[1] = costs.tiles[1][0] | costs.tiles[2][0] << 16;
+    at_expert = {{own[0], own[1]}};
+    at_expert.begin(in.shared, warp);
   }
   __syncthreads();
   if (mine) {
-    if (warp != 0) {
-      const u64 of = lane < warp ? s.sums[lane] : 0;
-      start += (u64)__reduce_add_sync(kAllLanes, (u32)of) | (u64)__reduce_add_sync(kAllLanes, (u32)(of >> 32))
-                                                                << 32;
-    }
+    if (warp != 0) at_expert.end(in.shared, warp);
     const u32 to = decide_whole(in, warp);
-    const auto of_plan = [to](u64 v) {  // rows, and the plan's tiles above them
-      return ((u32)v & 0xffffu) | (u32)(v >> 16 * (to + 1)) << 16;
+    const auto of_plan = [to](u32 a, u32 b) {  // rows, and the plan's tiles above them
+      return to == 0 ? a : (a & 0xffffu) | (to == 1 ? b << 16 : b & 0xffff0000u);
     };
+    const u32 a = at_expert.v[0], b = at_expert.v[1];
     if (e < p.experts) {
-      const u32 first = of_plan(start);
+      const u32 first = of_plan(a, b);
       s.first[e] = first;
       p.offsets[e] = (i32)(first & 0xffffu);
     }
     if (e + 1 == p.experts) {
-      const u32 end = of_plan(start + own);
+      const u32 end = of_plan(a + own[0], b + own[1]);
       s.first[p.experts] = end;
       p.offsets[p.experts] = (i32)(end & 0xffffu);
     }
@@ -139,8 +138,8 @@ __device__ __forceinline__ void decide_few(const SortParams& p, const SortShared
   __syncthreads();
 
   const CandidateHead& chosen = in.shared.chosen;
-  emit_few(p, s, at, PlanDivider{chosen.tile_m, chosen.tile_inverse}, chosen.tile_m, chosen.tiles);
-  if (threadIdx.x < in.table.candidates)
-    store_num_tiles(in.table.candidate[threadIdx.x].head.num_tiles, in.shared.tiles[threadIdx.x]);
+  const PlanDivider tile{chosen.tile_m, chosen.tile_inverse};
+  i32* const tiles = chosen.tiles;
+  emit_few(p, s, at, tile, tile.divisor, tiles);
   if (threadIdx.x == 0) add_counters(p, s.invalid[0], s.invalid[1]);
 }

@@ -166,16 +166,15 @@ __device__ __forceinline__ void prefix_warps(const SortShared& s, u32 experts) {
   }
 }
 
-// Exclusive prefix of `mine` in its warp; the warp's sum goes to sums[warp].
-__device__ __forceinline__ u64 scan_warp(u64* sums, u64 mine, u32 lane, u32 warp) {
-  u64 sum = mine;
+// Inclusive prefix of v in its warp.
+template <typename T>
+__device__ __forceinline__ T scan_warp(T v, u32 lane) {
 #pragma unroll
   for (u32 d = 1; d < 32; d *= 2) {
-    const u64 left = __shfl_up_sync(kAllLanes, sum, d);
-    if (lane >= d) sum += left;
+    const T left = __shfl_up_sync(kAllLanes, v, d);
+    if (lane >= d) v += left;
   }
-  if (lane == 31) sums[warp] = sum;
-  return sum - mine;
+  return v;
 }
 // What a scan leaves of experts e and e + 1: rows, the first `count0` of which are e's, from `row` on, and
 // tiles.
@@ -204,7 +203,9 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
   const u32 tiles0 = (count0 + tile_m - 1) / tile_m;
   const u32 tiles1 = (count1 + tile_m - 1) / tile_m;
   // Rows in the low half, tiles in the high one; both stay below 2^31.
-  u64 start = scan_warp(s.sums, ((u64)(tiles0 + tiles1) << 32) + (count0 + count1), lane, warp);
+  const u64 mine = ((u64)(tiles0 + tiles1) << 32) + (count0 + count1);
+  const u64 sum = scan_warp(mine, lane);
+  if (lane == 31) s.sums[warp] = sum;
   __syncthreads();
   u64 warps = lane < kPrologueWarps ? s.sums[lane] : 0;
 #pragma unroll
@@ -214,7 +215,7 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
   }
   const u64 all = __shfl_sync(kAllLanes, warps, kPrologueWarps - 1);
   const u64 earlier = __shfl_sync(kAllLanes, warps, warp == 0 ? 0 : warp - 1);
-  start += warp == 0 ? 0 : earlier;
+  const u64 start = sum - mine + (warp == 0 ? 0 : earlier);
   const u32 tile = (u32)(start >> 32);
   store_experts(s, experts, 2 * thread, (u32)start, count0, tile, tile + tiles0, before0, before1);
   if (thread == 0) s.first[experts] = (u32)all;

@@ -237,12 +237,7 @@ __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& 
   __syncthreads();
   const u32 rows = rows_few(p, s);
   const u32 mine = rows | tile.quotient(rows + tile.divisor - 1) << 16;
-  u32 sum = mine;
-#pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-    const u32 left = __shfl_up_sync(kAllLanes, sum, d);
-    if (lane >= d) sum += left;
-  }
+  const u32 sum = scan_warp(mine, lane);
   u32* const sums = reinterpret_cast<u32*>(s.sums);
   if (lane == 31) sums[warp] = sum;
   __syncthreads();

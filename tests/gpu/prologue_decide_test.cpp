@@ -55,12 +55,14 @@ DecideParams random_params(Rng& rng) {
     }
     if (c != 0 && below(rng, 4) == 0) cost = d.cost[0];
   }
-  // As live sets are: every option one candidate for all experts.
-  const bool whole = below(rng, 2) == 0;
-  if (whole) d.options = d.candidates;
+  // As live sets are: every option one candidate for all experts, each in turn. Or in any order, some more
+  // than once and some never. Or options that divide experts.
+  const uint32_t kind = below(rng, 4);
+  if (kind < 2) d.options = d.candidates;
   for (unsigned o = 0; o < d.options; ++o) {
-    if (whole) {
-      for (unsigned a = 0; a + 1 < kMostCandidates; ++a) d.option[o].above[a] = a < o ? 0 : kNeverAbove;
+    if (kind < 3) {
+      const unsigned only = kind < 2 ? o : below(rng, d.candidates);
+      for (unsigned a = 0; a + 1 < kMostCandidates; ++a) d.option[o].above[a] = a < only ? 0 : kNeverAbove;
       continue;
     }
     // Thresholds that name no candidate beyond the last.
