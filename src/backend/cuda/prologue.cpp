@@ -240,8 +240,8 @@ void Prologue::State::count(const SortParams& sort, CUstream stream) {
                 stream, &sort);
 }
 
-Prologue::Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library)
-    : state_(std::make_unique<State>(std::move(gpu), library)) {}
+Prologue::Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, DecisionReads reads)
+    : state_(std::make_unique<State>(std::move(gpu), library, reads)) {}
 Prologue::~Prologue() = default;
 
 void Prologue::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {
