@@ -98,7 +98,6 @@ __device__ __forceinline__ void decide_tiny(const SortParams& p, const SortShare
 // clear_sort() has been called.
 __device__ __forceinline__ void decide_few(const SortParams& p, const SortShared& s, const DecideInput& in,
                                            const TableCopy& copy) {
-  const u32 lane = threadIdx.x % 32;
   const u32 warp = warp_number();
   const u32 e = threadIdx.x;
   const bool mine = 32 * warp < p.experts;

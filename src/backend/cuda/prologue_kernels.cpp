@@ -61,7 +61,6 @@ KernelProgram decide_constants_program(ramp_dtype x) {
   KernelProgram p = main_program(RAMP_FORMAT_FP8_BLOCK, x);
   p.name += "_constants";
   p.options.emplace_back("-DDECIDE_CONSTANTS=1");
-  p.entries = {"prologue_decide"};
   return p;
 }
 
