@@ -28,18 +28,18 @@ struct alignas(16) TableWords {
 constexpr u32 kTableQuads = sizeof(DecideTable) / sizeof(TableWords);
 static_assert(sizeof(DecideTable) % sizeof(TableWords) == 0 && kTableQuads <= kPrologueThreads,
               "a thread each");
-// A parameter's address, to be read as data.
+// A parameter's address, to be read as data. It is a constant itself: to be asked for along with the first
+// ones.
 template <typename T>
-__device__ __forceinline__ const T* as_data(const T& parameter) {
-  if (!kCopiesTable) return &parameter;
-  return reinterpret_cast<const T*>(not_before(reinterpret_cast<u64>(&parameter)));
+__device__ __forceinline__ const T& as_data(const T& parameter) {
+  return *reinterpret_cast<const T*>(not_before(reinterpret_cast<u64>(&parameter)));
 }
 // This thread's part of the table, on its way to shared memory.
 struct TableCopy {
   TableWords words;
-  __device__ __forceinline__ explicit TableCopy(const DecideTable& table) : words{} {
+  __device__ __forceinline__ explicit TableCopy(const DecideTable& data) : words{} {
     if (kCopiesTable && threadIdx.x < kTableQuads)
-      words = reinterpret_cast<const TableWords*>(as_data(table))[threadIdx.x];
+      words = reinterpret_cast<const TableWords*>(&data)[threadIdx.x];
   }
   // A barrier must follow before others read.
   __device__ __forceinline__ void store(DecideShared& shared) const {
@@ -360,6 +360,8 @@ struct DecidedPlans {
 
 // A trace: how many records have been written, and behind it a ring of them, trace_words words each: the
 // header (kTraceHeader), then the rows of every expert, from where these begin (the bits `mask` of s.first).
+// Its parameters are read as data: of constants the compiler brings one to the beginning of the kernel, where
+// every block waits for it, trace or not.
 __device__ __forceinline__ void write_record(const DecideTable& d, const DecideShared& shared,
                                              const SortShared& s, u32 experts, u32 mask) {
   if (threadIdx.x == 0) s.sums[0] = atomicAdd(d.trace, 1ull);

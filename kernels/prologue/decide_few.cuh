@@ -28,11 +28,10 @@ static_assert(kTinyWarps * sizeof(TinyTable) <= sizeof(DecideTable), "in the tab
 struct TinyCopy {
   TableWords words;
   u32 warp, lane;
-  __device__ __forceinline__ explicit TinyCopy(const DecideTable& table)
+  __device__ __forceinline__ explicit TinyCopy(const DecideTable& data)
       : words{}, warp(warp_number()), lane(threadIdx.x % 32) {
-    if (warp < kTinyWarps && lane < kMostCandidates * kTinyQuads)
-      words = reinterpret_cast<const TableWords*>(as_data(table)->candidate +
-                                                  lane / kTinyQuads)[lane % kTinyQuads];
+    if (kCopiesTable && warp < kTinyWarps && lane < kMostCandidates * kTinyQuads)
+      words = reinterpret_cast<const TableWords*>(data.candidate + lane / kTinyQuads)[lane % kTinyQuads];
   }
   // By a deciding warp.
   __device__ __forceinline__ const TinyTable& store(DecideShared& shared) const {

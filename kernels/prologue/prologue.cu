@@ -66,15 +66,15 @@ __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortSha
   }
 }
 // With several candidates.
-__device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, const SortShared& s,
-                                             DecideShared& shared) {
+__device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, const DecideTable& data,
+                                             const SortShared& s, DecideShared& shared) {
   const PrologueParams& p = both.prologue;
   const bool counted = p.mode == kSortCounted;
   const bool alone = !counted && p.sort.chunks == 1 && p.choices != 0;
   const bool tiny = alone && p.sort.slots <= kTinySlots;
   const bool few = alone && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
   if (tiny) {
-    const TinyCopy copy(both.table);
+    const TinyCopy copy(data);
     prefetch_ids(p.sort, blockIdx.x);
     dependency_wait();
     if (p.trigger != 0) launch_dependents();
@@ -84,7 +84,7 @@ __device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, 
       decide_tiny<2>(p.sort, s, both.table, copy, shared, p.choices, p.traced != 0);
     }
   } else {
-    const TableCopy copy(both.table);
+    const TableCopy copy(data);
     clear_totals(shared);
     clear_sort(s);
     if (!counted) prefetch_ids(p.sort, blockIdx.x);
@@ -101,7 +101,7 @@ __device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, 
   }
   if (p.traced == 0 || blockIdx.x != 0) return;
   __syncthreads();
-  write_record(both.table, shared, s, p.sort.experts, few && !tiny ? 0xffffu : 0xffffffffu);
+  write_record(data, shared, s, p.sort.experts, few && !tiny ? 0xffffu : 0xffffffffu);
 }
 
 // The rows of x, by block `part` of `parts`.
@@ -197,10 +197,11 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     prologue_decide(const __grid_constant__ DecidedPrologueParams both) {
   const PrologueParams& p = both.prologue;
+  const DecideTable& data = as_data(both.table);
   DecideShared& shared = *reinterpret_cast<DecideShared*>(g_shared);
   const SortShared s = carve_sort(g_shared + kDecideWords, p.sort.experts);
   if (p.mode == kBatched) {
-    const TableCopy copy(both.table);
+    const TableCopy copy(data);
     clear_totals(shared);
     dependency_wait();
     if (p.trigger != 0) launch_dependents();
@@ -208,10 +209,10 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     batched_index(p, s, DecidedPlans{in, copy});
     if (p.traced != 0 && blockIdx.x == 0) {
       __syncthreads();
-      write_record(both.table, shared, s, p.sort.experts, 0xffffffffu);
+      write_record(data, shared, s, p.sort.experts, 0xffffffffu);
     }
   } else if (blockIdx.x < p.sort.chunks) {
-    sort_decided(both, s, shared);
+    sort_decided(both, data, s, shared);
     return;
   }
   const u32 sorting = p.mode == kBatched ? 0 : p.sort.chunks;
