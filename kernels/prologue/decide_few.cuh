@@ -33,10 +33,11 @@ struct TinyCopy {
     if (kCopiesTable && warp < kTinyWarps && lane < kMostCandidates * kTinyQuads)
       words = reinterpret_cast<const TableWords*>(data.candidate + lane / kTinyQuads)[lane % kTinyQuads];
   }
-  // By a deciding warp.
+  // By all warps.
   __device__ __forceinline__ const TinyTable& store(DecideShared& shared) const {
     TinyTable* const own = reinterpret_cast<TinyTable*>(&shared.table) + warp;
-    if (lane < kMostCandidates * kTinyQuads) reinterpret_cast<TableWords*>(own)[lane] = words;
+    if (warp < kTinyWarps && lane < kMostCandidates * kTinyQuads)
+      reinterpret_cast<TableWords*>(own)[lane] = words;
     __syncwarp();
     return *own;
   }
@@ -76,18 +77,16 @@ __device__ __forceinline__ void decide_tiny(const SortParams& p, const SortShare
                                             DecideShared& notes, u32 choices, bool traced) {
   TinySlots<W> s;
   load_tiny(p, s);
+  const TinyTable& own = copy.store(notes);
+  rank_tiny(s);
   if (copy.warp < W) {
     if constexpr (kCopiesTable) {
-      const TinyTable& table = copy.store(notes);
-      rank_tiny(s);
-      decide_tiny<W>(p, s, table, notes, copy.warp, choices);
+      decide_tiny<W>(p, s, own, notes, copy.warp, choices);
     } else {
-      rank_tiny(s);
       decide_tiny<W>(p, s, parameters, notes, copy.warp, choices);
     }
     return;
   }
-  rank_tiny(s);
   const u32 first = threadIdx.x - 32 * W, step = kPrologueThreads - 32 * W;
   offsets_tiny<W>(p, s.masks, first, step, p.offsets);
   if (traced) offsets_tiny<W>(p, s.masks, first, step, reinterpret_cast<i32*>(shared.first));
