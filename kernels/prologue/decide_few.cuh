@@ -102,7 +102,7 @@ __device__ __forceinline__ void decide_few(const SortParams& p, const SortShared
   const FewSlot at = rank_few(p, s);
   copy.store(in.shared);
   __syncthreads();
-  const u32 rows[1] = {rows_few(p, s)};
+  const u32 rows[1] = {e < p.experts ? prefix_counts(s, e) : 0};
   Scans<2> at_expert{};  // rows and the tiles of candidate 0; of candidates 1 and 2
   u32 own[2] = {};
   if (mine) {

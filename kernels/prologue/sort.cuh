@@ -150,20 +150,21 @@ __device__ __forceinline__ void rank_slots(const SortParams& p, const SortShared
   if (lane == 0 && out_of_range != 0) atomicAdd(&s.invalid[1], out_of_range);
 }
 
-// Counts of the warps -> exclusive prefixes over them, and the block's total per expert.
-__device__ __forceinline__ void prefix_warps(const SortShared& s, u32 experts) {
-  for (u32 e = threadIdx.x; e < experts; e += kPrologueThreads) {
-    u32 count[kPrologueWarps];
+// Expert e's counts of the warps -> exclusive prefixes over them. Returns their sum, the block's total.
+__device__ __forceinline__ u32 prefix_counts(const SortShared& s, u32 e) {
+  u32 count[kPrologueWarps];
 #pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) count[w] = s.ranks[w * s.pitch + e];
-    u32 sum = 0;
+  for (u32 w = 0; w < kPrologueWarps; ++w) count[w] = s.ranks[w * s.pitch + e];
+  u32 sum = 0;
 #pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) {
-      s.ranks[w * s.pitch + e] = (u16)sum;
-      sum += count[w];
-    }
-    s.total[e] = sum;
+  for (u32 w = 0; w < kPrologueWarps; ++w) {
+    s.ranks[w * s.pitch + e] = (u16)sum;
+    sum += count[w];
   }
+  return sum;
+}
+__device__ __forceinline__ void prefix_warps(const SortShared& s, u32 experts) {
+  for (u32 e = threadIdx.x; e < experts; e += kPrologueThreads) s.total[e] = prefix_counts(s, e);
 }
 
 // Inclusive prefix of v in its warp.

@@ -189,24 +189,6 @@ __device__ __forceinline__ FewSlot rank_few(const SortParams& p, const SortShare
   if (lower == 0 && expert == kOutOfRange) atomicAdd(&s.invalid[1], __popc(peers));
   return {expert, lower, ranks};
 }
-// Counts of the warps -> exclusive prefixes over them; the rows of expert `thread`.
-__device__ __forceinline__ u32 rows_few(const SortParams& p, const SortShared& s) {
-  const u32 e = threadIdx.x;
-  const u32 warps = (p.slots + 31) / 32;
-  u32 rows = 0;
-  if (e < p.experts) {
-    u32 count[kPrologueWarps];
-#pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) count[w] = w < warps ? s.ranks[w * s.pitch + e] : 0;
-#pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) {
-      if (w < warps) s.ranks[w * s.pitch + e] = (u16)rows;
-      rows += count[w];
-    }
-  }
-  return rows;
-}
-
 // The last step: s.first holds rows in the low half and tiles in the high one, of a plan as in emit_tiny().
 template <typename Divider>
 __device__ __forceinline__ void emit_few(const SortParams& p, const SortShared& s, const FewSlot& at,
@@ -235,7 +217,7 @@ __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& 
   const u32 e = threadIdx.x;
   const FewSlot at = rank_few(p, s);
   __syncthreads();
-  const u32 rows = rows_few(p, s);
+  const u32 rows = e < p.experts ? prefix_counts(s, e) : 0;
   const u32 mine = rows | tile.quotient(rows + tile.divisor - 1) << 16;
   const u32 sum = scan_warp(mine, lane);
   u32* const sums = reinterpret_cast<u32*>(s.sums);
