@@ -28,16 +28,17 @@ static_assert(kTinyWarps * sizeof(TinyTable) <= sizeof(DecideTable), "in the tab
 struct TinyCopy {
   TableWords words;
   u32 warp, lane;
-  __device__ __forceinline__ explicit TinyCopy(const DecideTable& data)
+  bool mine;
+  __device__ __forceinline__ TinyCopy(const DecideTable& data, u32 slots)
       : words{}, warp(warp_number()), lane(threadIdx.x % 32) {
-    if (kCopiesTable && warp < kTinyWarps && lane < kMostCandidates * kTinyQuads)
+    mine = kCopiesTable && 32 * warp < slots && lane < kMostCandidates * kTinyQuads;
+    if (mine)
       words = reinterpret_cast<const TableWords*>(data.candidate + lane / kTinyQuads)[lane % kTinyQuads];
   }
   // By all warps.
   __device__ __forceinline__ const TinyTable& store(DecideShared& shared) const {
     TinyTable* const own = reinterpret_cast<TinyTable*>(&shared.table) + warp;
-    if (warp < kTinyWarps && lane < kMostCandidates * kTinyQuads)
-      reinterpret_cast<TableWords*>(own)[lane] = words;
+    if (mine) reinterpret_cast<TableWords*>(own)[lane] = words;
     __syncwarp();
     return *own;
   }

@@ -74,7 +74,7 @@ __device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, 
   const bool tiny = alone && p.sort.slots <= kTinySlots;
   const bool few = alone && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
   if (tiny) {
-    const TinyCopy copy(data);
+    const TinyCopy copy(data, p.sort.slots);
     prefetch_ids(p.sort, blockIdx.x);
     dependency_wait();
     if (p.trigger != 0) launch_dependents();
