@@ -9,7 +9,8 @@
 //
 // chosen: every model with a softmax over the chosen; own: with its own router. Then the type of the logits.
 // decide: what it costs that the device decides among 1, 2 or 3 kernels: ids given, fp8_block; columns: one
-// fixed plan, then by how much longer the prologues with a decision take; the same of the index alone.
+// fixed plan, then by how much longer the prologues with a decision take (+), and those that read its
+// parameters as constants (c); the same of the index alone.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -54,6 +55,7 @@ struct Machine {
   std::shared_ptr<const DeviceMemory> memory = make_device_memory(gpu);
   KernelLibrary library{gpu, (std::filesystem::temp_directory_path() / "ramp_gpu_bench").string(), {}};
   Prologue prologue{gpu, library};
+  Prologue constants{gpu, library, DecisionReads::kConstants};  // decisions alone
   CUstream stream = nullptr;
   std::shared_ptr<void> flush;
   static constexpr uint64_t kFlush = uint64_t{256} << 20;
@@ -237,8 +239,13 @@ void run_decide(int argc, char** argv) {
   Machine m;
   fmt::print("{}, fp8_block, x bf16, ids given, medians of {} replays, us per prologue\n",
              m.gpu->facts().name, kReplays);
-  fmt::print("{:14}{:>6}{:>8}{:>8}{:>8}{:>8}{:>10}{:>8}{:>8}{:>8}\n", "model", "T", "fixed", "+1", "+2", "+3",
-             "index", "+1", "+2", "+3");
+  fmt::print("{:14}{:>6}", "model", "T");
+  for (const char* const first : {"fixed", "index"}) {
+    fmt::print("{:>8}", first);
+    for (const char* const reads : {"+", "c"})
+      for (unsigned c = 1; c <= kMostCandidates; ++c) fmt::print("{:>7}{}", reads, c);
+  }
+  fmt::print("\n");
   for (const Model& model : kModels) {
     ExpertWeights w;
     w.format = RAMP_FORMAT_FP8_BLOCK;
@@ -248,8 +255,10 @@ void run_decide(int argc, char** argv) {
     ramp_router_config router = ramp_router_config_init();
     router.top_k = static_cast<int32_t>(model.top_k);
     router = check_router(router, model.experts);
-    m.prologue.prepare(w, RAMP_BF16);
-    m.prologue.prepare(w, RAMP_E4M3);
+    for (Prologue* const p : {&m.prologue, &m.constants}) {
+      p->prepare(w, RAMP_BF16);
+      p->prepare(w, RAMP_E4M3);
+    }
     for (int64_t tokens = 1; tokens <= largest; tokens *= tokens == 512 ? 4 : tokens < 512 ? 8 : 4) {
       const int64_t count = std::clamp<int64_t>(kDistinctBytes / (tokens * model.hidden * 2), 4, 24);
       std::vector<Layer> layers;
@@ -262,26 +271,29 @@ void run_decide(int argc, char** argv) {
       for (const bool index : {false, true}) {
         // Turn by turn, so that what changes meanwhile changes for all.
         constexpr int kTurns = 3;
-        double us[kMostCandidates + 1][kTurns];
+        constexpr unsigned kColumns = 1 + 2 * kMostCandidates;
+        double us[kColumns][kTurns];
         for (int turn = 0; turn < kTurns; ++turn) {
-          for (unsigned c = 0; c <= kMostCandidates; ++c) {
+          for (unsigned c = 0; c < kColumns; ++c) {
+            const unsigned candidates = c == 0 ? 0 : 1 + (c - 1) % kMostCandidates;
+            Prologue& prologue = c <= kMostCandidates ? m.prologue : m.constants;
             us[c][turn] = time_graph(m, layers, [&](Layer& l) {
               const auto at = static_cast<size_t>(&l - layers.data());
-              l.parts.decide = c == 0 ? nullptr : &plans[c][at].decide;
+              l.parts.decide = c == 0 ? nullptr : &plans[candidates][at].decide;
               BlockCall call = l.block;
               if (index) {  // x is there already
                 call.x = view(l.x, RAMP_E4M3, tokens, model.hidden);
                 call.x_scale = view(l.weights, RAMP_F32, tokens, 1);
               }
-              m.prologue.block(call, l.parts, m.stream);
+              prologue.block(call, l.parts, m.stream);
             });
           }
         }
-        for (unsigned c = 0; c <= kMostCandidates; ++c) {
+        for (unsigned c = 0; c < kColumns; ++c) {
           std::nth_element(us[c], us[c] + kTurns / 2, us[c] + kTurns);
           const double median = us[c][kTurns / 2];
           if (c == 0)
-            fmt::print("{:{}.2f}", median, index ? 10 : 8);
+            fmt::print("{:8.2f}", median);
           else
             fmt::print("{:+8.2f}", median - us[0][kTurns / 2]);
         }

@@ -30,14 +30,8 @@ constexpr unsigned kFineRows = 256;
 constexpr unsigned kLastOctave = 16;
 constexpr unsigned kCostPoints = kFinePoints + 4 * (kLastOctave - 8 + 1);
 
-// The most that a point of a curve may be (the host sees to it): the 64 experts of a warp stay below 2^32.
+// The most that a point of a curve may be (the host sees to it): 64 experts, a warp's, stay below 2^32.
 constexpr unsigned kMostCurveNs = (1U << 26) - 1;
-
-// Shared memory of a deciding block in 4-byte words: two sums per option and candidate and warp, a scan's
-// sums, notes. (Warps: params/prologue.hpp.)
-constexpr unsigned kDecideSums = 2 * kMostOptions * kMostCandidates;
-constexpr unsigned kDecideNotes = kMostCandidates + 3;
-constexpr unsigned kDecideWords = 16 * (kDecideSums + 2) + kDecideNotes;
 
 struct CandidateCost {
   unsigned base_ns;
@@ -88,16 +82,25 @@ RAMP_DECIDE_FN unsigned highest_bit(unsigned n) {
   return 31U - static_cast<unsigned>(__builtin_clz(n));
 #endif
 }
-// The curve at `rows`.
-RAMP_DECIDE_FN unsigned curve_ns(const unsigned* ns, unsigned rows) {
-  if (rows <= kFineRows) return ns[(rows + 7) / 8];
+// Where `rows` lie on every curve: `into` of 2^shift steps behind a point.
+struct CurvePlace {
+  unsigned point, into, shift;
+};
+RAMP_DECIDE_FN CurvePlace curve_place(unsigned rows) {
+  if (rows <= kFineRows) return {(rows + 7) / 8, 0, 0};
   const unsigned octave = highest_bit(rows);
-  if (octave > kLastOctave) return ns[kCostPoints - 1];
+  if (octave > kLastOctave) return {kCostPoints - 1, 0, 0};
   const unsigned quarter = rows >> (octave - 2) & 3U;
-  const unsigned i = kFinePoints - 1 + 4 * (octave - 8) + quarter;
-  const unsigned into = rows & ((1U << (octave - 2)) - 1U);
-  const unsigned long long rise = ns[i + 1] - ns[i];
-  return ns[i] + static_cast<unsigned>(rise * into >> (octave - 2));
+  return {kFinePoints - 1 + 4 * (octave - 8) + quarter, rows & ((1U << (octave - 2)) - 1U), octave - 2};
+}
+// How far a curve rises from the point to a place behind it (into != 0).
+RAMP_DECIDE_FN unsigned curve_rise(const unsigned* ns, const CurvePlace& at) {
+  const unsigned long long rise = ns[at.point + 1] - ns[at.point];
+  return static_cast<unsigned>(rise * at.into >> at.shift);
+}
+RAMP_DECIDE_FN unsigned curve_ns(const unsigned* ns, unsigned rows) {
+  const CurvePlace at = curve_place(rows);
+  return ns[at.point] + (at.into != 0 ? curve_rise(ns, at) : 0);
 }
 RAMP_DECIDE_FN unsigned candidate_of(const DecideOption& option, unsigned rows) {
   return (rows > option.above[0] ? 1U : 0U) + (rows > option.above[1] ? 1U : 0U);
@@ -128,40 +131,37 @@ struct CandidateTerms {
   unsigned base_ns, active_ns, overlap;
   unsigned wave_ns[2], units[2], places[2], inverse[2];  // inverse: of places
 };
+// No places: no cost is known (a fit of a model that the GPU cannot evaluate), and no wave takes any time.
 RAMP_DECIDE_FN CandidateTerms terms_of(const CandidateCost& c) {
-  return {c.base_ns,
-          c.active_ns,
-          c.overlap,
-          {c.wave_ns[0], c.wave_ns[1]},
-          {c.units[0], c.units[1]},
-          {c.places[0], c.places[1]},
-          {inverse_of(c.places[0]), inverse_of(c.places[1])}};
+  CandidateTerms t{c.base_ns, c.active_ns, c.overlap, {}, {}, {}, {}};
+  for (unsigned gemm = 0; gemm < 2; ++gemm) {
+    const bool known = c.places[gemm] != 0;
+    t.wave_ns[gemm] = known ? c.wave_ns[gemm] : 0;
+    t.units[gemm] = c.units[gemm];
+    t.places[gemm] = known ? c.places[gemm] : 1;
+    t.inverse[gemm] = inverse_of(t.places[gemm]);
+  }
+  return t;
 }
-// What the waves of one GEMM take. No places: no cost is known (a fit of a model that the GPU cannot
-// evaluate).
+// What the waves of one GEMM take.
 RAMP_DECIDE_FN unsigned long long waves_ns(unsigned tiles, unsigned units, unsigned places, unsigned inverse,
                                            unsigned wave_ns) {
   using Wide = unsigned long long;
-  if (places == 0) return 0;
   const Wide all = static_cast<Wide>(tiles) * units;
   const unsigned most = 0U - places;  // rounds up within 32 bits
   const unsigned rounded = (all < most ? static_cast<unsigned>(all) : most) + places - 1;
   return static_cast<Wide>(divided(rounded, places, inverse)) * wave_ns;
 }
-// A candidate's terms and its tiles' height, as the device has them.
-struct CandidateNumbers {
-  CandidateTerms terms;
-  unsigned tile_m, tile_inverse;
-};
+// Without branches: on the device every lane is at another candidate.
 RAMP_DECIDE_FN unsigned candidate_ns(const CandidateTerms& c, unsigned sum, unsigned active, unsigned tiles) {
   using Wide = unsigned long long;
-  if (tiles == 0) return 0;
   const Wide weights = static_cast<Wide>(active) * c.active_ns;
   const unsigned hidden = sum < weights ? sum : static_cast<unsigned>(weights);
   const Wide ns = c.base_ns + (sum + weights) - static_cast<Wide>(hidden / 256 * c.overlap) +
                   waves_ns(tiles, c.units[0], c.places[0], c.inverse[0], c.wave_ns[0]) +
                   waves_ns(tiles, c.units[1], c.places[1], c.inverse[1], c.wave_ns[1]);
-  return ns < 0xffffffffU ? static_cast<unsigned>(ns) : 0xffffffffU;
+  const unsigned saturated = ns < 0xffffffffU ? static_cast<unsigned>(ns) : 0xffffffffU;
+  return tiles != 0 ? saturated : 0;
 }
 RAMP_DECIDE_FN unsigned candidate_ns(const CandidateCost& c, unsigned sum, unsigned active, unsigned tiles) {
   return candidate_ns(terms_of(c), sum, active, tiles);
@@ -173,7 +173,87 @@ RAMP_DECIDE_FN unsigned only_candidate(const DecideOption& o) {
   return all ? candidate_of(o, 1) : kMostCandidates;
 }
 
+// ---------------------------------------------------------------- as the device reads it
+
+// A candidate: plan and terms, 16 bytes at a time, and its curve behind them.
+struct alignas(16) CandidateHead {
+  int* tiles;
+  unsigned tile_m, tile_inverse;
+  int* num_tiles;
+  unsigned option;  // the first that gives it everything
+  CandidateTerms terms;
+};
+struct alignas(16) TableCandidate {
+  CandidateHead head;
+  unsigned ns[kCostPoints];
+};
+// Where every option gives all experts to one candidate, these are `choices`: candidates are in the order of
+// the first options that name them, so that of equal costs the first one's counts, and those that no option
+// names come last. Else (0 choices) they are in their own order. Of candidates that are not there tile_m
+// is 1.
+struct alignas(16) DecideTable {
+  TableCandidate candidate[kMostCandidates];
+  DecideOption option[kMostOptions];
+  unsigned candidates, options;
+  unsigned long long* trace;
+  unsigned trace_words, trace_records, trace_call, trace_tag;
+};
+// What a deciding block has in shared memory, in front of the sort's.
+struct alignas(16) DecideShared {
+  DecideTable table;  // a copy
+  // Over the experts, of every candidate, or of every option's candidates: nanoseconds (the sum of the lower
+  // halves of the warps' sums, that of the upper ones), tiles, experts that have rows.
+  unsigned totals[kMostOptions * kMostCandidates][4];
+  unsigned scan[16][4];  // the warps' sums
+  CandidateHead chosen;  // where one plan has all tiles: the first 16 bytes of its head
+  unsigned option, time_ns;
+};
+
+constexpr unsigned kDecideWords = sizeof(DecideShared) / 4;
+
 #if !defined(__CUDACC__)
+inline DecideTable table_of(const DecideParams& d, unsigned& choices) {
+  DecideTable t{};
+  unsigned order[kMostCandidates] = {0, 1, 2};
+  static_assert(kMostCandidates == 3, "one after the other");
+  unsigned named_by[kMostCandidates] = {kMostOptions, kMostOptions, kMostOptions};
+  choices = 0;
+  bool whole = true;
+  for (unsigned o = 0; o < d.options; ++o) {
+    const unsigned c = only_candidate(d.option[o]);
+    whole = whole && c < d.candidates;
+    if (!whole || named_by[c] != kMostOptions) continue;
+    named_by[c] = o;
+    order[choices++] = c;
+  }
+  unsigned last = choices;
+  for (unsigned c = 0; c < d.candidates; ++c) {
+    if (!whole) order[c] = c;
+    if (whole && named_by[c] == kMostOptions) order[last++] = c;
+  }
+  if (!whole) choices = 0;
+  for (unsigned i = 0; i < kMostCandidates; ++i) {
+    CandidateHead& head = t.candidate[i].head;
+    head.tile_m = 1;
+    if (i < d.candidates) {
+      const CandidateCost& cost = d.cost[order[i]];
+      const CandidatePlan& plan = d.plan[order[i]];
+      head = {plan.tiles, plan.tile_m, 0, plan.num_tiles, named_by[order[i]], terms_of(cost)};
+      for (unsigned point = 0; point < kCostPoints; ++point) t.candidate[i].ns[point] = cost.ns[point];
+    }
+    head.tile_inverse = inverse_of(head.tile_m);
+  }
+  for (unsigned o = 0; o < kMostOptions; ++o) t.option[o] = d.option[o];
+  t.candidates = d.candidates;
+  t.options = d.options;
+  t.trace = d.trace;
+  t.trace_words = d.trace_words;
+  t.trace_records = d.trace_records;
+  t.trace_call = d.trace_call;
+  t.trace_tag = d.trace_tag;
+  return t;
+}
+
 // The decision as the device makes it (kernels/prologue/decide.cuh): the first of the cheapest options.
 // time_ns: what it costs.
 inline unsigned decide_on_host(const DecideParams& d, const int* histogram, unsigned long experts,

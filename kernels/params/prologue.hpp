@@ -125,20 +125,19 @@ struct PrologueParams {
   unsigned mode;
   unsigned early;    // rows are converted before dependency_wait(): see kernels/prologue/prologue.cu
   unsigned trigger;  // the next kernel may start while this one runs
+  unsigned short choices, traced;  // prologue_decide's: as in DecideTable; whether there is a trace
   SortParams sort;
   RowsParams rows;
   BatchParams batch;
   EarlyWeights weights;  // of `prologue` alone
 };
 
-// prologue_decide's. decide_at: words of shared memory in front of the decision's (an even number); whole:
-// every option gives all experts to one candidate. numbers: of candidates that are not there tile_m is 1.
+// prologue_decide's. What it needs first is among the first parameters.
 struct DecidedPrologueParams {
   PrologueParams prologue;
-  unsigned decide_at, whole;
-  CandidateNumbers numbers[kMostCandidates];
-  DecideParams decide;
+  DecideTable table;
 };
+static_assert(sizeof(DecideShared::scan) == 16 * kPrologueWarps, "a sum for every warp");
 
 // Shared memory of a sorting block in 4-byte words: scan scratch and counters, four arrays over the experts,
 // the warps' 16-bit histograms, one entry per slot of the block.

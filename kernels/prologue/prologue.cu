@@ -22,6 +22,7 @@ __device__ __forceinline__ void batched_index(const PrologueParams& p, const Sor
                                            : (i64) static_cast<const i32*>(p.batch.counts)[e];
     count[i] = n < 0 ? 0 : n > (i64)p.batch.max_tokens ? p.batch.max_tokens : (u32)n;
   }
+  plan.prepare_alone();
   plan.scan(p.sort, s, count[0], count[1], 0, 0);
   __syncthreads();
   if (blockIdx.x == 0) {
@@ -65,31 +66,42 @@ __device__ __forceinline__ void sort_part(const PrologueParams& p, const SortSha
   }
 }
 // With several candidates.
-__device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, const SortShared& s,
-                                             const DecideShared& memory) {
+__device__ __forceinline__ void sort_decided(const DecidedPrologueParams& both, const DecideTable& data,
+                                             const SortShared& s, DecideShared& shared) {
   const PrologueParams& p = both.prologue;
-  const DecideInput in{both.decide, both.numbers};
-  const bool whole = both.whole != 0;
   const bool counted = p.mode == kSortCounted;
-  const bool alone = !counted && p.sort.chunks == 1;
+  const bool alone = !counted && p.sort.chunks == 1 && p.choices != 0;
   const bool tiny = alone && p.sort.slots <= kTinySlots;
-  const bool few = alone && whole && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
-  if (!tiny) clear_sort(s);
-  if (!counted) prefetch_ids(p.sort, blockIdx.x);
-  dependency_wait();
-  if (p.trigger != 0) launch_dependents();
+  const bool few = alone && p.sort.slots <= kFewSlots && p.sort.experts <= kFewExperts;
   if (tiny) {
+    const TinyCopy copy(data, p.sort.slots);
+    prefetch_ids(p.sort, blockIdx.x);
+    dependency_wait();
+    if (p.trigger != 0) launch_dependents();
     if (p.sort.slots <= 32) {
-      decide_tiny<1>(p.sort, in, s);
+      decide_tiny<1>(p.sort, s, both.table, copy, shared, p.choices, p.traced != 0);
     } else {
-      decide_tiny<2>(p.sort, in, s);
+      decide_tiny<2>(p.sort, s, both.table, copy, shared, p.choices, p.traced != 0);
     }
-  } else if (few) {
-    decide_few(p.sort, s, in, memory);
   } else {
-    // Carved again, as in sort_part().
-    sort_block<false>(p.sort, carve_sort(g_shared, p.sort.experts), DecidedPlans(in, memory, whole), counted);
+    const TableCopy copy(data);
+    clear_totals(shared);
+    clear_sort(s);
+    if (!counted) prefetch_ids(p.sort, blockIdx.x);
+    dependency_wait();
+    if (p.trigger != 0) launch_dependents();
+    const DecideInput in{kCopiesTable ? shared.table : both.table, shared, p.choices};
+    if (few) {
+      decide_few(p.sort, s, in, copy);
+    } else {
+      // Carved again, as in sort_part().
+      sort_block<false>(p.sort, carve_sort(g_shared + kDecideWords, p.sort.experts), DecidedPlans{in, copy},
+                        counted);
+    }
   }
+  if (p.traced == 0 || blockIdx.x != 0) return;
+  __syncthreads();
+  write_record(data, shared, s, p.sort.experts, few && !tiny ? 0xffffu : 0xffffffffu);
 }
 
 // The rows of x, by block `part` of `parts`.
@@ -185,15 +197,22 @@ extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
 extern "C" __global__ void __launch_bounds__(kPrologueThreads, 2)
     prologue_decide(const __grid_constant__ DecidedPrologueParams both) {
   const PrologueParams& p = both.prologue;
-  const DecideInput in{both.decide, both.numbers};
-  const SortShared s = carve_sort(g_shared, p.sort.experts);
-  const DecideShared memory = carve_decide(g_shared + both.decide_at);
+  const DecideTable& data = as_data(both.table);
+  DecideShared& shared = *reinterpret_cast<DecideShared*>(g_shared);
+  const SortShared s = carve_sort(g_shared + kDecideWords, p.sort.experts);
   if (p.mode == kBatched) {
+    const TableCopy copy(data);
+    clear_totals(shared);
     dependency_wait();
     if (p.trigger != 0) launch_dependents();
-    batched_index(p, s, DecidedPlans(in, memory, false));
+    const DecideInput in{kCopiesTable ? shared.table : both.table, shared, p.choices};
+    batched_index(p, s, DecidedPlans{in, copy});
+    if (p.traced != 0 && blockIdx.x == 0) {
+      __syncthreads();
+      write_record(data, shared, s, p.sort.experts, 0xffffffffu);
+    }
   } else if (blockIdx.x < p.sort.chunks) {
-    sort_decided(both, s, memory);
+    sort_decided(both, data, s, shared);
     return;
   }
   const u32 sorting = p.mode == kBatched ? 0 : p.sort.chunks;

@@ -52,6 +52,12 @@ __device__ __forceinline__ u32 not_before(u32 v) {
   return v;
 }
 
+// The same of an address, of which the compiler then no longer knows where it leads.
+__device__ __forceinline__ u64 not_before(u64 v) {
+  asm volatile("" : "+l"(v));
+  return v;
+}
+
 // Dependent launches. Every kernel here waits on every path before it ends, and, but for the prologue's
 // `early` rows, before it reads what another kernel may have written and before it writes global memory. It
 // lets its dependents start only after that: so whoever runs behind two of these knows that all in front of

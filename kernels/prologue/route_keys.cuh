@@ -167,7 +167,7 @@ template <int N, RouteKind kKind>
 __device__ __forceinline__ float weight_of(const RouteParams& p, float chosen, float best, float m,
                                            float sum) {
   constexpr bool kAny = kKind == kRouteAny;
-  const bool sigmoid = kKind == kRouteSigmoid || kKind == kRouteGrouped || (kAny && p.scoring == 2);
+  const bool sigmoid = kKind == kRouteSigmoid || (kAny && p.scoring == 2);
   const bool over_all = kKind == kRouteSoftmax || (kAny && p.scoring == 0 && p.renormalize == 0);
   const bool mine = threadIdx.x % 32 < p.top_k;
   float weight = 0.0f;

@@ -150,22 +150,48 @@ __device__ __forceinline__ void rank_slots(const SortParams& p, const SortShared
   if (lane == 0 && out_of_range != 0) atomicAdd(&s.invalid[1], out_of_range);
 }
 
-// Counts of the warps -> exclusive prefixes over them, and the block's total per expert.
-__device__ __forceinline__ void prefix_warps(const SortShared& s, u32 experts) {
-  for (u32 e = threadIdx.x; e < experts; e += kPrologueThreads) {
-    u32 count[kPrologueWarps];
+// Expert e's counts of the warps -> exclusive prefixes over them. Returns their sum, the block's total.
+__device__ __forceinline__ u32 prefix_counts(const SortShared& s, u32 e) {
+  u32 count[kPrologueWarps];
 #pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) count[w] = s.ranks[w * s.pitch + e];
-    u32 sum = 0;
+  for (u32 w = 0; w < kPrologueWarps; ++w) count[w] = s.ranks[w * s.pitch + e];
+  u32 sum = 0;
 #pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) {
-      s.ranks[w * s.pitch + e] = (u16)sum;
-      sum += count[w];
-    }
-    s.total[e] = sum;
+  for (u32 w = 0; w < kPrologueWarps; ++w) {
+    s.ranks[w * s.pitch + e] = (u16)sum;
+    sum += count[w];
   }
+  return sum;
+}
+__device__ __forceinline__ void prefix_warps(const SortShared& s, u32 experts) {
+  for (u32 e = threadIdx.x; e < experts; e += kPrologueThreads) s.total[e] = prefix_counts(s, e);
 }
 
+// Inclusive prefix of v in its warp.
+template <typename T>
+__device__ __forceinline__ T scan_warp(T v, u32 lane) {
+#pragma unroll
+  for (u32 d = 1; d < 32; d *= 2) {
+    const T left = __shfl_up_sync(kAllLanes, v, d);
+    if (lane >= d) v += left;
+  }
+  return v;
+}
+// What a scan leaves of experts e and e + 1: rows, the first `count0` of which are e's, from `row` on, and
+// tiles.
+__device__ __forceinline__ void store_experts(const SortShared& s, u32 experts, u32 e, u32 row, u32 count0,
+                                              u32 tile0, u32 tile1, u32 before0, u32 before1) {
+  if (e < experts) {
+    s.first[e] = row;
+    s.tile[e] = tile0;
+    s.base[e] = row + before0;
+  }
+  if (e + 1 < experts) {
+    s.first[e + 1] = row + count0;
+    s.tile[e + 1] = tile1;
+    s.base[e + 1] = row + count0 + before1;
+  }
+}
 // The scan over the experts: thread i brings the row counts of experts 2i and 2i+1 (0 past the last one) and
 // how many of those rows lie before this block's. Fills first (the grand total behind the last expert), tile
 // and base. Returns the number of tiles. Contains one barrier; another must follow before others read.
@@ -179,12 +205,7 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
   const u32 tiles1 = (count1 + tile_m - 1) / tile_m;
   // Rows in the low half, tiles in the high one; both stay below 2^31.
   const u64 mine = ((u64)(tiles0 + tiles1) << 32) + (count0 + count1);
-  u64 sum = mine;
-#pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-    const u64 left = __shfl_up_sync(kAllLanes, sum, d);
-    if (lane >= d) sum += left;
-  }
+  const u64 sum = scan_warp(mine, lane);
   if (lane == 31) s.sums[warp] = sum;
   __syncthreads();
   u64 warps = lane < kPrologueWarps ? s.sums[lane] : 0;
@@ -196,23 +217,16 @@ __device__ __forceinline__ u32 scan_experts(const SortShared& s, u32 experts, u3
   const u64 all = __shfl_sync(kAllLanes, warps, kPrologueWarps - 1);
   const u64 earlier = __shfl_sync(kAllLanes, warps, warp == 0 ? 0 : warp - 1);
   const u64 start = sum - mine + (warp == 0 ? 0 : earlier);
-  const u32 e = 2 * thread;
-  const u32 row = (u32)start;
   const u32 tile = (u32)(start >> 32);
-  if (e < experts) {
-    s.first[e] = row;
-    s.tile[e] = tile;
-    s.base[e] = row + before0;
-  }
-  if (e + 1 < experts) {
-    s.first[e + 1] = row + count0;
-    s.tile[e + 1] = tile + tiles0;
-    s.base[e + 1] = row + count0 + before1;
-  }
+  store_experts(s, experts, 2 * thread, (u32)start, count0, tile, tile + tiles0, before0, before1);
   if (thread == 0) s.first[experts] = (u32)all;
   return (u32)(all >> 32);
 }
 
+// A plan's tile `number`: up to tile_m of the `left` rows that expert e has from `row` on.
+__device__ __forceinline__ void store_tile(i32* tiles, u32 number, u32 e, u32 row, u32 left, u32 tile_m) {
+  store_words(tiles + 4 * (i64)number, e, row, left < tile_m ? left : tile_m, 0);
+}
 // The number of tiles; GEMMs count in the words behind it (params/prefill.hpp).
 __device__ __forceinline__ void store_num_tiles(i32* num_tiles, u32 tiles) {
   num_tiles[0] = (i32)tiles;
@@ -226,6 +240,10 @@ __device__ __forceinline__ void store_offsets(const SortParams& p, const SortSha
 // Tiles of one height for all experts. (decide.cuh: of several.)
 struct OnePlan {
   u32 tiles = 0;
+  // In front of a barrier in front of scan(), behind what has to be waited for anyway.
+  __device__ __forceinline__ void prepare() const {}
+  // The same where there is no such barrier.
+  __device__ __forceinline__ void prepare_alone() const {}
   __device__ __forceinline__ void scan(const SortParams& p, const SortShared& s, u32 count0, u32 count1,
                                        u32 before0, u32 before1) {
     tiles = scan_experts(s, p.experts, p.tile_m, count0, count1, before0, before1);
@@ -237,10 +255,8 @@ struct OnePlan {
   __device__ __forceinline__ void store_tile(const SortParams& p, const SortShared& s, u32 e, u32 row) const {
     const u32 in_expert = row - s.first[e];
     const u32 tile = in_expert / p.tile_m;
-    if (tile * p.tile_m == in_expert) {
-      const u32 left = s.first[e + 1] - row;
-      store_words(p.tiles + 4 * (i64)(s.tile[e] + tile), e, row, left < p.tile_m ? left : p.tile_m, 0);
-    }
+    if (tile * p.tile_m == in_expert)
+      ::store_tile(p.tiles, s.tile[e] + tile, e, row, s.first[e + 1] - row, p.tile_m);
   }
 };
 
@@ -345,6 +361,7 @@ __device__ __forceinline__ void sort_block(const SortParams& p, const SortShared
   do {
     const u32 stop = end - begin < limit ? end : begin + limit;
     rank_slots(p, s, begin, stop);
+    if (!scanned) plan.prepare();
     __syncthreads();
     prefix_warps(s, p.experts);
     __syncthreads();

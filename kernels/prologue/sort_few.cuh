@@ -78,10 +78,13 @@ struct TinySlots {
   u32 rank[W], first[W], count[W];
 };
 template <u32 W>
-__device__ __forceinline__ void rank_tiny(const SortParams& p, TinySlots<W>& s) {
-  const u32 lane = threadIdx.x % 32;
+__device__ __forceinline__ void load_tiny(const SortParams& p, TinySlots<W>& s) {
 #pragma unroll
-  for (u32 w = 0; w < W; ++w) s.expert[w] = expert_of_slot(p, 32 * w + lane);
+  for (u32 w = 0; w < W; ++w) s.expert[w] = expert_of_slot(p, 32 * w + threadIdx.x % 32);
+}
+template <u32 W>
+__device__ __forceinline__ void rank_tiny(TinySlots<W>& s) {
+  const u32 lane = threadIdx.x % 32;
 #pragma unroll
   for (u32 w = 0; w < W; ++w) {
     s.masks.valid[w] = __ballot_sync(kAllLanes, s.expert[w] >= 0);
@@ -121,13 +124,13 @@ __device__ __forceinline__ void counters_tiny(const SortParams& p, const TinySlo
   }
   if (threadIdx.x == 0) add_counters(p, masked, out_of_range);
 }
-template <u32 W>
-__device__ __forceinline__ void sort_tiny(const SortParams& p, const TileDivider& tile) {
+// A tiny sort's last step: rows, positions and the plan `tiles`, which has tile.quotient(n) whole tiles of
+// n rows (and tile.divisor rows in each). Returns how many there are. For warps that have slots.
+template <u32 W, typename Divider>
+__device__ __forceinline__ u32 emit_tiny(const SortParams& p, const TinySlots<W>& s, const Divider& tile,
+                                         u32 tile_m, i32* tiles) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
-  if (warp >= W && 32 * warp > p.experts) return;  // neither slots nor experts
-  TinySlots<W> s;
-  rank_tiny(p, s);
   u32 begins[W];
 #pragma unroll
   for (u32 w = 0; w < W; ++w)
@@ -148,13 +151,23 @@ __device__ __forceinline__ void sort_tiny(const SortParams& p, const TileDivider
     u32 number = tile.quotient(s.rank[w]);
 #pragma unroll
     for (u32 v = 0; v < W; ++v) number += __popc(s.at[w].lower[v] & begins[v]);
-    const u32 left = s.count[w] - s.rank[w];
-    store_words(p.tiles + 4 * (i64)number, (u32)s.expert[w], row, left < p.tile_m ? left : p.tile_m, 0);
+    store_tile(tiles, number, (u32)s.expert[w], row, s.count[w] - s.rank[w], tile_m);
   }
+  return count_bits<W>(begins);
+}
+template <u32 W>
+__device__ __forceinline__ void sort_tiny(const SortParams& p, const TileDivider& tile) {
+  const u32 lane = threadIdx.x % 32;
+  const u32 warp = threadIdx.x / 32;
+  if (warp >= W && 32 * warp > p.experts) return;  // neither slots nor experts
+  TinySlots<W> s;
+  load_tiny(p, s);
+  rank_tiny(s);
+  const u32 tiles = emit_tiny<W>(p, s, tile, p.tile_m, p.tiles);
   offsets_tiny<W>(p, s.masks, threadIdx.x, kPrologueThreads, p.offsets);
   if (warp != 0) return;
   counters_tiny(p, s);
-  if (lane == 0) store_num_tiles(p.num_tiles, count_bits<W>(begins));
+  if (lane == 0) store_num_tiles(p.num_tiles, tiles);
 }
 
 // A slot of sort_few, by its thread.
@@ -176,40 +189,37 @@ __device__ __forceinline__ FewSlot rank_few(const SortParams& p, const SortShare
   if (lower == 0 && expert == kOutOfRange) atomicAdd(&s.invalid[1], __popc(peers));
   return {expert, lower, ranks};
 }
-// Counts of the warps -> exclusive prefixes over them; the rows of expert `thread`.
-__device__ __forceinline__ u32 rows_few(const SortParams& p, const SortShared& s) {
-  const u32 e = threadIdx.x;
-  const u32 warps = (p.slots + 31) / 32;
-  u32 rows = 0;
-  if (e < p.experts) {
-    u32 count[kPrologueWarps];
-#pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) count[w] = w < warps ? s.ranks[w * s.pitch + e] : 0;
-#pragma unroll
-    for (u32 w = 0; w < kPrologueWarps; ++w) {
-      if (w < warps) s.ranks[w * s.pitch + e] = (u16)rows;
-      rows += count[w];
+// The last step: s.first holds rows in the low half and tiles in the high one, of a plan as in emit_tiny().
+template <typename Divider>
+__device__ __forceinline__ void emit_few(const SortParams& p, const SortShared& s, const FewSlot& at,
+                                         const Divider& tile, u32 tile_m, i32* tiles) {
+  const u32 slot = threadIdx.x;
+  if (at.expert >= 0) {
+    const u32 rank = at.lower + at.ranks[at.expert];
+    const u32 first = s.first[at.expert];
+    const u32 row = (first & 0xffffu) + rank;
+    p.rows[row] = (i32)slot;
+    p.positions[slot] = (i32)row;
+    const u32 number = tile.quotient(rank);
+    if (number * tile.divisor == rank) {
+      const u32 left = (s.first[at.expert + 1] & 0xffffu) - row;
+      store_tile(tiles, (first >> 16) + number, (u32)at.expert, row, left, tile_m);
     }
+  } else if (at.expert != kNoSlot) {
+    p.positions[slot] = -1;
   }
-  return rows;
 }
 
-// clear_sort() has been called. s.first holds rows in the low half and tiles in the high one.
+// clear_sort() has been called.
 __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& s, const TileDivider& tile) {
   const u32 lane = threadIdx.x % 32;
   const u32 warp = threadIdx.x / 32;
-  const u32 slot = threadIdx.x;
   const u32 e = threadIdx.x;
   const FewSlot at = rank_few(p, s);
   __syncthreads();
-  const u32 rows = rows_few(p, s);
+  const u32 rows = e < p.experts ? prefix_counts(s, e) : 0;
   const u32 mine = rows | tile.quotient(rows + tile.divisor - 1) << 16;
-  u32 sum = mine;
-#pragma unroll
-  for (u32 d = 1; d < 32; d *= 2) {
-    const u32 left = __shfl_up_sync(kAllLanes, sum, d);
-    if (lane >= d) sum += left;
-  }
+  const u32 sum = scan_warp(mine, lane);
   u32* const sums = reinterpret_cast<u32*>(s.sums);
   if (lane == 31) sums[warp] = sum;
   __syncthreads();
@@ -225,21 +235,7 @@ __device__ __forceinline__ void sort_few(const SortParams& p, const SortShared& 
   if (threadIdx.x == 0) s.first[p.experts] = all;
   __syncthreads();
 
-  if (at.expert >= 0) {
-    const u32 rank = at.lower + at.ranks[at.expert];
-    const u32 first = s.first[at.expert];
-    const u32 row = (first & 0xffffu) + rank;
-    p.rows[row] = (i32)slot;
-    p.positions[slot] = (i32)row;
-    const u32 number = tile.quotient(rank);
-    if (number * tile.divisor == rank) {
-      const u32 left = (s.first[at.expert + 1] & 0xffffu) - row;
-      store_words(p.tiles + 4 * (i64)((first >> 16) + number), (u32)at.expert, row,
-                  left < p.tile_m ? left : p.tile_m, 0);
-    }
-  } else if (at.expert != kNoSlot) {
-    p.positions[slot] = -1;
-  }
+  emit_few(p, s, at, tile, p.tile_m, p.tiles);
   if (e < p.experts) p.offsets[e] = (i32)(start & 0xffffu);
   if (threadIdx.x == 0) {
     p.offsets[p.experts] = (i32)(all & 0xffffu);

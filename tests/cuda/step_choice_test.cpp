@@ -75,6 +75,50 @@ TEST(StepChoice, TakesFitsOfEveryModel) {
   }
 }
 
+// What the device reads: candidates in the order of the options that name them, and none twice.
+TEST(StepChoice, TheDevicesTableKeepsTheOrderOfOptions) {
+  cuda::DecideParams d{};
+  d.candidates = 3;
+  d.options = 4;
+  const unsigned only[] = {1, 0, 1, 0};
+  for (unsigned o = 0; o < d.options; ++o)
+    for (unsigned a = 0; a + 1 < cuda::kMostCandidates; ++a)
+      d.option[o].above[a] = a < only[o] ? 0 : cuda::kNeverAbove;
+  for (unsigned c = 0; c < d.candidates; ++c) {
+    d.plan[c].tile_m = 8 << c;
+    d.cost[c].base_ns = 100 + c;
+    d.cost[c].places[0] = c;
+    d.cost[c].wave_ns[0] = 5;
+    for (unsigned i = 0; i < cuda::kCostPoints; ++i) d.cost[c].ns[i] = 10 * i + c;
+  }
+  unsigned choices = 0;
+  cuda::DecideTable t = cuda::table_of(d, choices);
+  EXPECT_EQ(choices, 2U);
+  const unsigned order[] = {1, 0, 2};
+  for (unsigned i = 0; i < 3; ++i) {
+    const cuda::CandidateHead& head = t.candidate[i].head;
+    EXPECT_EQ(head.tile_m, 8U << order[i]);
+    EXPECT_EQ(head.tile_inverse, cuda::inverse_of(head.tile_m));
+    EXPECT_EQ(head.terms.base_ns, 100 + order[i]);
+    EXPECT_EQ(head.terms.places[0], order[i] == 0 ? 1 : order[i]);
+    EXPECT_EQ(head.terms.wave_ns[0], order[i] == 0 ? 0U : 5U);
+    EXPECT_EQ(head.option, i < 2 ? i : cuda::kMostOptions);
+    EXPECT_EQ(t.candidate[i].ns[7], 70 + order[i]);
+  }
+  // Options that divide experts: as they are.
+  d.option[3].above[0] = 20;
+  t = cuda::table_of(d, choices);
+  EXPECT_EQ(choices, 0U);
+  for (unsigned i = 0; i < 3; ++i) EXPECT_EQ(t.candidate[i].head.tile_m, 8U << i);
+  // One alone, and what is not there.
+  d.candidates = d.options = 1;
+  d.option[0].above[0] = d.option[0].above[1] = cuda::kNeverAbove;
+  t = cuda::table_of(d, choices);
+  EXPECT_EQ(choices, 1U);
+  EXPECT_EQ(t.candidate[1].head.tile_m, 1U);
+  EXPECT_EQ(cuda::divided(17, 1, t.candidate[1].head.tile_inverse), 17U);
+}
+
 // A config with sums runs in fast calls alone; others choose among the rest, and keep a set of their own.
 TEST(StepChoice, SumsAreForCallsThatMayAddThemUp) {
   core::FitList fits;

@@ -55,12 +55,14 @@ DecideParams random_params(Rng& rng) {
     }
     if (c != 0 && below(rng, 4) == 0) cost = d.cost[0];
   }
-  // As live sets are: every option one candidate for all experts.
-  const bool whole = below(rng, 2) == 0;
-  if (whole) d.options = d.candidates;
+  // As live sets are: every option one candidate for all experts, each in turn. Or in any order, some more
+  // than once and some never. Or options that divide experts.
+  const uint32_t kind = below(rng, 4);
+  if (kind < 2) d.options = d.candidates;
   for (unsigned o = 0; o < d.options; ++o) {
-    if (whole) {
-      for (unsigned a = 0; a + 1 < kMostCandidates; ++a) d.option[o].above[a] = a < o ? 0 : kNeverAbove;
+    if (kind < 3) {
+      const unsigned only = kind < 2 ? o : below(rng, d.candidates);
+      for (unsigned a = 0; a + 1 < kMostCandidates; ++a) d.option[o].above[a] = a < only ? 0 : kNeverAbove;
       continue;
     }
     // Thresholds that name no candidate beyond the last.
@@ -156,20 +158,23 @@ void compare(const Plans& plans, const std::vector<int32_t>& histogram, int64_t 
   EXPECT_TRUE(plans.tiles.guard_intact() && plans.counts.guard_intact() && plans.trace.guard_intact());
 }
 
-class Decide : public testing::Test {
+class Decide : public testing::TestWithParam<DecisionReads> {
  protected:
   void SetUp() override {
     if (Device::get().gpu->facts().major < 9) GTEST_SKIP() << "decisions are made from sm_90 on";
   }
+  static Prologue& prologue() {
+    return GetParam() == DecisionReads::kConstants ? Device::get().constants : Device::get().prologue;
+  }
 };
 
-TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
+TEST_P(Decide, EqualsTheHostOverRandomHistograms) {
   struct Shape {
     int64_t experts, max_tokens;
   };
   // 10,000 in all; some with rows beyond the fine part of a curve, some with more experts than threads.
   constexpr Shape kShapes[] = {{64, 300}, {8, 3000}, {256, 64}, {1024, 20}, {1, 70}};
-  const int each = reduced() ? 20 : 2000;
+  const int each = reduced() || GetParam() != DecisionReads::kData ? 20 : 2000;
   Device& device = Device::get();
   Rng rng(1);
   for (const Shape& shape : kShapes) {
@@ -193,7 +198,7 @@ TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
       const std::vector<int32_t> histogram = random_counts(rng, shape.experts, shape.max_tokens);
       plans.use(random_params(rng), slots, shape.experts);
       device.memory->upload(counts.data(), histogram.data(), histogram.size() * 4, nullptr);
-      device.prologue.batched(call, workspace.view, nullptr);
+      prologue().batched(call, workspace.view, nullptr);
       device.memory->synchronize(nullptr);
       compare(plans, histogram, slots, static_cast<uint64_t>(i) + 1);
       if (HasFatalFailure()) return;
@@ -201,7 +206,7 @@ TEST_F(Decide, EqualsTheHostOverRandomHistograms) {
   }
 }
 
-TEST_F(Decide, IdsThroughEveryWayOfSorting) {
+TEST_P(Decide, IdsThroughEveryWayOfSorting) {
   // One block, by 32, 64, 512 and more slots; a cluster; several launches with one and more sub-chunks.
   std::vector<int64_t> token_counts = {1, 3, 4, 7, 8, 33, 64, 200, 700, 2000};
   if (!reduced()) token_counts.push_back(200000);
@@ -237,7 +242,7 @@ TEST_F(Decide, IdsThroughEveryWayOfSorting) {
         call.x = device_tensor(x.data(), RAMP_E4M3, {tokens, 128});
         call.x_scale = device_tensor(x_scale.data(), RAMP_F32, {tokens, 1});
         call.ids = device_tensor(on_device.data(), RAMP_I32, {tokens, kTopK});
-        device.prologue.block(call, workspace.view, nullptr);
+        prologue().block(call, workspace.view, nullptr);
         device.memory->synchronize(nullptr);
         compare(plans, histogram, slots, i);
         if (HasFatalFailure()) return;
@@ -245,6 +250,11 @@ TEST_F(Decide, IdsThroughEveryWayOfSorting) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Reads, Decide, testing::Values(DecisionReads::kData, DecisionReads::kConstants),
+                         [](const auto& i) {
+                           return i.param == DecisionReads::kData ? "Data" : "Constants";
+                         });
 
 }  // namespace
 }  // namespace ramp::gpu_test

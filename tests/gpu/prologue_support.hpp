@@ -27,6 +27,7 @@ struct Device {
   std::shared_ptr<const DeviceMemory> memory = make_device_memory(gpu);
   KernelLibrary library{gpu, (std::filesystem::temp_directory_path() / "ramp_gpu_test").string(), {}};
   Prologue prologue{gpu, library};
+  Prologue constants{gpu, library, DecisionReads::kConstants};
   static Device& get() {
     static Device device;
     return device;

@@ -199,14 +199,12 @@ void launch_main(PrologueKernels& kernels, ramp_format format, ramp_dtype progra
     launch_kernel(kernels.main(format, program), launch, stream, &p);
     return;
   }
-  DecidedPrologueParams both{p, (launch.shared / 4 + 1) / 2 * 2, 1, {}, *decide};
-  for (unsigned c = 0; c < kMostCandidates; ++c) {
-    const unsigned tile_m = c < decide->candidates ? decide->plan[c].tile_m : 1;
-    both.numbers[c] = {terms_of(decide->cost[c]), tile_m, inverse_of(tile_m)};
-  }
-  for (unsigned o = 0; o < decide->options; ++o)
-    if (only_candidate(decide->option[o]) == kMostCandidates) both.whole = 0;
-  launch.shared = 4 * (both.decide_at + kDecideWords);
+  DecidedPrologueParams both{p, {}};
+  unsigned choices = 0;
+  both.table = table_of(*decide, choices);
+  both.prologue.choices = static_cast<unsigned short>(choices);
+  both.prologue.traced = decide->trace != nullptr ? 1 : 0;
+  launch.shared += 4 * kDecideWords;
   launch_kernel(kernels.decide(program), launch, stream, &both);
 }
 
@@ -242,8 +240,8 @@ void Prologue::State::count(const SortParams& sort, CUstream stream) {
                 stream, &sort);
 }
 
-Prologue::Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library)
-    : state_(std::make_unique<State>(std::move(gpu), library)) {}
+Prologue::Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library, DecisionReads reads)
+    : state_(std::make_unique<State>(std::move(gpu), library, reads)) {}
 Prologue::~Prologue() = default;
 
 void Prologue::prepare(const ExpertWeights& weights, ramp_dtype x_dtype) {

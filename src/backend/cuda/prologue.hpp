@@ -72,9 +72,14 @@ uint64_t carve_prologue(const ExpertWeights& weights, int64_t tokens, int64_t to
 std::vector<KernelProgram> prologue_programs(int arch);
 std::vector<KernelProgram> route_programs(int arch);
 
+// How a decision reads its parameters (kernels/prologue/decide.cuh): as data, all at once, or as constants,
+// which is there to be timed beside it (x bf16 or e4m3; prologue_bench decide).
+enum class DecisionReads { kData, kConstants };
+
 class Prologue {
  public:
-  Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library);
+  Prologue(std::shared_ptr<const Gpu> gpu, KernelLibrary& library,
+           DecisionReads reads = DecisionReads::kData);
   ~Prologue();
   // Brings in the kernels that such a call needs, so that the call itself loads nothing.
   void prepare(const ExpertWeights& weights, ramp_dtype x_dtype);

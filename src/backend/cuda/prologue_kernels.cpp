@@ -57,6 +57,13 @@ KernelProgram main_program(ramp_format format, ramp_dtype x) {
   return p;
 }
 
+KernelProgram decide_constants_program(ramp_dtype x) {
+  KernelProgram p = main_program(RAMP_FORMAT_FP8_BLOCK, x);
+  p.name += "_constants";
+  p.options.emplace_back("-DDECIDE_CONSTANTS=1");
+  return p;
+}
+
 KernelProgram requantize_program(ramp_format format) {
   return {.name = fmt::format("requantize_{}", format_name(format)),
           .source = "prologue/requantize.cu",
@@ -100,11 +107,12 @@ KernelProgram router_gemm_program(ramp_dtype x, ramp_dtype w, bool many_tokens) 
 std::vector<KernelProgram> prologue_programs(int /*arch*/) {
   std::vector<KernelProgram> all{index_program(), main_program(RAMP_FORMAT_NONE, RAMP_DTYPE_NONE),
                                  main_program(RAMP_FORMAT_NONE, RAMP_E4M3)};
-  all.reserve(all.size() + kFormats.size() * (kFloats.size() + 1));
+  all.reserve(all.size() + kFormats.size() * (kFloats.size() + 1) + 2);
   for (const ramp_format f : kFormats) {
     for (const ramp_dtype x : kFloats) all.push_back(main_program(f, x));
     if (f != RAMP_FORMAT_F32) all.push_back(requantize_program(f));
   }
+  for (const ramp_dtype x : {RAMP_BF16, RAMP_E4M3}) all.push_back(decide_constants_program(x));
   return all;
 }
 
@@ -144,7 +152,12 @@ CUfunction PrologueKernels::main(ramp_format format, ramp_dtype x) {
 }
 CUfunction PrologueKernels::decide(ramp_dtype x) {
   return decide_[static_cast<size_t>(x)].get(
-      library_, [&] { return main_program(RAMP_FORMAT_FP8_BLOCK, x); }, "prologue_decide");
+      library_,
+      [&] {
+        return reads_ == DecisionReads::kConstants ? decide_constants_program(x)
+                                                   : main_program(RAMP_FORMAT_FP8_BLOCK, x);
+      },
+      "prologue_decide");
 }
 CUfunction PrologueKernels::requantize(ramp_format format) {
   return requantize_[static_cast<size_t>(format)].get(

@@ -9,6 +9,7 @@
 
 #include "backend/cuda/gpu.hpp"
 #include "backend/cuda/kernel_library.hpp"
+#include "backend/cuda/prologue.hpp"
 #include "params/prologue.hpp"
 #include "ramp/ramp.h"
 
@@ -17,6 +18,8 @@ namespace ramp::core::cuda {
 // The main kernel (kernels/prologue/prologue.cu). x: RAMP_DTYPE_NONE where x is read in place; format counts
 // only where x has to be converted (not for e4m3 either).
 KernelProgram main_program(ramp_format format, ramp_dtype x);
+// The main kernel's decision with its parameters read as constants.
+KernelProgram decide_constants_program(ramp_dtype x);
 KernelProgram requantize_program(ramp_format format);
 KernelProgram index_program();
 // experts <= 1024. Its entries are the kinds of RouteKind.
@@ -50,7 +53,7 @@ class LazyKernel {
 
 class PrologueKernels {
  public:
-  explicit PrologueKernels(KernelLibrary& library) : library_(library) {}
+  explicit PrologueKernels(KernelLibrary& library, DecisionReads reads) : library_(library), reads_(reads) {}
   CUfunction main(ramp_format format, ramp_dtype x);
   CUfunction decide(ramp_dtype x);  // the same for several candidates: fp8_block
   CUfunction requantize(ramp_format format);
@@ -64,6 +67,7 @@ class PrologueKernels {
  private:
   static constexpr size_t kFormats = 7, kTypes = 5;  // ramp_format and ramp_dtype up to e4m3
   KernelLibrary& library_;
+  DecisionReads reads_;
   std::array<LazyKernel, kFormats * kTypes> main_;
   std::array<LazyKernel, kTypes> decide_;
   std::array<LazyKernel, kFormats> requantize_;

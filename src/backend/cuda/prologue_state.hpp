@@ -11,7 +11,8 @@
 namespace ramp::core::cuda {
 
 struct Prologue::State {
-  State(std::shared_ptr<const Gpu> g, KernelLibrary& library) : gpu(std::move(g)), kernels(library) {}
+  State(std::shared_ptr<const Gpu> g, KernelLibrary& library, DecisionReads reads)
+      : gpu(std::move(g)), kernels(library, reads) {}
   std::shared_ptr<const Gpu> gpu;
   PrologueKernels kernels;
   [[nodiscard]] bool clusters() const noexcept { return gpu->facts().major >= 9; }

@@ -18,8 +18,8 @@ constexpr double kExponents[] = {0, 0.4, 0.8, 1.2, 1.6};
 constexpr float kIdleUs = 7;
 // Less than this is noise of the fit: no reason for another candidate.
 constexpr double kWorthwhile = 0.005;
-// The sums of the device's decision count tiles in 21 bits (kernels/prologue/decide.cuh).
-constexpr int64_t kMostSlots = int64_t{1} << 22;
+// Of a decided tile's number the device keeps 30 bits (kernels/prologue/decide.cuh).
+constexpr int64_t kMostSlots = int64_t{1} << 30;
 
 // Rows per expert whose popularity follows Zipf's law: an expert is among the k of a token with probability
 // 1 - exp(-s p), where s makes these add up to k. What is left of a row is rounded by turns.
