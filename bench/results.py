@@ -172,6 +172,32 @@ def fast(directory):
     return parts
 
 
+def prefill_shapes(directory):
+    parts = ["### Heights and orders of the prefill kernel\n"]
+    points = {}
+    for r in load(directory, "prefill_shapes") or []:
+        points.setdefault(key_of(r), {})[r["config_requested"]] = r
+    shipped = "m128_n256_k128_s4_t384"
+    others = sorted({c for p in points.values() for c in p} - {shipped})
+    points = {k: p for k, p in points.items() if shipped in p and len(p) > 1}
+    if not points:
+        return parts + ["Not measured in this run.\n"]
+    lines = ["| model | T | routing | as shipped us | " + " | ".join(others) + " |", "|---" * (4 + len(others)) + "|"]
+    gains = {c: [] for c in others}
+    for p in points.values():
+        base = p[shipped]
+        cells = []
+        for c in others:
+            gain = base["us"] / p[c]["us"] if c in p else None
+            gains[c] += [gain] if gain else []
+            cells.append(bold(f"{number(p[c]['us'])} ({gain:.3f})", gain < LEAST) if gain else "–")
+        lines.append(f"| {title(base['model'])} | {base['tokens']} | {base['routing']} | {number(base['us'])} | " + " | ".join(cells) + " |")
+    means = "; ".join(f"{c} {geometric_mean(g):.3f}" for c, g in gains.items() if g)
+    parts.append("What ships, and row tiles of 192 rows (m192), experts with many rows and with few by turns (`_mix`): µs, and how many times as "
+                 f"fast. Geometric means: {means}.\n\n" + "\n".join(lines) + "\n")
+    return parts
+
+
 def regret(directory):
     parts = ["## Choosing\n"]
     judged = choice.read_judged(directory, FOUR, ("few", "many"))
@@ -365,7 +391,7 @@ def main():
     if environment:
         parts.append(environment + "\n")
     parts.append(protocol(rows))
-    parts += in_short(directory) + kernels(directory) + fast(directory) + regret(directory) + regions(directory)
+    parts += in_short(directory) + kernels(directory) + prefill_shapes(directory) + fast(directory) + regret(directory) + regions(directory)
     parts += ["## Not measured at all\n", NOT_MEASURED]
     sys.stdout.write("\n".join(parts))
 

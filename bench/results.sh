@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The page of results (results.md), measured on this machine's GPU:
 #
-#   bench/results.sh [DIR] [SECONDS]      # default: build/results, 430 s
+#   bench/results.sh [DIR] [SECONDS]      # default: build/results, 460 s
 #   bench/results.sh --offline DIR        # no GPU: cost models judged on DIR's timings, and the page
 #
 # Writes JSON files into DIR and, where python3 is there, the page to DIR/results.md with a figure in DIR/img. The parts
@@ -17,7 +17,7 @@ ramp=${RAMP:-$root/build/bin/ramp}
 offline=
 [ "${1:-}" = --offline ] && { offline=yes; shift; }
 out=${1:-$root/build/results}
-total=${2:-430}
+total=${2:-460}
 [ -n "$offline" ] && [ ! -d "$out" ] && { echo "results: got no directory '$out', expected what bench/results.sh wrote" >&2; exit 2; }
 mkdir -p "$out/fits" "$out/csv" || exit 1
 begin=$SECONDS
@@ -109,6 +109,9 @@ done
 for model in $models; do
   part "fit_fp8_$model" 30 "${bench[@]}" --fit "$out/fits" "${fp8[@]}" --model "$model"
 done
+part prefill_shapes 60 "${bench[@]}" --fit none --routing 'uniform;zipf:1.2' --tokens 512,2048,8192 \
+  --model olmoe,qwen3-30b,mixtral-8x7b,dsv3 \
+  --config m128_n256_k128_s4_t384,m128_n256_k128_s4_t384_mix,m192_n128_k128_s4_t512,m192_n128_k128_s4_t512_mix
 part fast_sum 40 "${bench[@]}" --fit none --determinism fast --routing 'uniform;zipf:1.2' --tokens 2048,8192 \
   --model olmoe,qwen3-30b,mixtral-8x7b,dsv3 --config m128_n256_k128_s4_t384,m128_n256_k128_s4_t384_sum
 

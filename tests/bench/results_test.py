@@ -60,7 +60,7 @@ class Page(unittest.TestCase):
     def test_nothing_measured(self):
         page = self.page()
         # Two formats, fast mode, choosing, the regions.
-        self.assertEqual(page.count("Not measured in this run."), 5)
+        self.assertEqual(page.count("Not measured in this run."), 6)
         self.assertNotIn("**", page)
 
     def test_tables_are_well_formed(self):
@@ -86,6 +86,11 @@ class Page(unittest.TestCase):
         self.write("fast_sum", [row("dsv3", 2048, "uniform", 100.0, None, config_requested="m128"),
                                 row("dsv3", 2048, "uniform", 110.0, None, config_requested="m128_sum"),
                                 row("dsv3", 8192, "uniform", 100.0, None, config_requested="m128")])
+        self.write("prefill_shapes", [row("dsv3", 2048, "zipf:1.2", 120.0, None, config_requested="m128_n256_k128_s4_t384"),
+                                      row("dsv3", 2048, "zipf:1.2", 100.0, None, config_requested="m192"),
+                                      row("dsv3", 8192, "zipf:1.2", 100.0, None, config_requested="m128_n256_k128_s4_t384"),
+                                      row("dsv3", 8192, "zipf:1.2", 110.0, None, config_requested="m192"),
+                                      row("olmoe", 8192, "zipf:1.2", 110.0, None, config_requested="m192")])
         judged = {"point": "t3_zipf:0.4", "us": 100.0, "single_best_us": 125.0, "default_us": 50.0, "noise": 0.001,
                   "live_us": 101.5}
         other = dict(judged, point="t3_zipf:1.6", default_us=None, noise=None, live_us=None)
@@ -214,6 +219,14 @@ class Page(unittest.TestCase):
         self.fill()
         table = self.page().split("### Fast mode")[1].split("## ")[0]
         self.assertEqual(self.cells(table, "DSv3"), ["DSv3", "2048", "uniform", "100.0", "110.0", "**0.909**"])
+
+    def test_heights_and_orders(self):
+        self.fill()
+        table = self.page().split("### Heights and orders")[1].split("## ")[0]
+        self.assertIn("m192 1.044", table)  # of 1.2 and 1 / 1.1
+        self.assertIn("| DSv3 | 2048 | zipf:1.2 | 120.0 | 100.0 (1.200) |", table)
+        self.assertIn("| DSv3 | 8192 | zipf:1.2 | 100.0 | **110.0 (0.909)** |", table)
+        self.assertNotIn("OLMoE", table)
 
     def test_join(self):
         directory = self.scratch.name
@@ -398,7 +411,7 @@ class Script(unittest.TestCase):
         before, statics = page.split("**Widths per expert")
         self.assertNotIn("**", before.replace("**From T", "").replace("limit**", ""), "nothing loses here")
         # 56 points of fp8 and 39 of bf16; the wide layer's among the latter.
-        fp8, bf16 = page.split("### Fast mode")[0].split("## Whole block, bf16")
+        fp8, bf16 = page.split("### Heights and orders")[0].split("## Whole block, bf16")
         self.assertIn("| 1 to 8192 | 56 | 1.400 |", fp8)
         self.assertIn("| 1 to 8192 | 39 | 1.400 |", bf16)
         self.assertEqual(fp8.count("With them:"), 1)
@@ -418,7 +431,7 @@ class Script(unittest.TestCase):
     def test_what_there_was_no_time_for_is_missing(self):
         run = self.run_script("results.sh", self.out, "0")
         self.assertIn("no time left for rule_fp8_olmoe", run.stderr)
-        self.assertEqual(self.page().count("Not measured in this run."), 5)
+        self.assertEqual(self.page().count("Not measured in this run."), 6)
 
     def test_profiles_one_after_the_other(self):
         run = self.run_script("profiles.sh", self.out, "60", "olmoe", "dsv3-ep8")
