@@ -268,13 +268,17 @@ TEST_P(Decide, TheIndexIsThatOfSortRows) {
     const int64_t global = mapped ? 2 * experts + 3 : experts;
     std::vector<int32_t> map;
     for (int64_t e = 0; mapped && e < global; ++e)
-      map.push_back(e % 5 == 4 ? -1 : e % 7 == 6 ? static_cast<int32_t>(experts) : static_cast<int32_t>(e * 7 % experts));
+      map.push_back(e % 5 == 4   ? -1
+                    : e % 7 == 6 ? static_cast<int32_t>(experts)
+                                 : static_cast<int32_t>(e * 7 % experts));
     std::vector<int64_t> broad;
     const uint32_t invalid = below(rng, 3) == 0 ? 0 : 1 + below(rng, 20);
     for (int64_t s = 0; s < slots; ++s) {
       const uint32_t u = below(rng, 100);
-      broad.push_back(u < invalid ? -1 : u < 2 * invalid ? global + static_cast<int64_t>(u) : one ? global - 1
-                                                         : static_cast<int64_t>(rng.unit() * rng.unit() * static_cast<double>(global)));
+      broad.push_back(u < invalid       ? -1
+                      : u < 2 * invalid ? global + static_cast<int64_t>(u)
+                      : one             ? global - 1
+                            : static_cast<int64_t>(rng.unit() * rng.unit() * static_cast<double>(global)));
     }
     const std::vector<int32_t> narrow(broad.begin(), broad.end());
     const Buffer ids = wide ? Buffer::of(broad) : Buffer::of(narrow);
@@ -295,13 +299,16 @@ TEST_P(Decide, TheIndexIsThatOfSortRows) {
     call.counters = counters.as<int64_t>();
     prologue().block(call, workspace.view, nullptr);
     device.memory->synchronize(nullptr);
-    std::vector<int32_t> offsets(static_cast<size_t>(experts) + 1), rows(static_cast<size_t>(slots), -1), positions(rows.size());
+    std::vector<int32_t> offsets(static_cast<size_t>(experts) + 1), rows(static_cast<size_t>(slots), -1),
+        positions(rows.size());
     SortedRows sorted{offsets, rows, positions};
-    sort_rows(with_strides(make_tensor(broad.data(), RAMP_I64, {slots, 1})), mapped ? std::span<const int32_t>(map) : std::span<const int32_t>{}, experts, sorted);
+    sort_rows(with_strides(make_tensor(broad.data(), RAMP_I64, {slots, 1})),
+              mapped ? std::span<const int32_t>(map) : std::span<const int32_t>{}, experts, sorted);
     ASSERT_EQ(workspace.parts[0].get<int32_t>(), offsets);
     ASSERT_EQ(workspace.parts[1].get<int32_t>(), rows);
     ASSERT_EQ(workspace.parts[2].get<int32_t>(), positions);
-    ASSERT_EQ(counters.get<int64_t>(), (std::vector<int64_t>{100 + sorted.masked, 1000 + sorted.out_of_range}));
+    ASSERT_EQ(counters.get<int64_t>(),
+              (std::vector<int64_t>{100 + sorted.masked, 1000 + sorted.out_of_range}));
     std::vector<int32_t> histogram;
     for (size_t e = 0; e + 1 < offsets.size(); ++e) histogram.push_back(offsets[e + 1] - offsets[e]);
     compare(plans, histogram, slots, 1);
@@ -315,14 +322,16 @@ TEST_P(Decide, TheIndexIsThatOfSortRows) {
     ASSERT_EQ(workspace.parts[0].get<int32_t>(), offsets);
     ASSERT_EQ(workspace.parts[1].get<int32_t>(), rows);
     ASSERT_EQ(workspace.parts[2].get<int32_t>(), positions);
-    ASSERT_EQ(counters.get<int64_t>(), (std::vector<int64_t>{100 + 2 * sorted.masked, 1000 + 2 * sorted.out_of_range}));
+    ASSERT_EQ(counters.get<int64_t>(),
+              (std::vector<int64_t>{100 + 2 * sorted.masked, 1000 + 2 * sorted.out_of_range}));
     std::vector<Tile> tiles;
     for (size_t e = 0; e < histogram.size(); ++e)
       for (int32_t r = 0; r < histogram[e]; r += 8)
         tiles.push_back({static_cast<int32_t>(e), offsets[e] + r, std::min(8, histogram[e] - r), 0});
     ASSERT_EQ(workspace.parts[4].get<int32_t>()[0], static_cast<int32_t>(tiles.size()));
     const std::vector<Tile> got = workspace.parts[3].get<Tile>();
-    for (size_t i = 0; i < tiles.size(); ++i) ASSERT_EQ(std::memcmp(&got[i], &tiles[i], sizeof(Tile)), 0) << i;
+    for (size_t i = 0; i < tiles.size(); ++i)
+      ASSERT_EQ(std::memcmp(&got[i], &tiles[i], sizeof(Tile)), 0) << i;
   }
 }
 
