@@ -2,9 +2,8 @@
 // gate, up and activation. GEMM 1 and GEMM 2 alone, without prologue and combine, over made-up codes, in one
 // CUDA graph over layers with weights of their own; routing as `ramp workload` draws it.
 //   portable_ablation order|split|padding|fusion [--format bf16] [--routing zipf:1.2] [--plot FILE.svg]
-//   portable_ablation trials               what is on trial (docs/kernel-log.md), fp8_block and bf16,
-//   requantisation
-//                                          included; --quick: each once, on small shapes, as a test
+//   portable_ablation trials               what is on trial (docs/kernel-log.md), fp8_block and bf16, with
+//                                          requantisation; --quick: each once, on small shapes, as a test
 //   portable_ablation fusion --direct      every variant once, without a graph: for a profiler
 #include <fmt/format.h>
 

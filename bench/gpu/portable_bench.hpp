@@ -149,7 +149,7 @@ class Bench {
   // Random values of moderate size, the same megabytes again and again.
   std::shared_ptr<void> random_values(uint64_t size) {
     constexpr uint64_t kPiece = 8U << 20U;
-    static std::vector<uint8_t> host;
+    std::vector<uint8_t>& host = piece_;
     if (host.empty()) {
       std::mt19937_64 random(1);
       host.resize(kPiece);
@@ -352,6 +352,7 @@ class Bench {
   }
 
   Options o_;
+  std::vector<uint8_t> piece_;  // of random values in this format
   std::shared_ptr<const Gpu> gpu_;
   ScopedContext scope_;
   KernelLibrary library_;

@@ -31,7 +31,9 @@ struct TinyCopy {
   bool mine;
   __device__ __forceinline__ TinyCopy(const DecideTable& data, u32 slots)
       : words{}, warp(warp_number()), lane(threadIdx.x % 32) {
-    mine = kCopiesTable && 32 * warp < slots && lane < kMostCandidates * kTinyQuads;
+    // The first warp decides even where there are no slots.
+    const bool decides = warp == 0 || 32 * warp < slots;
+    mine = kCopiesTable && decides && lane < kMostCandidates * kTinyQuads;
     if (mine)
       words = reinterpret_cast<const TableWords*>(data.candidate + lane / kTinyQuads)[lane % kTinyQuads];
   }

@@ -9,6 +9,7 @@
 
 #include "gpu/prologue_support.hpp"
 #include "params/prologue.hpp"
+#include "routing/sorted_rows.hpp"
 
 namespace ramp::gpu_test {
 namespace {
@@ -248,6 +249,89 @@ TEST_P(Decide, IdsThroughEveryWayOfSorting) {
         if (HasFatalFailure()) return;
       }
     }
+  }
+}
+
+// Everything else of the index, which a decision leaves as it is: for every number of slots of the small
+// sorts, and around their ends, with ids that lead nowhere, through a map or not.
+TEST_P(Decide, TheIndexIsThatOfSortRows) {
+  Device& device = Device::get();
+  Rng rng(3);
+  const int64_t experts_of[] = {1, 2, 31, 33, 64, 255, 511, 512, 513, 1024};
+  const int64_t step = reduced() ? 7 : 1;
+  uint64_t seed = 0;
+  for (int64_t slots = 0; slots <= 540; slots += slots < 70 || (slots > 506 && slots < 516) ? 1 : step) {
+    const int64_t experts = experts_of[seed++ % std::size(experts_of)];
+    SCOPED_TRACE(fmt::format("{} experts, {} slots", experts, slots));
+    const ExpertWeights w = make_weights(RAMP_FORMAT_FP8_BLOCK, experts, 128);
+    const bool mapped = below(rng, 2) == 0, wide = below(rng, 2) == 0, one = below(rng, 8) == 0;
+    const int64_t global = mapped ? 2 * experts + 3 : experts;
+    std::vector<int32_t> map;
+    for (int64_t e = 0; mapped && e < global; ++e)
+      map.push_back(e % 5 == 4   ? -1
+                    : e % 7 == 6 ? static_cast<int32_t>(experts)
+                                 : static_cast<int32_t>(e * 7 % experts));
+    std::vector<int64_t> broad;
+    const uint32_t invalid = below(rng, 3) == 0 ? 0 : 1 + below(rng, 20);
+    for (int64_t s = 0; s < slots; ++s) {
+      const uint32_t u = below(rng, 100);
+      broad.push_back(u < invalid       ? -1
+                      : u < 2 * invalid ? global + static_cast<int64_t>(u)
+                      : one             ? global - 1
+                            : static_cast<int64_t>(rng.unit() * rng.unit() * static_cast<double>(global)));
+    }
+    const std::vector<int32_t> narrow(broad.begin(), broad.end());
+    const Buffer ids = wide ? Buffer::of(broad) : Buffer::of(narrow);
+    const Buffer on_device = Buffer::of(map);
+    const Buffer x(static_cast<uint64_t>(slots * 128)), x_scale(static_cast<uint64_t>(slots * 4));
+    const Buffer counters = Buffer::of(std::vector<int64_t>{100, 1000});
+    Workspace workspace(w, slots, 8);
+    Plans plans(random_params(rng), slots, experts);
+    workspace.view.decide = &plans.params;
+    BlockCall call;
+    call.weights = &w;
+    call.tokens = slots;
+    call.top_k = 1;
+    call.x = device_tensor(x.data(), RAMP_E4M3, {slots, 128});
+    call.x_scale = device_tensor(x_scale.data(), RAMP_F32, {slots, 1});
+    call.ids = device_tensor(ids.data(), wide ? RAMP_I64 : RAMP_I32, {slots, 1});
+    if (mapped) call.expert_map = {on_device.as<int32_t>(), map.size()};
+    call.counters = counters.as<int64_t>();
+    prologue().block(call, workspace.view, nullptr);
+    device.memory->synchronize(nullptr);
+    std::vector<int32_t> offsets(static_cast<size_t>(experts) + 1), rows(static_cast<size_t>(slots), -1),
+        positions(rows.size());
+    SortedRows sorted{offsets, rows, positions};
+    sort_rows(with_strides(make_tensor(broad.data(), RAMP_I64, {slots, 1})),
+              mapped ? std::span<const int32_t>(map) : std::span<const int32_t>{}, experts, sorted);
+    ASSERT_EQ(workspace.parts[0].get<int32_t>(), offsets);
+    ASSERT_EQ(workspace.parts[1].get<int32_t>(), rows);
+    ASSERT_EQ(workspace.parts[2].get<int32_t>(), positions);
+    ASSERT_EQ(counters.get<int64_t>(),
+              (std::vector<int64_t>{100 + sorted.masked, 1000 + sorted.out_of_range}));
+    std::vector<int32_t> histogram;
+    for (size_t e = 0; e + 1 < offsets.size(); ++e) histogram.push_back(offsets[e + 1] - offsets[e]);
+    compare(plans, histogram, slots, 1);
+    workspace.expect_guards();
+    if (HasFatalFailure()) return;
+    // The same by one plan.
+    workspace.view.decide = nullptr;
+    for (const Buffer& part : workspace.parts) part.poison();
+    prologue().block(call, workspace.view, nullptr);
+    device.memory->synchronize(nullptr);
+    ASSERT_EQ(workspace.parts[0].get<int32_t>(), offsets);
+    ASSERT_EQ(workspace.parts[1].get<int32_t>(), rows);
+    ASSERT_EQ(workspace.parts[2].get<int32_t>(), positions);
+    ASSERT_EQ(counters.get<int64_t>(),
+              (std::vector<int64_t>{100 + 2 * sorted.masked, 1000 + 2 * sorted.out_of_range}));
+    std::vector<Tile> tiles;
+    for (size_t e = 0; e < histogram.size(); ++e)
+      for (int32_t r = 0; r < histogram[e]; r += 8)
+        tiles.push_back({static_cast<int32_t>(e), offsets[e] + r, std::min(8, histogram[e] - r), 0});
+    ASSERT_EQ(workspace.parts[4].get<int32_t>()[0], static_cast<int32_t>(tiles.size()));
+    const std::vector<Tile> got = workspace.parts[3].get<Tile>();
+    for (size_t i = 0; i < tiles.size(); ++i)
+      ASSERT_EQ(std::memcmp(&got[i], &tiles[i], sizeof(Tile)), 0) << i;
   }
 }
 
