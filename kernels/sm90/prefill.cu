@@ -70,6 +70,8 @@ __device__ __forceinline__ Item announced_item(const Shared& s, const Place& at)
 __device__ __forceinline__ void pass_item(const PrefillParams& p, const Shared& s, Place& at) {
   for (int k = 0; k < p.steps; ++k, at.next()) {
     barrier_wait(s.full + 8 * at.slot, at.round);
+    // Or lanes ahead would let the slot be filled again before those behind have seen that it was full.
+    __syncwarp();
     release(s, at.slot);
   }
 }

@@ -14,9 +14,10 @@
 #include "sm90/prefill_mixed.cuh"
 #include "sm90/prefill_tall.cuh"
 
-// Numbers under way between the blocks: more than units that a ring can hold. (Tall: with two empty ones
-// between any two of them.)
-constexpr u32 kTickets = kTall ? 32 : 8;
+// Numbers under way between the blocks: more than units that a ring can hold, which at one step each are
+// STAGES, and the two that are looked for on either side.
+constexpr u32 kTickets = 8;
+static_assert(STAGES + 2 < kTickets, "a block may be that many units ahead of its partner");
 constexpr u32 kAhead = 6;  // steps before the end of a unit at which the next one is taken
 constexpr u32 kMathWarps = kMathThreads / 32;
 
@@ -41,13 +42,11 @@ __device__ __forceinline__ void init_queue(const Shared& s, u32 copying) {
   barrier_init(entry_wanted(s), copying);
 }
 
-// The n-th unit of this cluster, to both of its blocks: by one thread.
-__device__ __forceinline__ void send_unit(const Shared& s, u32 n, u32 unit) {
+// The n-th unit of this cluster, to one of its blocks: by one thread.
+__device__ __forceinline__ void send_unit(const Shared& s, u32 n, u32 unit, u32 rank) {
   const u32 at = n % kTickets;
-#pragma unroll
-  for (u32 r = 0; r < 2; ++r)
-    store_remote(remote_address(s.queue + 8 * kTickets + 4 * at, r), __uint_as_float(unit),
-                 remote_address(s.queue + 8 * at, r));
+  store_remote(remote_address(s.queue + 8 * kTickets + 4 * at, rank), __uint_as_float(unit),
+               remote_address(s.queue + 8 * at, rank));
 }
 __device__ __forceinline__ u32 receive_unit(const Shared& s, u32 n) {
   const u32 at = n % kTickets;
@@ -81,6 +80,18 @@ __device__ __forceinline__ Item item_of(const PrefillParams& p, const MixedOrder
   return kTall ? find_tall_item(owner, pairs, rank) : find_item(owner, p, pairs, rank);
 }
 
+// The next one: n: units that this cluster has had. By one thread.
+__device__ __forceinline__ u32 take_unit(const PrefillParams& p, u32 n) {
+  if (GEMM == 2) return atomic_increment(p.tickets + 1);
+  return n == 0 ? blockIdx.x / 2 : gridDim.x / 2 + atomic_increment(p.tickets);
+}
+// Nothing: the end.
+__device__ __forceinline__ Item item_of_ticket(const PrefillParams& p, const MixedOrder& order, u32 unit,
+                                               u32 units, u32 pairs, u32 rank) {
+  if (unit >= units) return Item{0, 0, -1, 0, 0, false};
+  return item_of(p, order, unit, pairs, rank);
+}
+
 // One warp: units to entries.
 __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s) {
   const u32 lane = threadIdx.x % 32;
@@ -94,26 +105,29 @@ __device__ __forceinline__ void schedule(const PrefillParams& p, const Shared& s
   const u32 pairs = kTall ? tall_pairs_of(p) : pairs_of(p);
   const MixedOrder order(p, kTall ? pairs : pairs / 2);
   const bool leader = lane == 0 && s.rank == 0;
-  u32 empty = 0;  // units so far
   for (u32 n = 0;; ++n) {
     if (n > 0) barrier_wait(entry_wanted(s), (n - 1) % 2);
-    if (leader) {
-      u32 unit = blockIdx.x / 2;
-      if (GEMM == 2)
-        unit = atomic_increment(p.tickets + 1);
-      else if (n > 0)
-        unit = gridDim.x / 2 + atomic_increment(p.tickets);
-      send_unit(s, n + empty, unit);
-    }
-    u32 unit = receive_unit(s, n + empty);
-    Item item{0, 0, -1, 0, 0, false};
-    if (unit < units) item = item_of(p, order, unit, pairs, s.rank);
-    while (kTall && item.rows == 0) {
-      ++empty;
-      if (leader)
-        send_unit(s, n + empty, atomic_increment(p.tickets + GEMM - 1) + (GEMM == 1 ? gridDim.x / 2 : 0));
-      unit = receive_unit(s, n + empty);
-      item = unit < units ? item_of(p, order, unit, pairs, s.rank) : Item{0, 0, -1, 0, 0, false};
+    u32 unit = 0;
+    Item item;
+    if (kTall && s.rank == 0) {
+      // The partner does not hear of empty units, of which this cluster may happen to take any number in a
+      // row while others take those in between: they would overrun it.
+      u32 taken = n;
+      do {
+        if (leader) unit = take_unit(p, taken);
+        ++taken;
+        unit = (u32)uniform(unit);
+        item = item_of_ticket(p, order, unit, units, pairs, 0);
+      } while (item.rows == 0);
+      if (leader) send_unit(s, n, unit, 1);
+    } else {
+      if (leader) {
+        unit = take_unit(p, n);
+        send_unit(s, n, unit, 0);
+        send_unit(s, n, unit, 1);
+      }
+      unit = receive_unit(s, n);
+      item = item_of_ticket(p, order, unit, units, pairs, s.rank);
     }
     const u32 to = entry(s, n);
     if (GATHER != 0 && item.rows > 0) {

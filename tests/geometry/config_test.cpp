@@ -20,7 +20,7 @@ TEST(Config, NamesRoundTripAndAreUnique) {
           for (const int w : {0, 4})
             for (const int t : {0, 384})
               for (const int sk : {1, 8})
-                for (const int o : {0, 1, 2}) {
+                for (const int o : {0, 1, 2, 3}) {
                   const int b = t == 0 ? 0 : s;
                   KernelConfig c{
                       m, n, k, w, s, t, sk, o == 2 ? 8 : 0, static_cast<TaskOrder>(o), b, t != 0 && k == 32};

@@ -88,7 +88,7 @@ KernelConfig prefill_config() noexcept {
 uint32_t PrefillVariant::shared_bytes() const noexcept {
   const uint32_t height = static_cast<uint32_t>(rows()), tile = 16384, staging = 4096;
   const uint32_t stage = 128 * height + (tall ? 1 : 2) * tile + 4 * height + 8 + 16 + 16;
-  return static_cast<uint32_t>(stages) * stage + height / 16 * staging + (tall ? 480 : 192) + 16;
+  return static_cast<uint32_t>(stages) * stage + height / 16 * staging + 192 + 16;
 }
 
 int32_t PrefillVariant::rows() const noexcept {
