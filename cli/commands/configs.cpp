@@ -20,11 +20,17 @@ struct ConfigsOptions {
 };
 
 Json to_json(const core::KernelConfig& c) {
-  return {{"name", core::config_name(c)}, {"tile_m", c.tile_m},
-          {"tile_n", c.tile_n},           {"tile_k", c.tile_k},
-          {"stages", c.stages},           {"split_k", c.split_k},
-          {"group_m", c.group_m},         {"warps_n", c.warps_n},
-          {"blocks", c.blocks},           {"order", core::order_name(c.order)}};
+  return {{"name", core::config_name(c)},
+          {"tile_m", c.tile_m},
+          {"tile_n", c.tile_n},
+          {"tile_k", c.tile_k},
+          {"stages", c.stages},
+          {"split_k", c.split_k},
+          {"group_m", c.group_m},
+          {"warps_n", c.warps_n},
+          {"blocks", c.blocks},
+          {"order", core::order_name(c.order)},
+          {"sums", c.sums}};
 }
 
 int configs(Io& io, const ConfigsOptions& o) {

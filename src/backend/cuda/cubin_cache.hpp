@@ -40,7 +40,8 @@ class CubinCache {
   // The cubin that all processes of this cache run from now on: `cubin`, now stored, or the sound one that
   // another process stored first. NVRTC 13.0 does not give every source the same machine code twice
   // (route_e256 for sm_80: 3 of 10 runs differ), so that two processes would otherwise run different code.
-  // Best effort: a directory that cannot be written is one WARNING for this object, not a failure.
+  // (Two that replace one damaged entry at the same time keep their own.) Best effort: a directory that
+  // cannot be written is one WARNING for this object, not a failure.
   [[nodiscard]] std::string publish(const std::string& program, const std::string& arch, const CubinKey& key,
                                     std::string cubin);
   // Stores the cubin over what may be there. Best effort, as above.

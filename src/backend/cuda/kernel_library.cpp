@@ -75,15 +75,17 @@ struct KernelLibrary::State {
       }
     }
     if (handle == nullptr) {
-      Cubin cubin = compile_program(m.program, arch);
-      // What the driver has refused is replaced, once there is something that it takes.
-      if (!image) cubin.bytes = cache.publish(m.program.name, arch, key, std::move(cubin.bytes));
+      const Cubin cubin = compile_program(m.program, arch);
       const CUresult r = driver().cuModuleLoadData(&handle, cubin.bytes.data());
       if (r != CUDA_SUCCESS)
         check_result(r, "cuModuleLoadData",
                      fmt::format("{} for {}, compiled by NVRTC {}, driver of CUDA {}", m.program.name, arch,
                                  nvrtc().version(), version_text(driver().version)));
-      if (image) cache.store(m.program.name, arch, key, cubin.bytes);
+      // Only what the driver takes is stored.
+      if (image)
+        cache.store(m.program.name, arch, key, cubin.bytes);
+      else
+        run_what_is_shared(handle, cubin.bytes, cache.publish(m.program.name, arch, key, cubin.bytes));
       log(RAMP_LOG_DEBUG,
           fmt::format("compiled kernel {} for {} in {:.2f} s", m.program.name, arch, cubin.seconds));
     }
@@ -95,6 +97,14 @@ struct KernelLibrary::State {
       throw;
     }
     m.handle = handle;
+  }
+
+  // Instead of `mine`, which `handle` is, where another process was first.
+  static void run_what_is_shared(CUmodule& handle, const std::string& mine, const std::string& shared) {
+    CUmodule theirs = nullptr;
+    if (shared == mine || driver().cuModuleLoadData(&theirs, shared.data()) != CUDA_SUCCESS) return;
+    driver().cuModuleUnload(handle);
+    handle = theirs;
   }
 
   CUfunction find_entry(Module& m, CUmodule handle, const std::string& entry) {
