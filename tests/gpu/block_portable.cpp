@@ -322,17 +322,9 @@ TEST_P(GpuSmallPortable, EveryConfig) {
 // Variants on trial (the space beyond what ships): fragments carried over from step to step, places of tiles
 // changed from wave to wave, codes and scales out of GEMM 1. They give the bits of the shipped tile with as
 // many tokens (larger ones: of the largest), in every order of tiles.
-class WholeSpace {
- public:
-  WholeSpace() { context_of(portable()).whole_space = true; }
-  ~WholeSpace() { context_of(portable()).whole_space = false; }
-  WholeSpace(const WholeSpace&) = delete;
-  WholeSpace& operator=(const WholeSpace&) = delete;
-};
-
 // Returns how many there were; in column order alone, if asked.
 int32_t expect_twins_bits(BlockCase& c, bool every_order = true) {
-  const WholeSpace whole;
+  const WholeSpace whole(portable());
   const GpuWeights w = make_gpu_weights(portable(), c.synthetic, RAMP_COPY, true);
   GpuBlock block(c, portable());
   const std::vector<std::string> names = configs_of(w.handle.get());

@@ -3,21 +3,11 @@
 // expert, and are brought in when they are first asked for, also inside a capture.
 #include <string>
 
-#include "abi/handles.hpp"
 #include "cli/gpu.hpp"
 #include "gpu/runs.hpp"
 
 namespace ramp::core::test {
 namespace {
-
-// Configs are numbered over the whole space while it lives.
-class WholeSpace {
- public:
-  WholeSpace() { context_of(gpu()).whole_space = true; }
-  ~WholeSpace() { context_of(gpu()).whole_space = false; }
-  WholeSpace(const WholeSpace&) = delete;
-  WholeSpace& operator=(const WholeSpace&) = delete;
-};
 
 class GpuSpace : public Sm90<> {};
 
@@ -53,7 +43,7 @@ void expect_shipped_bits(const CaseSpec& spec, const std::vector<std::string>& n
     EXPECT_EQ(run_block(gpu(), c, block, w.handle.get(), number_of(w.handle.get(), name)), expected) << name;
 }
 void expect_shipped_bits(ramp_format format, const std::vector<std::string>& names) {
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   for (const int64_t tokens : {1, 5, 23, 64, 131, 400, 1111})
     expect_shipped_bits(spec_of(format, tokens), names);
 }
@@ -73,7 +63,7 @@ TEST_F(GpuSpace, StreamAndPrefillConfigsGiveTheShippedBits) {
 // tile that is left over (2210) and a longer one that has no partner (600, 1100, 2400). Odd numbers of
 // slices.
 TEST_F(GpuSpace, GroupsOfRowTilesGiveTheShippedBits) {
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   for (const int64_t rows : {600, 1100, 2048, 2210, 2400}) {
     CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, 2, 1, rows, 384, 384);
     s.ids = Ids::kSingle;
@@ -85,7 +75,7 @@ TEST_F(GpuSpace, GroupsOfRowTilesGiveTheShippedBits) {
 // Row tiles of 192 rows, 64 to a math warpgroup: every number of warpgroups with work, tiles that end in the
 // middle of one, one row more than a tile, and groups of 2, 16 and 64 tiles with a part of one behind them.
 TEST_F(GpuSpace, TallTilesGiveTheShippedBits) {
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   const std::vector<std::string> tall = {"m192_n128_k128_s4_t512", "m192_n128_k128_s2_t512",
                                          "m192_n128_k128_s3_t512_g2", "m192_n128_k128_s4_t512_g64"};
   for (const int64_t tokens : {1, 64, 400, 1111})
@@ -100,7 +90,7 @@ TEST_F(GpuSpace, TallTilesGiveTheShippedBits) {
 // Experts with many rows and with few by turns: none of one kind, all of one, one against all others, masked
 // slots; more experts than lanes and fewer; tiles of both heights.
 TEST_F(GpuSpace, MixedOrderGivesTheShippedBits) {
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   const std::vector<std::string> mixed = {"m128_n256_k128_s4_t384_mix", "m128_n256_k128_s3_t384_mix",
                                           "m192_n128_k128_s4_t512_mix"};
   for (const int64_t tokens : {0, 1, 64, 400, 1111})
@@ -117,7 +107,7 @@ TEST_F(GpuSpace, MixedOrderGivesTheShippedBits) {
 
 // Options that change where rows and their values come from, activations, and a plan without tiles.
 TEST_F(GpuSpace, TallTilesTakeOptions) {
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   for (int variant = 0; variant < 7; ++variant) {
     CaseSpec s = block_spec(RAMP_FORMAT_FP8_BLOCK, 4, 2, 190, 384, 256);
     s.activation = static_cast<ramp_activation>(variant % 3);
@@ -137,7 +127,7 @@ TEST_F(GpuSpace, TallTilesTakeOptions) {
 // three warpgroups, more depth than the ring holds, an odd number of slices and of pairs, no rows.
 class GpuSmallSpace : public Sm90<> {};
 TEST_F(GpuSmallSpace, TallTilesAndMixedOrder) {
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   const std::vector<std::string> names = {"m192_n128_k128_s4_t512", "m192_n128_k128_s4_t512_mix",
                                           "m128_n256_k128_s4_t384_mix"};
   for (const auto& [hidden, intermediate] : {std::pair{640, 128}, std::pair{128, 640}}) {
@@ -156,7 +146,7 @@ TEST_F(GpuSpace, FlatConfigsGiveTheShippedBits) {
 }
 
 TEST_F(GpuSpace, IsBroughtInInsideACapture) {
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   BlockCase c(spec_of(RAMP_FORMAT_FP8_BLOCK, 37));
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
   GpuBlock block(c, gpu());
@@ -191,7 +181,7 @@ TEST_F(GpuSpace, IsNumberedWhenAskedForAlone) {
   const GpuWeights w = make_gpu_weights(gpu(), c.synthetic, RAMP_COPY, true);
   int32_t shipped = 0;
   while (ramp_config_name(gpu(), w.handle.get(), shipped) != nullptr) ++shipped;
-  const WholeSpace whole;
+  const WholeSpace whole(gpu());
   int32_t all = 0;
   while (ramp_config_name(gpu(), w.handle.get(), all) != nullptr) ++all;
   EXPECT_GE(all, 134);

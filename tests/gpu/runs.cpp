@@ -5,10 +5,18 @@
 #include <iterator>
 #include <memory>
 
+#include "abi/handles.hpp"
 #include "base/tensor.hpp"
 #include "cli/gpu.hpp"
 
 namespace ramp::core::test {
+
+WholeSpace::WholeSpace(ramp_context* context) : context_(context) {
+  context_of(context_).whole_space = true;
+}
+WholeSpace::~WholeSpace() {
+  context_of(context_).whole_space = false;
+}
 
 CaseSpec block_spec(ramp_format format, int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden,
                     int64_t intermediate) {

@@ -20,6 +20,18 @@ class Sm90 : public Base {
   }
 };
 
+// A context's configs are numbered over the whole space while it lives.
+class WholeSpace {
+ public:
+  explicit WholeSpace(ramp_context* context);
+  ~WholeSpace();
+  WholeSpace(const WholeSpace&) = delete;
+  WholeSpace& operator=(const WholeSpace&) = delete;
+
+ private:
+  ramp_context* context_;
+};
+
 // Ids kDistinct; the seed follows from the shape.
 CaseSpec block_spec(ramp_format format, int64_t experts, int64_t top_k, int64_t tokens, int64_t hidden,
                     int64_t intermediate);

@@ -40,7 +40,8 @@ struct Cubin {
 // INTERNAL with the compiler's log.
 Cubin compile_program(const KernelProgram& program, const std::string& arch);
 
-// All programs that the library ships for an architecture (compute capability as 80, 89, 90 ...).
+// All programs that the library compiles ahead, those on trial included, for an architecture (compute
+// capability as 80, 89, 90 ...).
 std::vector<KernelProgram> shipped_programs(int arch);
 
 class KernelLibrary {

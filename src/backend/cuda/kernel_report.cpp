@@ -102,8 +102,9 @@ std::string report_markdown(std::vector<ReportRow> rows, const std::string& comp
   std::string text = fmt::format(
       "# What the kernels cost\n\n"
       "<!-- Made by `ramp cache warm --report docs/kernel-report.md`; a test compares. Do not edit. -->\n\n"
-      "Every kernel that the library ships, as NVRTC {} compiles it: registers per thread, static shared "
-      "memory per\n"
+      "Every kernel that `ramp cache warm` compiles, what ships and what is on trial, as NVRTC {} does it: "
+      "registers "
+      "per thread, static shared memory per\n"
       "block in bytes (dynamic shared memory is not in it), stack and spills per thread in bytes. A spill is "
       "a failed\n"
       "test unless `tests/cuda/report_test.cpp` lists it with a reason.\n\n"

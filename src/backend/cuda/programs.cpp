@@ -1,4 +1,5 @@
-// The list of shipped programs, one line per part, and the search for the files behind a program.
+// The list of shipped programs (and of those on trial, so that CI compiles them), one line per part, and the
+// search for the files behind a program.
 #include "backend/cuda/programs.hpp"
 
 #include <fmt/format.h>
